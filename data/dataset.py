@@ -1,0 +1,112 @@
+"""Datasets for a DataLoader: a `SampleKey` in, a `Sample` out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.augment import AugmentConfig, augment, sample_generator
+from data.batch import ImageGeometry, Sample
+from data.index import ImageIndex
+from data.letterbox import letterbox_geometry, pad_to_square
+from data.sampler import SampleKey
+from data.source import ImageSource, LabelledImage
+
+if TYPE_CHECKING:  # importing albumentations takes seconds; only who uses it pays
+    import albumentations as A
+
+
+class TrainDataset(Dataset[Sample]):
+    """Augmented training pictures: sample ``(epoch, index)`` is a function of the configuration alone."""
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        image_size: int,
+        augment: AugmentConfig,
+        seed: int,
+        max_epochs: int,
+        transforms: list[A.BasicTransform] | None = None,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            index: The training images.
+            image_size: Side of the square pictures.
+            augment: What is varied, and how much.
+            seed: Seed of every random draw.
+            max_epochs: Epochs of the run; mosaic is off in the last ``augment.close_mosaic`` of them.
+            transforms: Albumentations to apply after everything else.
+        """
+        self.source = ImageSource(index, image_size)
+        self.augment = augment
+        self.seed = seed
+        self.max_epochs = max_epochs
+        self.extra_transforms = None
+        if transforms:
+            from data.extra_transforms import ExtraTransforms
+
+            self.extra_transforms = ExtraTransforms(transforms)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Make one training picture.
+
+        Raises:
+            DataError: If an image file cannot be read.
+        """
+        rng = sample_generator(self.seed, key)
+        probability = self.augment.mosaic_probability(key.epoch, self.max_epochs)
+        picture = augment(self.source, key.index, rng, self.augment, probability)
+        if self.extra_transforms is not None:
+            picture = self.extra_transforms(picture, rng)
+        return _to_sample(picture, self.source.index.path(key.index))
+
+
+class ValidationDataset(Dataset[Sample]):
+    """Letterboxed pictures, with what maps boxes back to the original ones."""
+
+    def __init__(self, index: ImageIndex, image_size: int) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            index: The images to validate on.
+            image_size: Side of the square pictures.
+        """
+        self.source = ImageSource(index, image_size)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Read and letterbox one image; the epoch is of no importance.
+
+        Raises:
+            DataError: If the image file cannot be read.
+        """
+        picture, original_hw = self.source.load_with_size(key.index)
+        square, (left, top) = pad_to_square(picture.image, self.source.image_size)
+        boxes = picture.boxes_xyxy_px + np.array([left, top, left, top], np.float32)
+        geometry = letterbox_geometry(original_hw, picture.image.shape[:2], (left, top))
+        letterboxed = LabelledImage(square, boxes, picture.classes)
+        return _to_sample(letterboxed, self.source.index.path(key.index), geometry)
+
+
+def _to_sample(picture: LabelledImage, name: str, geometry: ImageGeometry | None = None) -> Sample:
+    planes = np.empty((3, *picture.image.shape[:2]), np.uint8)
+    cv2.split(picture.image, list(planes))  # into place; many times faster than transposing
+    return Sample(
+        image=torch.from_numpy(planes),
+        boxes_xyxy_px=torch.from_numpy(picture.boxes_xyxy_px),
+        classes=torch.from_numpy(picture.classes.astype(np.int64)),
+        name=name,
+        geometry=geometry,
+    )

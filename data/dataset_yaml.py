@@ -1,0 +1,133 @@
+"""Reads ``data.yaml``, the Ultralytics description of a data set: class names and where the splits are.
+
+.. code-block:: yaml
+
+    path: .               # optional: root of the data set, relative to this file
+    train: images/train   # a folder, a list file (.txt), or several of them
+    val: images/val
+    test: images/test     # optional
+    names: [resistor, capacitor]   # or {0: resistor, 1: capacitor}
+    nc: 2                 # optional, must agree with names
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class DatasetYaml:
+    """What a ``data.yaml`` says, with every path resolved and checked to exist."""
+
+    file: Path
+    """The file that was read, absolute."""
+    root: Path
+    """What relative paths are relative to: the ``path`` key, or the folder of the file."""
+    names: tuple[str, ...]
+    """Class names; a label's class id is an index into it."""
+    splits: dict[str, tuple[Path, ...]]
+    """Per split (``train``, ``val``, ``test``): folders of images and list files, in order."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    def sources(self, split: str) -> tuple[Path, ...]:
+        """Folders and list files of one split.
+
+        Raises:
+            DataError: If the file has no such split.
+        """
+        if split not in self.splits:
+            raise DataError(f"{self.file}: no key '{split}': name the folder of the {split} images")
+        return self.splits[split]
+
+
+def read_dataset_yaml(file: Path | str) -> DatasetYaml:
+    """Read and check a ``data.yaml``.
+
+    Args:
+        file: The YAML file.
+
+    Returns:
+        Class names and the existing sources of each split.
+
+    Raises:
+        DataError: If the file is missing or malformed, lacks ``names`` or ``train``, or names a path that is
+            not there.
+    """
+    file = Path(file).absolute()
+    content = _load(file)
+    root = file.parent / str(content.get("path") or ".")
+    given = [split for split in SPLITS if content.get(split) not in (None, "", [])]
+    if "train" not in given:
+        raise DataError(f"{file}: no key 'train': name the folder of the training images")
+    return DatasetYaml(
+        file=file,
+        root=root,
+        names=_names(file, content),
+        splits={split: _sources(file, root, split, content[split]) for split in given},
+    )
+
+
+def _load(file: Path) -> dict[str, Any]:
+    if file.is_dir():
+        raise DataError(f"{file}: is a folder: give the data.yaml file inside it")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file: give the data.yaml of a data set") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}): give a readable UTF-8 file") from None
+    except yaml.YAMLError as error:
+        raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: holds {type(content).__name__}, expected keys such as train, val and names")
+    return content
+
+
+def _names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    names = content.get("names")
+    if isinstance(names, dict):
+        ids = sorted(names, key=str)
+        if set(ids) != set(range(len(ids))):
+            raise DataError(f"{file}: names has the ids {ids}, expected 0 to {len(ids) - 1} without gaps")
+        names = [names[class_id] for class_id in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{file}: names is {names!r}, expected a list of names or a map from id to name")
+    if content.get("nc") not in (None, len(names)):
+        raise DataError(f"{file}: nc is {content['nc']!r}, but there are {len(names)} names: make them agree")
+    return tuple(str(name) for name in names)
+
+
+def _sources(file: Path, root: Path, split: str, value: object) -> tuple[Path, ...]:
+    entries = value if isinstance(value, list) else [value]
+    if not all(isinstance(entry, str) for entry in entries):
+        raise DataError(f"{file}: {split} is {value!r}, expected a path or a list of paths")
+    return tuple(_resolve(file, root, split, entry) for entry in entries)
+
+
+def _resolve(file: Path, root: Path, split: str, entry: str) -> Path:
+    """The existing path that ``entry`` means: below ``path``, or below the folder of the file itself.
+
+    Roboflow writes ``../train/images`` into a file that lies beside ``train/``: the ``..`` are left out when
+    the path as written does not exist.
+    """
+    inside = Path(*[part for part in Path(entry).parts if part != ".."])
+    candidates = [root / entry, file.parent / entry, file.parent / inside]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise DataError(
+        f"{file}: {split} is {entry!r}, but {candidates[0]} does not exist: "
+        f"give a folder or list file relative to 'path' or to this file"
+    )

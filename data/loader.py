@@ -1,0 +1,102 @@
+"""Builds the DataLoaders: one `Batch`, the images of a whole window, per item."""
+
+from __future__ import annotations
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+
+from data.batch import Batch, collate
+from data.dataset import TrainDataset, ValidationDataset
+from data.sampler import WindowSampler
+
+
+def build_train_loader(
+    dataset: TrainDataset,
+    batch_size: int,
+    num_workers: int = 0,
+    *,
+    epoch: int = 0,
+    start_window: int = 0,
+    num_replicas: int = 1,
+    rank: int = 0,
+) -> DataLoader[Batch]:
+    """Shuffled windows of augmented pictures.
+
+    Args:
+        dataset: Its seed also orders the images.
+        batch_size: Images per window over all devices (the effective batch).
+        num_workers: Worker processes; 0 reads in this one. Changes nothing in the batches.
+        epoch: The epoch to begin with; later ones are set by ``loader.batch_sampler.sampler.set_epoch``.
+        start_window: Windows of the first epoch to leave out, when resuming in its middle.
+        num_replicas: Number of devices; this process gets its share of each window.
+        rank: Which of them this process is.
+
+    Returns:
+        A loader whose length is the number of windows in an epoch.
+
+    Raises:
+        DataError: If some window has fewer images than there are devices.
+
+    Memory: each worker keeps up to two windows of 3 * image_size**2 bytes an image ready.
+    """
+    sampler = WindowSampler(
+        len(dataset),
+        batch_size,
+        dataset.seed,
+        shuffle=True,
+        epoch=epoch,
+        num_replicas=num_replicas,
+        rank=rank,
+        start_window=start_window,
+    )
+    return _build_loader(dataset, sampler, num_workers)
+
+
+def build_validation_loader(
+    dataset: ValidationDataset,
+    batch_size: int,
+    num_workers: int = 0,
+    *,
+    num_replicas: int = 1,
+    rank: int = 0,
+) -> DataLoader[Batch]:
+    """Letterboxed pictures in the data set's order, each exactly once over all devices.
+
+    Args:
+        dataset: What to validate on.
+        batch_size: Images per batch over all devices.
+        num_workers: Worker processes; 0 reads in this one.
+        num_replicas: Number of devices.
+        rank: Which of them this process is.
+
+    Returns:
+        A loader of batches with geometry.
+
+    Raises:
+        DataError: If some batch has fewer images than there are devices.
+    """
+    sampler = WindowSampler(
+        len(dataset), batch_size, seed=0, shuffle=False, num_replicas=num_replicas, rank=rank
+    )
+    return _build_loader(dataset, sampler, num_workers)
+
+
+def _build_loader(
+    dataset: TrainDataset | ValidationDataset, sampler: WindowSampler, num_workers: int
+) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_use_one_thread,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def _use_one_thread(worker_id: int) -> None:
+    """The processes are the parallelism: threads inside each of them would only compete."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,214 @@
+"""The command line: LightningCLI with our classes, links between keys, and errors that teach."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import sys
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from engine.datamodule import DetectionData
+from engine.errors import ConfigError
+from engine.module import Detector
+from engine.progress import TrainingProgress
+from engine.run import RunConfig, default_callbacks, default_loggers, prepare_run_folder
+from engine.throughput import Throughput
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 100,
+    "devices": 1,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "use_distributed_sampler": False,  # windows are shared out between devices by our own sampler
+    "enable_model_summary": False,
+}
+OWN_KEY_INSTEAD = {
+    "precision": "model.precision",
+    "accumulate_grad_batches": "data.batch_size and data.micro_batch_size",
+    "gradient_clip_val": "model.optimizer.max_grad_norm",
+}
+NEEDLESS_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*in eval mode at the start of training.*",  # the averaged network is, always
+    ".*exists and is not empty.*",  # checkpoints and logs share the run folder
+    ".*LeafSpec.*",
+    ".*overridden `transfer_batch_to_device`.*",
+)
+ULTRALYTICS_KEYS = {
+    "amp": "model.precision",
+    "batch": "data.batch_size",
+    "accumulate": "data.micro_batch_size",
+    "data": "data.root",
+    "device": "trainer.devices",
+    "epochs": "trainer.max_epochs",
+    "freeze": "model.freeze_layers",
+    "imgsz": "data.image_size",
+    "lr0": "model.optimizer.lr",
+    "lrf": "model.schedule.final_lr_fraction",
+    "name": "run.folder",
+    "patience": "run.patience",
+    "project": "run.folder",
+    "seed": "seed_everything",
+}
+
+
+class CommandLine(LightningCLI):
+    """The parsed configuration (``config``); `build` makes ``datamodule``, ``model`` and ``trainer`` from it."""
+
+    def __init__(self, args: list[str] | None = None, *, writes_run: bool = True) -> None:
+        """Parse.
+
+        Args:
+            args: Command line without the program's name; None for the real one.
+            writes_run: Whether the command makes a run folder with logs and checkpoints.
+
+        Raises:
+            ConfigError: If the configuration is wrong.
+        """
+        self.writes_run = writes_run
+        _quiet_libraries()
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        super().__init__(
+            Detector,
+            DetectionData,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False},
+            args=args,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @property
+    def ckpt_path(self) -> Path | None:
+        """The checkpoint that the command line names."""
+        return self.config_init.ckpt_path
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys beside ``trainer``, ``model`` and ``data``, and the links between keys."""
+        parser.add_class_arguments(RunConfig, "run")
+        parser.add_argument("--ckpt_path", type=Path | None, help="Checkpoint to resume or to validate.")
+        if not self.writes_run:
+            parser.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print JSON only.")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("trainer.max_epochs", "data.max_epochs")
+        for key in ("batch_size", "micro_batch_size", "image_size"):
+            parser.link_arguments(f"data.{key}", f"model.{key}")
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
+        """Parse; a mistake becomes a ConfigError with a suggestion."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            files = _config_files(sys.argv[1:] if args is None else args)
+            raise ConfigError(explain(str(error), _known_keys(parser), files)) from error
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse Lightning's own keys for what yolofit does itself."""
+        for key, instead in OWN_KEY_INSTEAD.items():
+            value = self.config.trainer[key]
+            if value != self.parser.get_default(f"trainer.{key}"):
+                raise ConfigError(f"trainer.{key}: {value}: yolofit does this itself: use {instead}")
+
+    def instantiate_classes(self) -> None:
+        """Nothing yet: `build` does."""
+
+    def build(self) -> CommandLine:
+        """Make ``datamodule``, ``model`` and ``trainer``, and the run folder if the command has one.
+
+        Raises:
+            ConfigError: If the configuration turns out to be wrong.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        return self
+
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        """The trainer with our loggers and callbacks, and the run folder if the command has one."""
+        config = self.config_init
+        throughput = Throughput()
+        callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
+        if not self.writes_run:
+            return super().instantiate_trainer(callbacks=callbacks, logger=False)
+        folder = prepare_run_folder(config.run, config.ckpt_path)
+        self.config.run.folder = folder
+        callbacks += default_callbacks(folder, config.run)
+        logger = default_loggers(folder) if config.trainer.logger is None else config.trainer.logger
+        return super().instantiate_trainer(callbacks=callbacks, logger=logger, default_root_dir=folder)
+
+    def save_config(self) -> None:
+        """Write ``config.yaml``, complete and fit to run again, into the run folder."""
+        path = self.config.run.folder / "config.yaml"
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+def explain(message: str, known_keys: list[str], config_files: list[Path]) -> str:
+    """One line out of jsonargparse's message: file or key, value, rule, remedy.
+
+    Args:
+        message: What the parser said.
+        known_keys: Every key there is.
+        config_files: The files that were parsed, to name the one with the mistake.
+    """
+    line = " ".join(message.split())
+    if match := re.match(r"Group '(.+)' does not accept option '(.+)'", line):
+        return _unknown_key(f"{match[1]}.{match[2]}", known_keys, config_files)
+    if match := re.search(r"[Uu]nrecognized arguments?: --([\w.]+)|Option '(.+)' is not accepted", line):
+        return _unknown_key(match[1] or match[2], known_keys, config_files)
+    if match := re.match(r'Parser key "(.+?)": (?:.*?)Expected an? (.+?)\. Got value: (.*)', line):
+        key, expected, value = match.groups()
+        expected = re.sub(r"<class '(.+?)'>", r"\1", expected).replace("typing.Literal", "one of ")
+        return f"{_place(key, config_files, value)}{key}: {value}: expected {expected}"
+    if match := re.match(r"the following arguments are required: (.+)", line):
+        return f"{match[1]}: missing: give --{match[1]}, or a configuration that has it with --config"
+    return line
+
+
+def _unknown_key(key: str, known_keys: list[str], config_files: list[Path]) -> str:
+    name = key.rpartition(".")[2]
+    near = ULTRALYTICS_KEYS.get(name) or next(iter(difflib.get_close_matches(key, known_keys, n=1)), None)
+    remedy = f"did you mean {near}?" if near else "see --help for all keys"
+    return f"{_place(key, config_files)}{key}: no such key: {remedy}"
+
+
+def _place(key: str, config_files: list[Path], value: str | None = None) -> str:
+    """The file that sets a key (to ``value``, if given), for messages; nothing if the command line does."""
+    for path in config_files:
+        found = yaml.safe_load(path.read_text())
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is not None and value in (None, str(found)):
+            return f"{path}: "
+    return ""
+
+
+def _config_files(args: list[str]) -> list[Path]:
+    """The files that ``--config FILE``, ``--config=FILE`` or ``-c FILE`` name."""
+    joined = [match[1] for arg in args if (match := re.match(r"(?:--config|-c)=(.+)", arg))]
+    parted = [after for before, after in pairwise(args) if before in ("--config", "-c")]
+    return [path for name in joined + parted if (path := Path(name)).is_file()]
+
+
+def _known_keys(parser: LightningArgumentParser) -> list[str]:
+    return [action.dest for action in parser._actions if action.dest]
+
+
+def _quiet_libraries() -> None:
+    """Drop Lightning's greetings and the advice that does not apply to this loop."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for pattern in NEEDLESS_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)

@@ -1,0 +1,40 @@
+"""Errors for users: one line that names the file or key, the value, the rule and the remedy; exit status 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from data.errors import DataError
+
+
+class ConfigError(Exception):
+    """Something the user can put right: a key, a file, a combination. The message is the whole explanation."""
+
+
+class TrainingError(Exception):
+    """Training cannot go on, through no programming error of ours: the message says why and what to do."""
+
+
+USER_ERRORS = (ConfigError, TrainingError, DataError)
+EXIT_STATUS = 2
+
+
+@contextmanager
+def config_key(key: str) -> Iterator[None]:
+    """Turn a ``ValueError`` of the parts, which know no keys, into a ConfigError that names the key."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        raise ConfigError(message if key in message else f"{key}: {message}") from error
+
+
+def run_command(main: Callable[[list[str] | None], None]) -> None:
+    """Run a command's main function; a user's error becomes one line on standard error and exit status 2."""
+    try:
+        main(None)
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)

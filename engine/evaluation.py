@@ -1,0 +1,67 @@
+"""Validation of a network: predictions to detections to metrics, with the loss over the whole validation set."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from data.batch import Batch, to_original_px
+from engine.metrics import DetectionMetrics, DetectionResults
+from engine.precision import AUTOCAST_DTYPE, Precision, autocast
+from models.boxes import decode_boxes
+from models.loss import MIN_NORMALISER, DetectionLoss, LossGains
+from models.network import head_strides, network_input, raw_predictions
+from models.postprocess import Detections, NmsConfig, detections
+
+
+def predict_raw(network: nn.Module, images: Tensor, precision: Precision) -> dict:
+    """Raw predictions of a network in evaluation mode for uint8 images (B, 3, H, W), in the precision of training."""
+    with torch.inference_mode(), autocast(precision, images.device):
+        return raw_predictions(network(network_input(images, AUTOCAST_DTYPE[precision])))
+
+
+class Evaluation:
+    """Runs a network over a validation set and collects metrics and losses.
+
+    Detections and truth are compared in pixels of the original pictures, so that sizes and scores are those that COCO
+    tools report.
+    """
+
+    def __init__(self, loss: DetectionLoss, gains: LossGains, nms: NmsConfig, class_names: list[str]) -> None:
+        self.loss = loss
+        self.gains = gains
+        self.nms = nms
+        self.metrics = DetectionMetrics(class_names)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.metrics.reset()
+        self._totals: Tensor | float = 0.0  # (4,): box, cls, dfl sums with gains, and the normaliser
+
+    @torch.inference_mode()
+    def update(self, network: nn.Module, batch: Batch, precision: Precision) -> list[Detections]:
+        """Add one batch, which lies on the network's device, and return its detections in original pixels."""
+        predictions = predict_raw(network, batch.images, precision)
+        sums = self.loss(predictions, batch.boxes_xyxy_px, batch.classes, batch.image_index)
+        self._totals = self._totals + torch.cat([self.gains.apply(sums), sums.normaliser.view(1)])
+
+        boxes_xyxy_px = decode_boxes(predictions, head_strides(network))
+        found = detections(boxes_xyxy_px, predictions["scores"], self.nms)
+        found = [
+            Detections(to_original_px(image.boxes_xyxy_px, batch.geometry[i]), image.scores, image.classes)
+            for i, image in enumerate(found)
+        ]
+        truth_xyxy_px = to_original_px(batch.boxes_xyxy_px, batch.geometry[batch.image_index])
+        self.metrics.update(found, truth_xyxy_px, batch.classes, batch.image_index)
+        return found
+
+    def losses(self) -> dict[str, float]:
+        """Box, cls and dfl loss over all images, normalised once."""
+        totals = self._totals.tolist()
+        normaliser = max(totals[3], MIN_NORMALISER)
+        return {f"{name}_loss": total / normaliser for name, total in zip(("box", "cls", "dfl"), totals, strict=False)}
+
+    def compute(self) -> DetectionResults:
+        """The metrics over everything added."""
+        return self.metrics.compute()

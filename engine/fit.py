@@ -1,0 +1,18 @@
+"""Train: ``python -m engine.fit --config FILE [--key value ...]``."""
+
+from __future__ import annotations
+
+from engine.cli import CommandLine
+from engine.errors import run_command
+
+
+def main(args: list[str] | None = None) -> CommandLine:
+    """Train as configured; returns the finished command line, for its trainer and model."""
+    cli = CommandLine(args, writes_run=True).build()
+    cli.save_config()
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
+    return cli
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,217 @@
+"""The LightningModule: wires network, loss, optimizer step, average and validation together; computes nothing itself.
+
+Lightning's "batch" is our window: one ``training_step`` is one optimizer step, which `engine.step` spells out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from data.batch import Batch
+from engine.checkpoint import check_network, network_description, read_checkpoint, weights_of
+from engine.ema import EmaConfig, WeightAverage
+from engine.errors import ConfigError, config_key
+from engine.evaluation import Evaluation
+from engine.nonfinite import NonFiniteGuard
+from engine.optim import OptimizerConfig, build_optimizer
+from engine.precision import Precision, assert_fp32, build_scaler, check_precision
+from engine.schedule import Schedule, ScheduleConfig
+from engine.statistics import EpochStatistics
+from engine.step import StepOutcome, TrainingStep
+from models.loss import DetectionLoss, LossGains
+from models.network import (
+    NetworkName,
+    batch_norms,
+    build_network,
+    freeze_batch_norms,
+    freeze_layers,
+    head_strides,
+)
+from models.postprocess import NmsConfig
+
+
+class Detector(L.LightningModule):
+    """A YOLO11 detector and the way it is trained."""
+
+    def __init__(
+        self,
+        class_names: list[str],
+        batch_size: int,
+        micro_batch_size: int,
+        image_size: int,
+        network: NetworkName = "yolo11l",
+        weights: Path | None = None,
+        precision: Precision = "fp32",
+        freeze_batch_norm: bool = False,
+        freeze_layers: int = 0,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  frozen
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        ema: EmaConfig = EmaConfig(),  # noqa: B008
+        loss: LossGains = LossGains(),  # noqa: B008
+        nms: NmsConfig = NmsConfig(),  # noqa: B008
+        max_skipped_windows: int = 10,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            class_names: Taken from the data set.
+            batch_size: Effective batch, taken from ``data``.
+            micro_batch_size: Images on the device at a time, taken from ``data``.
+            image_size: Side of the network's input in pixels, taken from ``data``.
+            network: Which YOLO11; n, s, m, l and x have 2.6, 9.5, 20.1, 25.4 and 57.0 million parameters.
+            weights: A yolofit checkpoint to start from; without one, weights are random.
+            precision: Of forward and backward passes. bf16 and fp16 halve the activations; fp16 needs a GPU.
+            freeze_batch_norm: Normalise with the running statistics and leave them as they are. Makes accumulation
+                exact to the last bit of rounding; sensible with pretrained weights and small micro-batches.
+            freeze_layers: How many of the network's first layers do not train.
+            optimizer: How the weights move.
+            schedule: How the learning rate changes.
+            ema: Average of the weights, which is validated and saved as the result.
+            loss: Weights of the loss terms.
+            nms: How overlapping detections are reduced in validation.
+            max_skipped_windows: Windows in a row with an inf or NaN gradient after which training stops.
+        """
+        super().__init__()
+        self.automatic_optimization = False
+        self.class_names = class_names
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.image_size = image_size
+        self.network_name = network
+        self.precision_name = precision
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.gains = loss
+        self.max_skipped_windows = max_skipped_windows
+
+        self.network = build_network(network, len(class_names))
+        if weights is not None:
+            self._load_weights(weights)
+        self.loss = DetectionLoss(head_strides(self.network))
+        self.ema = WeightAverage(self.network, ema)
+        self.evaluation = Evaluation(self.loss, loss, nms, class_names)
+        with config_key("model.freeze_layers"):
+            _freeze(self.network, freeze_layers, freeze_batch_norm)
+
+        self.step: TrainingStep | None = None
+        self.last_outcome: StepOutcome | None = None
+        self._step_state: dict[str, Any] | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer over the trainable parameters."""
+        return build_optimizer(self.network, self.optimizer_config, self.batch_size)
+
+    def on_fit_start(self) -> None:
+        """Refuse a precision that the device does not have."""
+        check_precision(self.precision_name, self.device)
+
+    def on_validation_start(self) -> None:
+        """Refuse a precision that the device does not have."""
+        check_precision(self.precision_name, self.device)
+
+    def on_train_start(self) -> None:
+        """Put the optimizer step together, now that the length of the run is known."""
+        optimizer = self.optimizers()
+        assert_fp32(self.network, optimizer.optimizer)
+        self.step = TrainingStep(
+            network=self.network,
+            loss=self.loss,
+            gains=self.gains,
+            optimizer=optimizer.optimizer,
+            optimizer_config=self.optimizer_config,
+            schedule=self._schedule(),
+            ema=self.ema,
+            scaler=build_scaler(self.precision_name, self.device),
+            precision=self.precision_name,
+            guard=NonFiniteGuard(self.max_skipped_windows),
+            take_step=optimizer.step,
+        )
+        if self._step_state is not None:
+            self.step.load_state_dict(self._step_state)
+
+    def _schedule(self) -> Schedule:
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise ConfigError(f"trainer.max_epochs: {epochs}: must be at least 1, for the schedule's sake")
+        return Schedule(self.schedule_config, epochs, int(self.trainer.num_training_batches))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Leave the window in host memory: micro-batches go to the device one by one."""
+        return batch
+
+    def on_train_epoch_start(self) -> None:
+        """Start counting anew."""
+        self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
+        self.validation_summary: dict[str, float] = {}
+
+    def training_step(self, window: Batch, batch_idx: int) -> None:
+        """One optimizer step."""
+        self._record(self.step.run(window, self.micro_batch_size))
+
+    def on_train_epoch_end(self) -> None:
+        """Count the last step before anything is saved, log, and check what every precision promises."""
+        self._record(self.step.settle())
+        summary = self.epoch_statistics.summary() | {"train/lr": self._learning_rate()}
+        self.log_dict(summary | self.validation_summary)
+        assert_fp32(self.network, self.optimizers().optimizer)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew."""
+        self.evaluation.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Detections of the averaged weights, into the metrics."""
+        self.evaluation.update(self.ema.network, batch.to(self.device, non_blocking=True), self.precision_name)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute the metrics, and show them to the callbacks; the epoch's row in the logs is written at its end."""
+        self.results = self.evaluation.compute()
+        losses = {f"val/{name}": value for name, value in self.evaluation.losses().items()}
+        self.validation_summary = losses | self.results.summary()
+        self.log_dict(self.validation_summary, logger=False)
+
+    def _record(self, outcome: StepOutcome | None) -> None:
+        """Note the outcome of a window, which arrives one window late, and log it now and then."""
+        if outcome is None:
+            return
+        self.last_outcome = outcome
+        self.epoch_statistics.add(outcome)
+        if self.step.num_steps_taken % self.trainer.log_every_n_steps == 0:
+            values = {f"step/{name}": float(value) for name, value in outcome._asdict().items()}
+            for logger in self.loggers:
+                if not isinstance(logger, CSVLogger):  # metrics.csv has a row per epoch
+                    logger.log_metrics(values | {"step/lr": self._learning_rate()}, self.step.num_steps_taken)
+
+    def _learning_rate(self) -> float:
+        return self.optimizers().optimizer.param_groups[0]["lr"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know: plain values only, so that loading never runs code."""
+        checkpoint["yolofit"] = self.description
+        if self.step is not None:
+            checkpoint["yolofit"]["step"] = self.step.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        self._step_state = checkpoint["yolofit"].get("step")
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What it takes to build this network again."""
+        return network_description(self.network_name, self.class_names, self.image_size)
+
+    def _load_weights(self, path: Path) -> None:
+        checkpoint = read_checkpoint(path, "model.weights")
+        check_network(checkpoint, self.description, "model.weights")
+        self.network.load_state_dict(weights_of(checkpoint))
+
+
+def _freeze(network: torch.nn.Module, num_layers: int, batch_norm: bool) -> None:
+    freeze_layers(network, num_layers)
+    if batch_norm:
+        freeze_batch_norms(batch_norms(network))

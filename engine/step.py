@@ -1,0 +1,178 @@
+"""One optimizer step, from top to bottom: `TrainingStep.run`.
+
+The step takes a whole window, the images of one effective batch, which stays in host memory; micro-batches go to the
+device one by one. So the number of optimizer steps, the schedule and the average cannot depend on the micro-batch.
+
+No line between two optimizer steps waits for the device. Whether a gradient was finite decides on the device, and
+the host reads the outcome of a step only after it has queued the next window's work: see `settle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data.batch import Batch
+from engine.accumulation import AccumulationWindow, gradients_of
+from engine.ema import WeightAverage
+from engine.nonfinite import NonFiniteGuard
+from engine.optim import OptimizerConfig, clip_gradients, step_if
+from engine.precision import AUTOCAST_DTYPE, Precision, autocast
+from engine.rollback import BatchStatistics
+from engine.schedule import Schedule
+from models.loss import DetectionLoss, LossGains, LossSums
+from models.network import network_input, raw_predictions
+
+
+class StepOutcome(NamedTuple):
+    """What one optimizer step did, on the host."""
+
+    box_loss: float
+    cls_loss: float
+    dfl_loss: float
+    grad_norm: float
+    """L2 norm of the window's gradient before clipping."""
+    finite: bool
+    """False if the gradient was inf or NaN and the window was skipped."""
+
+
+@dataclass(frozen=True)
+class _Readback:
+    """An outcome on its way to the host."""
+
+    values: Tensor
+    copied: torch.cuda.Event | None
+    names: list[str]
+
+
+class TrainingStep:
+    """The parts of one optimizer step, and the count of the steps taken."""
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        loss: DetectionLoss,
+        gains: LossGains,
+        optimizer: torch.optim.Optimizer,
+        optimizer_config: OptimizerConfig,
+        schedule: Schedule,
+        ema: WeightAverage,
+        scaler: torch.amp.GradScaler,
+        precision: Precision,
+        guard: NonFiniteGuard,
+        take_step: Callable[[], object] | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            network: In training mode, on its device.
+            loss: Gives un-normalised sums.
+            gains: Weights of the loss terms.
+            optimizer: Over the network's parameters.
+            optimizer_config: Base rates and clipping.
+            schedule: Learning rate and momentum by steps taken.
+            ema: Average of the weights.
+            scaler: fp16 loss scaler, disabled in the other precisions.
+            precision: Of the forward and backward pass.
+            guard: Told about every outcome.
+            take_step: Called in place of ``optimizer.step``, for a loop that counts.
+        """
+        self.network = network
+        self.loss = loss
+        self.gains = gains
+        self.optimizer = optimizer
+        self.optimizer_config = optimizer_config
+        self.schedule = schedule
+        self.ema = ema
+        self.scaler = scaler
+        self.precision = precision
+        self.guard = guard
+        self.take_step = take_step or optimizer.step
+        self.num_steps_taken = 0
+        self.batch_statistics = BatchStatistics(network)
+        self._pending: _Readback | None = None
+        parameter = next(network.parameters())
+        self.device = parameter.device
+        self._input_dtype = parameter.dtype if precision == "fp32" else AUTOCAST_DTYPE[precision]
+
+    def run(self, window: Batch, micro_batch_size: int) -> StepOutcome | None:
+        """Train on one window and return the outcome of the window before it, if there was one."""
+        accumulation = AccumulationWindow(len(window), self.gains, self.scaler)
+        self.batch_statistics.save()
+        for micro_batch in window.split(micro_batch_size):
+            accumulation.backward(self.loss_sums(micro_batch), len(micro_batch))
+
+        losses = accumulation.normalise(self.optimizer)
+        grad_norm = clip_gradients(gradients_of(self.optimizer), self.optimizer_config.max_grad_norm)
+        finite = grad_norm.isfinite()
+
+        previous = self.settle()
+        self.schedule.apply(
+            self.optimizer, self.num_steps_taken, self.optimizer_config.lr, self.optimizer_config.momentum
+        )
+        step_if(finite, self.optimizer, self.take_step)
+        self.scaler.update()
+        self.batch_statistics.restore_unless(finite)
+        self.ema.update(self.network, self.num_steps_taken + 1, finite)
+        self.optimizer.zero_grad(set_to_none=True)
+
+        self._pending = self._read_back(losses, grad_norm, finite, window.names)
+        return previous
+
+    def loss_sums(self, micro_batch: Batch) -> LossSums:
+        """Forward pass and un-normalised loss of one micro-batch, which may still be on the host."""
+        micro_batch = micro_batch.to(self.device, non_blocking=True)
+        with autocast(self.precision, self.device):
+            predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
+        return self.loss(
+            predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
+        )
+
+    def settle(self) -> StepOutcome | None:
+        """Read the outcome of the last window, if it has not been read, and count its step.
+
+        Called when the next window's forward and backward passes are already queued, so the device stays busy.
+
+        Raises:
+            TrainingError: If too many windows in a row were skipped.
+        """
+        if self._pending is None:
+            return None
+        pending, self._pending = self._pending, None
+        if pending.copied is not None:
+            pending.copied.synchronize()
+        *values, finite = pending.values.tolist()
+        outcome = StepOutcome(*values, finite=bool(finite))
+        self.num_steps_taken += outcome.finite
+        self.guard.record(outcome.finite, pending.names)
+        return outcome
+
+    def _read_back(self, losses: Tensor, grad_norm: Tensor, finite: Tensor, names: list[str]) -> _Readback:
+        values = torch.cat([losses, torch.stack([grad_norm, finite.to(grad_norm)]).to(losses)])
+        values = values.to("cpu", non_blocking=True)
+        copied = None
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record()
+        return _Readback(values, copied, names)
+
+    def state_dict(self) -> dict:
+        """What a checkpoint needs beside weights and optimizer, as plain values; settles first."""
+        self.settle()
+        return {
+            "num_steps_taken": self.num_steps_taken,
+            "num_skipped": self.guard.num_skipped,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state_dict`."""
+        self.num_steps_taken = state["num_steps_taken"]
+        self.guard.num_skipped = state["num_skipped"]
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])

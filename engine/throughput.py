@@ -1,0 +1,60 @@
+"""How fast training goes, and how much of the time it waits for data."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import lightning as L
+
+WINDOW_STEPS = 50
+
+
+class Throughput(L.Callback):
+    """Measures steps on the host's clock, over the last `WINDOW_STEPS` optimizer steps.
+
+    The host runs ahead of the device by one window at most, so over many steps both clocks agree.
+    """
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, float, int]] = deque(maxlen=WINDOW_STEPS)  # seconds, waiting, images
+        self._step_ended: float | None = None
+        self._waited = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second, waiting included; 0 before the second step."""
+        seconds = sum(step[0] for step in self._steps)
+        return sum(step[2] for step in self._steps) / seconds if seconds else 0.0
+
+    @property
+    def data_wait_share(self) -> float:
+        """Part of the time, 0 to 1, that training waited for the loader."""
+        seconds = sum(step[0] for step in self._steps)
+        return sum(step[1] for step in self._steps) / seconds if seconds else 0.0
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean duration of an optimizer step, waiting included."""
+        return sum(step[0] for step in self._steps) / len(self._steps) if self._steps else 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the pause for validation."""
+        self._step_ended = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The window is there."""
+        if self._step_ended is not None:
+            self._waited = time.perf_counter() - self._step_ended
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is queued."""
+        now = time.perf_counter()
+        if self._step_ended is not None:
+            self._steps.append((now - self._step_ended, self._waited, len(batch)))
+        self._step_ended = now

@@ -1,0 +1,22 @@
+"""Pure torch: the network, its loss, and what makes both use less memory. Knows neither `data` nor Lightning.
+
+The network comes from the `ultralytics` package. When that is imported it looks up a host name, writes a settings
+file, announces it, and later may install packages: switched off or led to the cache folder here, before any module
+of this package imports it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Yolofit's cache folder: ``$YOLOFIT_CACHE``, or ``~/.cache/yolofit``. Not created here."""
+    return Path(os.environ.get("YOLOFIT_CACHE") or Path.home() / ".cache" / "yolofit")
+
+
+os.environ["YOLO_OFFLINE"] = "true"
+os.environ["YOLO_VERBOSE"] = "false"
+os.environ["YOLO_AUTOINSTALL"] = "false"
+os.environ["YOLO_CONFIG_DIR"] = str(cache_folder())

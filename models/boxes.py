@@ -1,0 +1,178 @@
+"""Boxes: the anchor grid, decoding of raw predictions, and the overlap of boxes.
+
+The head predicts a box as four distances, from the centre of a grid cell (the "anchor") to the left, top,
+right and bottom side, each as a distribution over `NUM_BINS` distances of 0, 1, 2, ... strides. A box is a
+large number (the anchor's position) plus a small one (the distance), so 16 bits are not enough: bf16 rounds
+positions beyond 512 px to 4 px. Everything here therefore works in FP32, whatever the predictions' dtype and
+whatever autocast says. FP64 predictions stay FP64, for tests of exactness.
+
+Boxes are corner boxes (left, top, right, bottom); the origin is the top left corner of the network input.
+
+Shape suffixes: B images, b of a chunk, A anchors of all strides, H and W cells of a feature map, N boxes, M
+other boxes, R = NUM_BINS, D = 4 R.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+NUM_BINS = 16  # of the distribution over distances: 0 to 15 strides
+CHUNK_ELEMENTS = 2**21  # work on as many images at once as make 8 MiB of each FP32 temporary
+IOU_EPS = 1e-7  # keeps divisions finite for boxes without area; the reference's number
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which predictions of ``dtype`` are worked on: FP32, or FP64 for FP64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def autocast_disabled(device: torch.device) -> AbstractContextManager:
+    """A context without autocast on ``device``; nothing to do where torch has none (`meta`)."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def images_per_chunk(elements_per_image: int) -> int:
+    """How many images to work on at once so that a temporary has `CHUNK_ELEMENTS` or fewer; at least one."""
+    return max(1, CHUNK_ELEMENTS // elements_per_image)
+
+
+def feature_sizes(predictions: dict) -> list[tuple[int, int]]:
+    """(height, width) in cells of each feature map of the raw predictions."""
+    return [tuple(feature_map.shape[-2:]) for feature_map in predictions["feats"]]
+
+
+def anchor_points(
+    sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Centres of all grid cells, and their strides.
+
+    Args:
+        sizes: (height, width) in cells of each feature map.
+        strides: Pixels per cell of each feature map.
+        device: Where to make them.
+        dtype: FP32 or FP64; 16 bits cannot tell the cells of a large image apart.
+
+    Returns:
+        ``points_A2``, (x, y) in pixels, and ``strides_A``, in pixels; map after map, each row by row.
+    """
+    points, cell_sizes = [], []
+    for (height, width), stride in zip(sizes, strides, strict=True):
+        x_W = (torch.arange(width, device=device, dtype=dtype) + 0.5) * stride
+        y_H = (torch.arange(height, device=device, dtype=dtype) + 0.5) * stride
+        y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
+        points.append(torch.stack((x_HW.flatten(), y_HW.flatten()), dim=1))
+        cell_sizes.append(torch.full((height * width,), float(stride), device=device, dtype=dtype))
+    return torch.cat(points), torch.cat(cell_sizes)
+
+
+def distance_bins(like: Tensor) -> Tensor:
+    """The distances ``bins_R`` = 0, 1, ..., 15 strides, with the dtype and device of ``like``."""
+    return torch.arange(NUM_BINS, dtype=like.dtype, device=like.device)
+
+
+@torch.no_grad()
+def decode_boxes(predictions: dict, strides: Sequence[int]) -> Tensor:
+    """Boxes out of raw predictions, without gradients.
+
+    The distance to a side is the mean of its predicted distribution (Generalized Focal Loss, arXiv
+    2006.04388).
+
+    Args:
+        predictions: Raw output of the network: ``boxes`` (B, D, A) logits of any float dtype, and ``feats``.
+        strides: Pixels per cell of each feature map.
+
+    Returns: ``boxes_xyxy_px`` (B, A, 4), FP32 (FP64 for FP64 predictions), pixels of the network input. A
+        transposed
+        view: in memory, each coordinate's anchors lie side by side.
+
+    Memory: the result, 16 bytes an anchor, and three temporaries of `CHUNK_ELEMENTS`.
+    """
+    logits_BDA = predictions["boxes"]
+    dtype = working_dtype(logits_BDA.dtype)
+    points_A2, strides_A = anchor_points(feature_sizes(predictions), strides, logits_BDA.device, dtype)
+    points_2A = points_A2.T
+    bins_R1 = distance_bins(points_A2)[:, None]
+    boxes_B4A = points_A2.new_empty(len(logits_BDA), 4, len(points_A2))
+    chunk = images_per_chunk(logits_BDA[0].numel())
+    with autocast_disabled(logits_BDA.device):
+        for logits_bDA, boxes_b4A in zip(logits_BDA.split(chunk), boxes_B4A.split(chunk), strict=True):
+            probability_b4RA = logits_bDA.to(dtype).unflatten(1, (4, NUM_BINS)).softmax(2)
+            distances_b4A = (probability_b4RA * bins_R1).sum(2) * strides_A
+            boxes_b4A[:, :2] = points_2A - distances_b4A[:, :2]
+            boxes_b4A[:, 2:] = points_2A + distances_b4A[:, 2:]
+    return boxes_B4A.transpose(1, 2)
+
+
+def aligned_ciou(boxes_N4: Tensor, others_N4: Tensor) -> Tensor:
+    """Complete IoU of each box with the other box at the same place; differentiable.
+
+    Args:
+        boxes_N4: Corner boxes, FP32 or FP64.
+        others_N4: As many others, in the same unit.
+
+    Returns:
+        ``ciou_N``, at most 1; negative for boxes far apart.
+
+    Raises:
+        ValueError: The shapes differ (broadcasting would compare all with all).
+    """
+    if boxes_N4.shape != others_N4.shape:
+        shapes = f"{tuple(boxes_N4.shape)} and {tuple(others_N4.shape)}"
+        raise ValueError(f"aligned_ciou: shapes {shapes} must be equal; pairwise_ciou compares all with all")
+    return _complete_iou(boxes_N4.unbind(-1), others_N4.unbind(-1))
+
+
+@torch.no_grad()
+def pairwise_ciou(boxes_N4: Tensor, others_NM4: Tensor) -> Tensor:
+    """Complete IoU of each of N boxes with each of the M others in its own row, without gradients.
+
+    Args:
+        boxes_N4: Corner boxes, FP32 or FP64.
+        others_NM4: The boxes to compare each of them with, in the same unit.
+
+    Returns:
+        ``ciou_NM``.
+
+    Memory: about ten times the result.
+    """
+    return _complete_iou(boxes_N4[:, None].unbind(-1), others_NM4.unbind(-1))
+
+
+def _complete_iou(boxes: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Complete IoU (arXiv 1911.08287) of broadcastable coordinates (left, top, right, bottom).
+
+    That is IoU, less the squared distance of the centres in units of the diagonal of the smallest box around
+    both, less a penalty for different aspect ratios, whose weight counts as a constant. The epsilons stand
+    where the reference has them (on heights, not on widths).
+    """
+    left, top, right, bottom = boxes
+    other_left, other_top, other_right, other_bottom = others
+    width, height = right - left, bottom - top + IOU_EPS
+    other_width, other_height = other_right - other_left, other_bottom - other_top + IOU_EPS
+
+    shared_width = (right.minimum(other_right) - left.maximum(other_left)).clamp(min=0)
+    shared_height = (bottom.minimum(other_bottom) - top.maximum(other_top)).clamp(min=0)
+    intersection = shared_width * shared_height
+    iou = intersection / (width * height + other_width * other_height - intersection + IOU_EPS)
+
+    hull_width = right.maximum(other_right) - left.minimum(other_left)
+    hull_height = bottom.maximum(other_bottom) - top.minimum(other_top)
+    shift_x = (other_left + other_right - left - right) / 2
+    shift_y = (other_top + other_bottom - top - bottom) / 2
+    offset = (shift_x.square() + shift_y.square()) / (hull_width.square() + hull_height.square() + IOU_EPS)
+
+    angle = torch.atan(other_width / other_height) - torch.atan(width / height)
+    shape = (2 / math.pi * angle).square()
+    with torch.no_grad():
+        shape_weight = shape / (1 - iou + shape + IOU_EPS)
+    return iou - (offset + shape * shape_weight)

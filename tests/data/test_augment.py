@@ -1,0 +1,171 @@
+"""The training augmentation as a whole: order, determinism, distributions, configuration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from unittest import mock
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare, ks_2samp
+from ultralytics.data.augment import RandomFlip
+from ultralytics.utils.instance import Instances
+
+import data.augment
+from data.augment import AugmentConfig, augment, flip, sample_generator
+from data.errors import DataError
+from data.index import ImageIndex
+from data.sampler import SampleKey
+from data.source import ImageSource, LabelledImage
+
+STILL = AugmentConfig(mosaic=0, translate=0, scale=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0)
+
+
+def make_image() -> LabelledImage:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    boxes = np.array([[1, 2, 11, 8], [30, 20, 40, 30]], np.float32)
+    return LabelledImage(image, boxes, np.array([3, 4], np.int32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": 1.0}, r"data\.augment\.scale is 1\.0: give a number from 0 to 0\.95"),
+        ({"mosaic": -0.1}, r"data\.augment\.mosaic is -0\.1: give a number from 0 to 1"),
+        ({"fliplr": 2}, r"data\.augment\.fliplr is 2: "),
+        ({"hsv_h": float("nan")}, r"data\.augment\.hsv_h is nan: "),
+        ({"perspective": 0.1}, r"data\.augment\.perspective is 0\.1: give a number from 0 to 0\.001"),
+        ({"close_mosaic": -1}, r"data\.augment\.close_mosaic is -1: give 0 or more epochs"),
+    ],
+)
+def test_augment_config__rejects(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        AugmentConfig(**changes)
+
+
+def test_augment_config__defaults_are_the_recipe() -> None:
+    expected = {"mosaic": 1, "close_mosaic": 10, "degrees": 0, "translate": 0.1, "scale": 0.5, "shear": 0}
+    expected |= {"perspective": 0, "hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "flipud": 0, "fliplr": 0.5}
+    assert vars(AugmentConfig()) == expected
+
+
+@pytest.mark.parametrize(
+    ("close_mosaic", "max_epochs", "expected"),
+    [(2, 5, [1, 1, 1, 0, 0]), (0, 3, [1, 1, 1]), (10, 3, [0, 0, 0]), (3, 3, [0, 0, 0])],
+)
+def test_mosaic_probability__ends_before_the_run(
+    close_mosaic: int, max_epochs: int, expected: list[int]
+) -> None:
+    config = AugmentConfig(close_mosaic=close_mosaic)
+    assert [config.mosaic_probability(epoch, max_epochs) for epoch in range(max_epochs)] == expected
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("axis", "direction"), [(0, "vertical"), (1, "horizontal")])
+def test_flip__matches_reference(axis: int, direction: str) -> None:
+    picture = make_image()
+    instances = Instances(
+        picture.boxes_xyxy_px.copy(), np.zeros((0, 1000, 2), np.float32), None, "xyxy", False
+    )
+    labels = {"img": picture.image.copy(), "instances": instances, "cls": picture.classes[:, None]}
+    expected = RandomFlip(p=1.0, direction=direction)(labels)
+    expected["instances"].convert_bbox("xyxy")
+    flipped = flip(picture, axis)
+    assert np.array_equal(flipped.image, expected["img"])
+    np.testing.assert_allclose(flipped.boxes_xyxy_px, expected["instances"].bboxes, atol=1e-5)
+    back = flip(flipped, axis)
+    assert np.array_equal(back.image, picture.image)
+    assert np.array_equal(back.boxes_xyxy_px, picture.boxes_xyxy_px)
+
+
+def test_augment__without_any_range_only_letterboxes(index: ImageIndex) -> None:
+    source = ImageSource(index, 64)
+    picture, original = augment(source, 1, np.random.default_rng(0), STILL, 0.0), source.load(1)
+    assert picture.image.shape == (64, 64, 3) and original.image.shape == (48, 64, 3)
+    assert np.array_equal(picture.image[8:56], original.image)
+    assert (picture.image[:8] == 114).all() and (picture.image[56:] == 114).all()
+    np.testing.assert_allclose(
+        picture.boxes_xyxy_px, original.boxes_xyxy_px + np.array([0, 8, 0, 8]), atol=1e-4
+    )
+
+
+def test_augment__is_a_function_of_the_generator(index: ImageIndex) -> None:
+    def sample(seed: int, epoch: int, image: int) -> LabelledImage:
+        rng = sample_generator(seed, SampleKey(epoch, image))
+        return augment(ImageSource(index, 64), image, rng, AugmentConfig(), 1.0)
+
+    base = sample(1, 2, 3)
+    for a, b in zip(base, sample(1, 2, 3), strict=True):
+        assert np.array_equal(a, b)
+    for other in (sample(2, 2, 3), sample(1, 3, 3), sample(1, 2, 4), sample(2, 1, 3)):
+        assert not np.array_equal(base.image, other.image)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 25.0])
+def test_augment__boxes_lie_inside_the_picture(index: ImageIndex, degrees: float) -> None:
+    config = AugmentConfig(degrees=degrees, shear=degrees / 5, flipud=0.5)
+    num_boxes = 0
+    for key in range(60):
+        rng = sample_generator(0, SampleKey(0, key))
+        picture = augment(ImageSource(index, 64), key % 7, rng, config, 0.7)
+        boxes = picture.boxes_xyxy_px
+        assert picture.image.shape == (64, 64, 3) and picture.image.dtype == np.uint8
+        assert boxes.dtype == np.float32 and len(boxes) == len(picture.classes)
+        assert ((boxes >= 0) & (boxes <= 64)).all() and (boxes[:, 2:] - boxes[:, :2] > 2).all()
+        num_boxes += len(boxes)
+    assert num_boxes > 60
+
+
+def test_augment__boxes_follow_the_pixels(dataset_writer: object) -> None:
+    """A white rectangle on black stays where its box says, through every geometric change."""
+    rng = np.random.default_rng(0)
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[16:40, 8:32] = 255
+    source = mock.Mock(image_size=64)
+    source.load.return_value = LabelledImage(
+        image, np.array([[8, 16, 32, 40]], np.float32), np.zeros(1, np.int32)
+    )
+    source.__len__ = lambda self: 5
+    config = AugmentConfig(hsv_h=0, hsv_s=0, hsv_v=0, flipud=0.5, shear=5)
+    for mosaic in (0.0, 1.0) * 30:
+        picture = augment(source, 0, rng, config, mosaic)
+        white = np.zeros((64, 64), bool)
+        for x1, y1, x2, y2 in picture.boxes_xyxy_px:
+            rows, columns = slice(int(y1), int(np.ceil(y2))), slice(int(x1), int(np.ceil(x2)))
+            assert picture.image[rows, columns].max() > 200
+            white[max(int(y1) - 1, 0) : int(y2) + 2, max(int(x1) - 1, 0) : int(x2) + 2] = True
+        outside = (picture.image[..., 0] > 128) & ~white
+        assert outside.sum() <= 64 * 4  # only slivers of boxes that the candidate rule dropped
+
+
+def test_augment__mosaic_partners_are_uniform_over_the_whole_set(index: ImageIndex) -> None:
+    source, partners = ImageSource(index, 64), Counter()
+
+    def record(load: object, tiles: list[int], *rest: object) -> LabelledImage:
+        assert tiles[0] == 5
+        partners.update(tiles[1:])
+        return source.load(0)
+
+    with mock.patch.object(data.augment, "build_mosaic", record):
+        for epoch in range(700):
+            augment(source, 5, sample_generator(0, SampleKey(epoch, 5)), AugmentConfig(), 1.0)
+    assert sorted(partners) == list(range(7))
+    assert chisquare(list(partners.values())).pvalue > 0.01
+
+
+def test_augment__draws_have_the_ranges_of_the_recipe(index: ImageIndex) -> None:
+    """Probabilities and colour gains; the matrix is tested on its own."""
+    gains, flips = [], Counter()
+    config = AugmentConfig(flipud=0.2)
+    with (
+        mock.patch.object(data.augment, "shift_hsv", lambda image, gain: gains.append(gain) or image),
+        mock.patch.object(data.augment, "flip", lambda picture, axis: flips.update([axis]) or picture),
+    ):
+        for key in range(1200):
+            augment(ImageSource(index, 32), 0, sample_generator(0, SampleKey(0, key)), config, 0.0)
+    expected = np.random.default_rng(0).uniform(-1, 1, 5000)
+    for column, limit in zip(np.array(gains).T, (0.015, 0.7, 0.4), strict=True):
+        assert ks_2samp(column / limit, expected).pvalue > 0.01
+    assert np.abs(np.corrcoef(np.array(gains).T) - np.eye(3)).max() < 0.1  # each drawn on its own
+    assert abs(flips[0] / 1200 - 0.2) < 0.04 and abs(flips[1] / 1200 - 0.5) < 0.05  # over three sigmas

@@ -1,0 +1,130 @@
+"""Every form of data.yaml that people write, and one clear sentence for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data.dataset_yaml import DatasetYaml, read_dataset_yaml
+from data.errors import DataError
+
+
+def read(folder: Path, content: dict | str) -> DatasetYaml:
+    """Write ``folder/data.yaml`` and read it."""
+    file = folder / "data.yaml"
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return read_dataset_yaml(file)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("images/train", "images/val", "extra"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "list.txt").write_text("images/train/a.png\n")
+    return tmp_path
+
+
+def base(**changes: object) -> dict:
+    return {"train": "images/train", "val": "images/val", "names": ["a", "b"], **changes}
+
+
+def test_read_dataset_yaml__paths_relative_to_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "data.yaml").write_text(yaml.safe_dump(base()))
+    monkeypatch.chdir(folder)
+    dataset = read_dataset_yaml("data.yaml")
+    assert dataset.file == folder / "data.yaml"
+    assert dataset.sources("train") == (folder / "images/train",)
+    assert dataset.names == ("a", "b") and dataset.num_classes == 2
+
+
+@pytest.mark.parametrize("path", [".", "", None, "images/.."])
+def test_read_dataset_yaml__path_is_relative_to_the_file(folder: Path, path: str | None) -> None:
+    source = read(folder, base(path=path)).sources("val")[0]
+    assert source.resolve() == folder / "images/val"
+
+
+def test_read_dataset_yaml__path_goes_before_the_folder_of_the_file(folder: Path) -> None:
+    (folder / "copy/images/train").mkdir(parents=True)
+    dataset = read(folder, base(path="copy"))
+    assert dataset.sources("train") == (folder / "copy/images/train",)
+    assert dataset.sources("val") == (folder / "images/val",)  # only there
+
+
+def test_read_dataset_yaml__absolute_path_elsewhere(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    dataset = read(elsewhere, base(path=str(folder)))
+    assert dataset.sources("train") == (folder / "images/train",)
+    assert dataset.root == folder
+
+
+def test_read_dataset_yaml__root_of_another_machine_falls_back_to_the_file(folder: Path) -> None:
+    assert read(folder, base(path="/no/such/root")).sources("train") == (folder / "images/train",)
+
+
+def test_read_dataset_yaml__several_sources_and_list_files(folder: Path) -> None:
+    dataset = read(folder, base(train=["images/train", "extra", "list.txt"]))
+    assert dataset.sources("train") == (folder / "images/train", folder / "extra", folder / "list.txt")
+
+
+def test_read_dataset_yaml__roboflow_parent_that_is_not_there(folder: Path) -> None:
+    assert read(folder, base(train="../images/train")).sources("train") == (folder / "images/train",)
+
+
+def test_read_dataset_yaml__parent_that_is_there_is_used(folder: Path) -> None:
+    (folder / "sub/images/train").mkdir(parents=True)
+    source = read(folder / "sub", base(train="../images/train", val="../images/val")).sources("train")[0]
+    assert source.resolve() == folder / "images/train"
+
+
+def test_read_dataset_yaml__names_as_map_in_any_order(folder: Path) -> None:
+    text = "train: images/train\nval: images/val\nnames:\n  1: b\n  0: a\n  2: 7\nnc: 3\n"
+    assert read(folder, text).names == ("a", "b", "7")  # safe_dump would sort them
+
+
+def test_read_dataset_yaml__same_images_for_both_splits(folder: Path) -> None:
+    dataset = read(folder, base(val="images/train"))
+    assert dataset.sources("val") == dataset.sources("train")
+
+
+def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.yaml: no key 'test': name the folder of the test images"):
+        read(folder, base(test="")).sources("test")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("names: [a", "not valid YAML"),
+        ("- a\n- b", "holds list, expected keys such as train, val and names"),
+        ("", "holds NoneType, expected keys"),
+        ("train: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        (base(names=None), "names is None, expected a list of names or a map"),
+        (base(names="a b"), "names is 'a b', expected a list"),
+        (base(names={0: "a", 2: "b"}), r"names has the ids \[0, 2\], expected 0 to 1 without gaps"),
+        (base(names={"a": 0}), r"names has the ids \['a'\], expected 0 to 0"),
+        (base(nc=3), "nc is 3, but there are 2 names: make them agree"),
+        ({"val": "images/val", "names": ["a"]}, "no key 'train': name the folder of the training images"),
+        (base(train=None), "no key 'train'"),
+        (base(train={"a": 1}), "train is {'a': 1}, expected a path or a list of paths"),
+        (base(train=[3]), r"train is \[3\], expected a path"),
+        (base(val="images/nothing"), "val is 'images/nothing', but .*nothing does not exist: give a folder"),
+    ],
+)
+def test_read_dataset_yaml__rejects(folder: Path, content: dict | str, message: str) -> None:
+    with pytest.raises(DataError, match=rf"data\.yaml: {message}") as caught:
+        read(folder, content)
+    assert "\n" not in str(caught.value)
+
+
+def test_read_dataset_yaml__rejects_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x\.yaml: no such file"):
+        read_dataset_yaml(tmp_path / "x.yaml")
+    with pytest.raises(DataError, match=r"is a folder: give the data\.yaml file inside it"):
+        read_dataset_yaml(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x9f")
+    with pytest.raises(DataError, match=r"binary\.yaml: cannot be read"):
+        read_dataset_yaml(tmp_path / "binary.yaml")

@@ -1,0 +1,125 @@
+"""Finding images and labels, and packing them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.dataset_yaml import DatasetYaml, read_dataset_yaml
+from data.errors import DataError
+from data.index import ImageIndex, build_index, find_label_file
+
+
+def dataset_of(root: Path, *sources: Path) -> DatasetYaml:
+    return DatasetYaml(root / "data.yaml", root, ("a", "b", "c"), {"train": sources})
+
+
+def touch(*files: Path, text: str = "") -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+def test_build_index__packs_labels_in_the_order_of_the_images(index: ImageIndex, yaml_file: Path) -> None:
+    assert [Path(index.path(i)).name for i in range(len(index))] == [f"{i:03d}.png" for i in range(7)]
+    assert Path(index.path(0)).parent == yaml_file.parent / "train" / "images"
+    assert np.diff(index.box_offsets).tolist() == [2, 1, 0, 3, 0, 1, 1]
+    boxes, classes = index.labels(3)
+    assert classes.tolist() == [1, 0, 2]
+    np.testing.assert_allclose(boxes[0], [0.1, 0.5, 0.5, 0.7], atol=1e-7)
+    assert index.labels(4)[0].shape == (0, 4)
+
+
+def test_image_index__labels_are_views_not_copies(index: ImageIndex) -> None:
+    assert np.shares_memory(index.labels(0)[0], index.boxes_xyxy_rel)
+
+
+def test_build_index__warns_once_with_counts(
+    dataset_writer: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = dataset_writer([(8, 8)] * 4, ["0 0.5 0.5 0 0.1", "0 0.5 0.5 0 0.1\n1 0.1 0.5 0.4 0.4", None, None])
+    with caplog.at_level(logging.WARNING):
+        build_index(read_dataset_yaml(file), "train")
+    assert [record.getMessage() for record in caplog.records] == [
+        "train: 2 boxes without area dropped, 1 boxes clipped to the image, 2 images without a label file"
+    ]
+
+
+def test_build_index__folders_are_searched_in_depth_and_sorted(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    names = ["c/3.bmp", "b/2.jpg", "a.PNG", "b/1.tiff", "ünïcode name.webp"]
+    touch(*(images / name for name in names))
+    touch(tmp_path / "labels" / "a.txt", images / "notes.md", images / ".hidden.jpg")
+    index = build_index(dataset_of(tmp_path, images), "train")
+    found = [Path(index.path(i)).relative_to(images).as_posix() for i in range(len(index))]
+    assert found == ["a.PNG", "ünïcode name.webp", "b/1.tiff", "b/2.jpg", "c/3.bmp"]
+
+
+def test_build_index__does_not_follow_a_loop_of_links(tmp_path: Path) -> None:
+    touch(tmp_path / "images" / "a.jpg", tmp_path / "labels" / "a.txt")
+    (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
+    assert len(build_index(dataset_of(tmp_path, tmp_path / "images"), "train")) == 1
+
+
+def test_build_index__list_file(tmp_path: Path) -> None:
+    touch(tmp_path / "images/a.jpg", tmp_path / "lists/b.jpg", tmp_path / "labels/a.txt")
+    entries = f"images/a.jpg\n\n ./b.jpg \n{tmp_path / 'images/a.jpg'}\n"
+    touch(tmp_path / "lists/train.txt", text=entries)
+    index = build_index(dataset_of(tmp_path, tmp_path / "lists/train.txt"), "train")
+    assert [Path(index.path(i)).name for i in range(3)] == ["a.jpg", "b.jpg", "a.jpg"]
+
+
+def test_build_index__several_sources_in_order(tmp_path: Path) -> None:
+    touch(tmp_path / "z/images/1.jpg", tmp_path / "a/images/2.jpg", tmp_path / "a/labels/2.txt")
+    index = build_index(dataset_of(tmp_path, tmp_path / "z", tmp_path / "a"), "train")
+    assert [Path(index.path(i)).name for i in range(2)] == ["1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("set/images/train/x.jpg", "set/labels/train/x.txt"),
+        ("images/set/images/x.y.jpg", "images/set/labels/x.y.txt"),
+        ("images/images.jpg", "labels/images.txt"),
+        ("images/x.jpg", "images/x.txt"),
+        ("photos/x.jpg", "photos/x.txt"),
+    ],
+)
+def test_find_label_file__beside_or_in_the_labels_folder(tmp_path: Path, image: str, label: str) -> None:
+    assert find_label_file(tmp_path / image) is None
+    touch(tmp_path / label)
+    assert find_label_file(tmp_path / image) == tmp_path / label
+
+
+def test_find_label_file__labels_folder_goes_first(tmp_path: Path) -> None:
+    touch(tmp_path / "images/x.txt", tmp_path / "labels/x.txt")
+    assert find_label_file(tmp_path / "images/x.jpg") == tmp_path / "labels/x.txt"
+
+
+def test_build_index__rejects(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: holds no image: expected files ending in \.bmp \.jpeg"):
+        build_index(dataset_of(tmp_path, tmp_path / "empty"), "train")
+    touch(tmp_path / "images/a.jpg")
+    with pytest.raises(DataError, match=r"no train image has a label file: .*a\.jpg needs .*labels/a\.txt"):
+        build_index(dataset_of(tmp_path, tmp_path / "images"), "train")
+    touch(tmp_path / "list.txt", text="images/a.jpg\nimages/b.jpg\n")
+    with pytest.raises(DataError, match=r"list\.txt:2: no image 'images/b\.jpg': correct or remove the line"):
+        build_index(dataset_of(tmp_path, tmp_path / "list.txt"), "train")
+    with pytest.raises(DataError, match=r"a\.jpg: expected a folder of images or a list"):
+        build_index(dataset_of(tmp_path, tmp_path / "images/a.jpg"), "train")
+    touch(tmp_path / "labels/a.txt", text="9 0.5 0.5 0.1 0.1")
+    with pytest.raises(DataError, match=r"labels/a\.txt:1: class 9"):
+        build_index(dataset_of(tmp_path, tmp_path / "images"), "train")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_build_index__path_that_is_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    touch(tmp_path / "images" / name, tmp_path / "images" / name.replace("jpg", "txt"))
+    index = build_index(dataset_of(tmp_path, tmp_path / "images"), "train")
+    assert Path(index.path(0)).is_file()

@@ -1,0 +1,96 @@
+"""A wrong configuration ends in one line that names file and key, the value, the rule and the remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.cli import CommandLine
+from engine.errors import ConfigError, DataError
+
+QUICKSTART = "--config=configs/quickstart.yaml"
+
+
+def message_of(*args: str) -> str:
+    with pytest.raises((ConfigError, DataError)) as caught:
+        CommandLine(list(args), writes_run=False).build()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--data.imagesize=3", "data.imagesize: no such key: did you mean data.image_size?"),
+        ("--epochs=3", "epochs: no such key: did you mean trainer.max_epochs?"),
+        ("--data.batch_size=abc", "data.batch_size: abc: expected int"),
+        ("--data.batch_size=0", "data.batch_size: 0: must be at least 1"),
+        ("--data.image_size=650", "data.image_size: 650: must be a multiple of 32: use 640"),
+        ("--data.root=/none.yaml", "/none.yaml: no such file: give the data.yaml of a data set"),
+        ("--model.optimizer.lr=-1", "model.optimizer.lr: -1.0: must be above 0"),
+        ("--model.freeze_layers=99", "model.freeze_layers: 99: must be between 0 and 23"),
+        ("--trainer.precision=16-mixed", "trainer.precision: 16-mixed: yolofit does this itself: use model.precision"),
+        (
+            "--data.micro_batch_size=99",
+            "data.micro_batch_size: 99: is more than data.batch_size (16), the images of a whole optimizer step: "
+            "lower it or raise data.batch_size",
+        ),
+        (
+            "--model.network=yolo12",
+            "model.network: yolo12: expected one of ['yolo11n', 'yolo11s', 'yolo11m', 'yolo11l', 'yolo11x']",
+        ),
+    ],
+)
+def test_command_line__explains_a_wrong_argument(argument: str, message: str) -> None:
+    assert message_of(QUICKSTART, argument) == message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("data:\n  imgsz: 640\n", "data.imgsz: no such key: did you mean data.image_size?"),
+        ("foo: 1\n", "foo: no such key: see --help for all keys"),
+        ("data:\n  root: x\n  batch_size: abc\n", "data.batch_size: abc: expected int"),
+    ],
+)
+def test_command_line__names_the_file_with_the_mistake(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    assert message_of(QUICKSTART, f"--config={file}") == f"{file}: {message}"
+    assert message_of(QUICKSTART, "--config", str(file)) == f"{file}: {message}"
+
+
+def test_command_line__asks_for_the_data_set() -> None:
+    assert message_of() == "data.root: missing: give --data.root, or a configuration that has it with --config"
+
+
+def test_command_line__later_files_and_arguments_win(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data:\n  batch_size: 48\n  micro_batch_size: 20\n")
+    config = CommandLine([QUICKSTART, f"--config={file}", "--data.micro_batch_size=6"]).config
+    assert (config.data.batch_size, config.data.micro_batch_size, config.data.image_size) == (48, 6, 160)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (
+            "engine.fit",
+            [QUICKSTART, "--data.batchsize=3"],
+            "data.batchsize: no such key: did you mean data.batch_size?",
+        ),
+        (
+            "engine.validate",
+            [QUICKSTART],
+            "--ckpt_path: missing: name the checkpoint to validate, such as runs/fit/checkpoints/best.ckpt",
+        ),
+    ],
+)
+def test_commands__end_with_one_line_and_status_2(command: str, arguments: list[str], message: str) -> None:
+    result = subprocess.run([sys.executable, "-m", command, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == f"error: {message}\n"
+    assert result.stdout == ""

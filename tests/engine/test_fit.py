@@ -1,0 +1,191 @@
+"""Training and validation from the command line, on a few drawn boards."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from engine.fit import main as fit
+from engine.validate import main as validate
+
+FIT_OFFLINE = """
+import socket, sys
+connect = socket.socket.connect
+def refuse(self, *address):
+    assert self.family == socket.AF_UNIX, f"network access: {address}"
+    return connect(self, *address)
+def no_lookup(*args, **kwargs): raise AssertionError(f"network access: {args}")
+socket.socket.connect, socket.getaddrinfo = refuse, no_lookup
+from engine.fit import main
+main(sys.argv[1:])
+foreign = ("ultralytics.engine", "ultralytics.data", "ultralytics.models", "ultralytics.cfg")
+print("foreign modules:", [name for name in sys.modules if name.startswith(foreign)])
+"""
+
+
+def tree_hash(folder: Path) -> str:
+    """Digest of all paths and bytes below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def data_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "boards"
+    return generate_pcb_dataset(folder, SyntheticConfig(num_train=16, num_val=6, image_size=96))
+
+
+def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
+    """16 images in windows of 6 by 4: 6 + 6 + 4 images, as (4 + 2) + (4 + 2) + 4."""
+    return [
+        "--config=configs/quickstart.yaml",
+        f"--data.root={data_yaml}",
+        f"--run.folder={folder}",
+        "--data.image_size=96",
+        "--data.batch_size=6",
+        "--data.micro_batch_size=4",
+        "--trainer.max_epochs=2",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished_run(data_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by the real command, without network, with nothing written elsewhere."""
+    base = tmp_path_factory.mktemp("run")
+    (base / "home").mkdir()
+    environment = {**os.environ, "HOME": str(base / "home"), "YOLOFIT_CACHE": str(base / "cache")}
+    before = tree_hash(data_yaml.parent)
+    result = subprocess.run(
+        [sys.executable, "-c", FIT_OFFLINE, *arguments(data_yaml, base / "fit", "--data.workers=1")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "foreign modules: []" in result.stdout
+    assert "mAP50" in result.stdout and "2/2" in result.stdout
+    assert list((base / "home").rglob("*")) == []
+    assert tree_hash(data_yaml.parent) == before
+    return base / "fit"
+
+
+@pytest.mark.slow
+class TestFinishedRun:
+    def test_folder__holds_what_is_documented(self, finished_run: Path) -> None:
+        names = {path.relative_to(finished_run).as_posix() for path in finished_run.rglob("*") if path.is_file()}
+        names = {name for name in names if not name.startswith("tensorboard/")}
+        assert list((finished_run / "tensorboard").glob("events.*"))
+        assert names == {"config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+
+    def test_metrics__one_row_per_epoch_with_every_column(self, finished_run: Path) -> None:
+        rows = list(csv.DictReader((finished_run / "metrics.csv").open()))
+        assert [row["epoch"] for row in rows] == ["0", "1"]
+        assert [row["step"] for row in rows] == ["2", "5"]  # three windows an epoch, counted from 0
+        wanted = ("train/box_loss", "train/lr", "train/clip_rate", "val/map50", "val/map50_95", "val/cls_loss")
+        assert all(row[key] != "" for row in rows for key in wanted)
+
+    def test_config__is_complete_and_runs_again(self, finished_run: Path, tmp_path: Path) -> None:
+        config = yaml.safe_load((finished_run / "config.yaml").read_text())
+        assert config["model"]["optimizer"]["beta2"] == 0.999
+        file = str(finished_run / "config.yaml")
+        cli = fit(["--config", file, f"--run.folder={tmp_path / 'again'}", "--trainer.limit_train_batches=1"])
+        assert cli.trainer.global_step == 2
+
+    def test_checkpoint__loads_without_running_code(self, finished_run: Path) -> None:
+        checkpoint = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)
+        assert checkpoint["yolofit"]["network"] == "yolo11n"
+        assert checkpoint["yolofit"]["step"]["num_steps_taken"] == 6
+        weights, average = (
+            checkpoint["state_dict"][f"{part}.model.0.conv.weight"] for part in ("network", "ema.network")
+        )
+        assert weights.dtype == average.dtype == torch.float32
+        assert not torch.equal(weights, average)
+
+    def test_validate__gives_the_numbers_of_the_run(
+        self, finished_run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = list(csv.DictReader((finished_run / "metrics.csv").open()))
+        checkpoint = finished_run / "checkpoints" / "last.ckpt"
+        validate(["--config", str(finished_run / "config.yaml"), f"--ckpt_path={checkpoint}", "--json"])
+        results = json.loads(capsys.readouterr().out)
+        assert results["map50"] == pytest.approx(float(rows[-1]["val/map50"]), abs=1e-6)
+        assert results["map50_95"] == pytest.approx(float(rows[-1]["val/map50_95"]), abs=1e-6)
+        assert results["num_images"] == 6 and len(results["classes"]) > 1
+
+    def test_fit__into_the_same_folder_leaves_the_old_run_alone(self, finished_run: Path, data_yaml: Path) -> None:
+        before = tree_hash(finished_run)
+        cli = fit(arguments(data_yaml, finished_run, "--data.workers=0", "--trainer.limit_train_batches=1"))
+        assert tree_hash(finished_run) == before
+        assert cli.config.run.folder.name == "fit-2"
+
+    def test_weights__start_from_the_average_of_a_checkpoint(
+        self, finished_run: Path, data_yaml: Path, tmp_path: Path
+    ) -> None:
+        from engine.cli import CommandLine
+
+        checkpoint = finished_run / "checkpoints" / "best.ckpt"
+        cli = CommandLine(arguments(data_yaml, tmp_path, f"--model.weights={checkpoint}"), writes_run=False).build()
+        saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+        for name, tensor in cli.model.network.state_dict().items():
+            assert torch.equal(tensor, saved[f"ema.network.{name}"])
+
+
+@pytest.mark.slow
+def test_fit__micro_batch_changes_neither_steps_nor_schedule(data_yaml: Path, tmp_path: Path) -> None:
+    traces = []
+    for size in (2, 6):
+        run = tmp_path / str(size)
+        more = ("--data.workers=0", f"--data.micro_batch_size={size}", "--trainer.limit_val_batches=0")
+        cli = fit(arguments(data_yaml, run, *more))
+        rows = list(csv.DictReader((run / "metrics.csv").open()))
+        traces.append((cli.trainer.global_step, cli.model.step.num_steps_taken, [row["train/lr"] for row in rows]))
+    assert traces[0] == traces[1]
+    assert traces[0][:2] == (6, 6)
+
+
+@pytest.mark.slow
+def test_fit__crash_in_validation_leaves_the_trained_weights(
+    data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.evaluation import Evaluation
+    from engine.module import Detector
+
+    seen: dict[str, torch.Tensor] = {}
+
+    def crash(self: Evaluation, network: torch.nn.Module, *args: object) -> None:
+        seen["average"] = network.model[0].conv.weight.clone()
+        raise RuntimeError("crash in validation")
+
+    monkeypatch.setattr(Evaluation, "update", crash)
+    modules: list[Detector] = []
+    setup = Detector.on_train_start
+    monkeypatch.setattr(Detector, "on_train_start", lambda self: (modules.append(self), setup(self)))
+    with pytest.raises(RuntimeError, match="crash in validation"):
+        fit(arguments(data_yaml, tmp_path / "run", "--data.workers=0"))
+    state = modules[0].state_dict()
+    assert torch.equal(state["ema.network.model.0.conv.weight"], seen["average"])
+    assert not torch.equal(state["network.model.0.conv.weight"], seen["average"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_quickstart__learns(tmp_path: Path) -> None:
+    """The figure that the README states, with room for another machine's rounding."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    cli = fit(["--config=configs/quickstart.yaml", f"--run.folder={tmp_path / 'run'}"])
+    assert cli.model.results.map50 > 0.25

@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import gc
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval import COCO, COCOeval_faster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.metrics import DetectionMetrics, DetectionResults, Pairs, greedy_match
+from models.postprocess import Detections
+
+NAMES = ["a", "b", "c", "d", "e"]
+Truth = tuple[Tensor, Tensor]  # boxes (n, 4), classes (n,)
+
+
+def image(boxes: list[list[float]], scores: list[float], classes: list[int]) -> Detections:
+    boxes_n4, classes_n = truth(boxes, classes)
+    return Detections(boxes_n4, torch.tensor(scores), classes_n)
+
+
+def truth(boxes: list[list[float]], classes: list[int]) -> Truth:
+    return torch.tensor(boxes).float().view(-1, 4), torch.tensor(classes).long()
+
+
+def add(metrics: DetectionMetrics, found: list[Detections], true: list[Truth]) -> None:
+    boxes, classes = zip(*true, strict=True)
+    index = torch.repeat_interleave(torch.arange(len(true)), torch.tensor([len(x) for x in classes]))
+    metrics.update(found, torch.cat(boxes), torch.cat(classes), index)
+
+
+def results(found: list[Detections], true: list[Truth], names: list[str] = NAMES) -> DetectionResults:
+    metrics = DetectionMetrics(names)
+    add(metrics, found, true)
+    return metrics.compute()
+
+
+def random_scene(
+    seed: int, num_images: int, num_truth: int, num_detections: int
+) -> tuple[list[Detections], list[Truth]]:
+    """Truth of all sizes, and noisy copies of it, a quarter in the wrong class; class "e" has no truth."""
+    torch.manual_seed(seed)
+    found, true = [], []
+    for _ in range(num_images):
+        corner, size = torch.rand(num_truth, 2) * 500, 5 + torch.rand(num_truth, 2) ** 3 * 200
+        boxes = torch.cat([corner, corner + size], dim=1)
+        classes = torch.randint(len(NAMES) - 1, (num_truth,))
+        copied = torch.randint(num_truth, (num_detections,))
+        near = boxes[copied] + torch.randn(num_detections, 4) * size[copied].repeat(1, 2) * 0.08
+        wrong = torch.rand(num_detections) < 0.25
+        guess = torch.where(wrong, torch.randint(len(NAMES), (num_detections,)), classes[copied])
+        found.append(Detections(near, torch.rand(num_detections).sort(descending=True).values, guess))
+        true.append((boxes, classes))
+    return found, true
+
+
+def coco_dataset(boxes: list[Tensor], classes: list[Tensor], scores: list[Tensor] | None) -> COCO:
+    annotations = []
+    for i, (image_boxes, image_classes) in enumerate(zip(boxes, classes, strict=True)):
+        for k, (x1, y1, x2, y2) in enumerate(image_boxes.tolist()):
+            box = [x1, y1, x2 - x1, y2 - y1]
+            annotation = {"id": len(annotations) + 1, "image_id": i, "bbox": box, "area": box[2] * box[3]}
+            annotation |= {"category_id": int(image_classes[k]), "iscrowd": 0}
+            annotations.append(annotation | ({"score": float(scores[i][k])} if scores else {}))
+    dataset = COCO()
+    dataset.dataset = {
+        "images": [{"id": i} for i in range(len(boxes))],
+        "annotations": annotations,
+        "categories": [{"id": c, "name": name} for c, name in enumerate(NAMES)],
+    }
+    dataset.createIndex()
+    return dataset
+
+
+def coco_precision(found: list[Detections], true: list[Truth]) -> np.ndarray:
+    """COCO's precision (IoU, recall, class, size) at 300 detections, from faster-coco-eval itself."""
+    evaluation = COCOeval_faster(
+        coco_dataset([boxes for boxes, _ in true], [classes for _, classes in true], None),
+        coco_dataset([x.boxes_xyxy_px for x in found], [x.classes for x in found], [x.scores for x in found]),
+        "bbox",
+        print_function=lambda *_: None,
+    )
+    evaluation.params.maxDets = [300]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"][..., 0]
+
+
+def coco_mean(precision: np.ndarray) -> float:
+    return precision[precision > -1].mean()
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_truth", "num_detections"),
+    [(40, 10, 30), (3, 250, 290), (1, 2, 3)],
+    ids=["many-images", "crowded", "few-boxes"],
+)
+def test_compute__matches_faster_coco_eval(num_images: int, num_truth: int, num_detections: int) -> None:
+    found, true = random_scene(1, num_images, num_truth, num_detections)
+    ours, precision = results(found, true), coco_precision(found, true)
+    references = {
+        "map50_95": precision[..., 0],
+        "map50": precision[0, ..., 0],
+        "map75": precision[5, ..., 0],
+        "map_small": precision[..., 1],
+        "map_medium": precision[..., 2],
+        "map_large": precision[..., 3],
+    }
+    for name, reference in references.items():
+        if (reference > -1).any():
+            assert getattr(ours, name) == pytest.approx(coco_mean(reference), abs=1e-6), name
+        else:
+            assert math.isnan(getattr(ours, name)), name
+    for c in np.flatnonzero(ours.num_truth_C):
+        assert ours.ap50_95_C[c] == pytest.approx(precision[:, :, c, 0].mean(), abs=1e-6)
+        assert ours.ap50_C[c] == pytest.approx(precision[0, :, c, 0].mean(), abs=1e-6)
+    np.testing.assert_allclose(ours.pr_curve.mean(axis=1), ours.ap50_C)
+
+
+def test_compute__counts_300_detections_of_a_class() -> None:
+    """290 objects in one picture, all found: with COCO's usual limit of 100 detections, AP would be 0.35."""
+    corners = torch.cartesian_prod(torch.arange(29.0), torch.arange(10.0)) * 20
+    boxes = torch.cat([corners, corners + 10], dim=1)
+    scores, classes = torch.linspace(0.9, 0.1, 290), torch.zeros(290).long()
+    assert results([Detections(boxes, scores, classes)], [(boxes, classes)]).map50_95 == pytest.approx(1)
+
+
+def reference_matches(found: list[Detections], true: list[Truth]) -> list[np.ndarray]:
+    """Ultralytics' (D, 10) hits, scores and classes of detections, and classes of truth."""
+    from ultralytics.engine.validator import BaseValidator
+    from ultralytics.utils.metrics import box_iou as reference_iou
+
+    validator = SimpleNamespace(iouv=torch.linspace(0.5, 0.95, 10))
+    rows = []
+    for detections, (boxes, classes) in zip(found, true, strict=True):
+        iou = reference_iou(boxes, detections.boxes_xyxy_px)
+        hits = BaseValidator.match_predictions(validator, detections.classes, classes, iou)
+        rows.append([x.numpy() for x in (hits, detections.scores, detections.classes, classes)])
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("seed", [0, 1])
+def test_compute__matches_ultralytics(seed: int) -> None:
+    from ultralytics.utils.metrics import ConfusionMatrix, ap_per_class
+
+    found, true = random_scene(seed, 60, 12, 40)
+    ours = results(found, true)
+    _, _, precision, recall, f1, ap, classes, p_curve, r_curve, f1_curve, _, _ = ap_per_class(
+        *reference_matches(found, true)
+    )
+    assert classes.tolist() == np.flatnonzero(ours.num_truth_C).tolist() == [0, 1, 2, 3]
+    for mine, reference in [
+        (ours.precision_C, precision),
+        (ours.recall_C, recall),
+        (ours.f1_C, f1),
+        (ours.precision_curve, p_curve),
+        (ours.recall_curve, r_curve),
+        (ours.f1_curve, f1_curve),
+    ]:
+        np.testing.assert_allclose(mine[classes], reference, atol=1e-9)
+    # Theirs is the trapezoid rule over 101 interpolated points, COCO's the mean of 101 steps.
+    np.testing.assert_allclose(ours.ap50_95_C[classes], ap.mean(axis=1), atol=5e-3)
+    np.testing.assert_allclose(ours.ap50_C[classes], ap[:, 0], atol=5e-3)
+
+    confusion = ConfusionMatrix(names=dict(enumerate(NAMES)))
+    for detections, (boxes, truth_classes) in zip(found, true, strict=True):
+        confusion.process_batch(
+            {"bboxes": detections.boxes_xyxy_px, "conf": detections.scores, "cls": detections.classes},
+            {"bboxes": boxes, "cls": truth_classes},
+        )
+    np.testing.assert_array_equal(ours.confusion, confusion.matrix)
+
+
+def test_compute__perfect_scene() -> None:
+    """Small, medium and large objects, all found exactly and with certainty: every metric is 1."""
+    boxes = [[0, 0, 10, 10], [100, 100, 150, 150], [200, 200, 400, 400]]
+    ours = results([image(boxes, [0.99, 0.98, 0.97], [0, 1, 1])], [truth(boxes, [0, 1, 1])])
+    for name, value in ours.summary().items():
+        assert name == "val/confidence" or value == pytest.approx(1), name
+    np.testing.assert_array_equal(ours.confusion[:2, :2], [[1, 0], [0, 2]])
+    assert ours.confusion.sum() == 3
+
+
+def test_compute__degenerate_scene() -> None:
+    """Right boxes in wrong classes, one of which has no truth at all: every metric is 0, none undefined."""
+    boxes = [[0, 0, 10, 10], [100, 100, 150, 150], [200, 200, 400, 400]]
+    ours = results([image(boxes, [0.9, 0.8, 0.7], [1, 0, 4])], [truth(boxes, [0, 1, 1])])
+    for name in ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "recall", "f1"):
+        assert getattr(ours, name) == 0, name
+    assert ours.confusion[1, 0] == ours.confusion[0, 1] == ours.confusion[4, 1] == 1
+    assert ours.confusion.sum() == 3
+
+
+def test_compute__mixed_scene() -> None:
+    """Three objects of class b in two pictures, all medium; by descending score:
+
+    score 0.9: exact; 0.8: beside everything; 0.7: IoU 32 * 40 / (2 * 1600 - 32 * 40) = 2/3. One is missed.
+    Up to IoU 0.65 (four thresholds) the precision over recall is 1 up to recall 1/3, which is 34 of the 101
+    points, and 2/3 up to recall 2/3, which is 33 more: AP (34 + 22) / 101. Above, the third is no hit: AP
+    34 / 101. At low confidence two of three detections are right, and two of three objects found.
+    """
+    true = [truth([[0, 0, 40, 40], [100, 0, 140, 40]], [1, 1]), truth([[0, 0, 40, 40]], [1])]
+    found = [image([[0, 0, 40, 40], [300, 0, 340, 40]], [0.9, 0.8], [1, 1])]
+    found += [image([[8, 0, 48, 40]], [0.7], [1])]
+    ours = results(found, true)
+    assert (ours.map50, ours.ap50_C[1]) == pytest.approx((56 / 101, 56 / 101))
+    assert ours.map75 == pytest.approx(34 / 101)
+    assert ours.map50_95 == ours.map_medium == pytest.approx((4 * 56 + 6 * 34) / 1010)
+    assert ours.ap50_95_C[1] == pytest.approx((4 * 56 + 6 * 34) / 1010)
+    assert math.isnan(ours.map_small)
+    assert (ours.precision, ours.recall, ours.f1) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    assert 0 <= ours.confidence < 0.7
+    assert ours.confusion[1, 1] == 2
+    assert ours.confusion[1, -1] == ours.confusion[-1, 1] == 1
+    assert ours.confusion.sum() == 4
+
+
+def test_compute__classes_without_truth_do_not_count() -> None:
+    boxes = [[0, 0, 50, 50]]
+    ours = results([image(boxes * 2, [0.9, 0.95], [0, 3])], [truth(boxes, [0])])
+    assert ours.map50 == ours.precision == pytest.approx(1)
+    assert ours.ap50_C[0] == pytest.approx(1)
+    assert np.isnan(ours.ap50_C[1:]).all()
+    assert np.isnan(ours.f1_C[1:]).all()
+
+
+NOTHING_FOUND, NOTHING_TRUE = image([], [], []), truth([], [])
+SOMETHING_FOUND, SOMETHING_TRUE = image([[0, 0, 9, 9]], [0.9], [1]), truth([[0, 0, 9, 9]], [1])
+
+
+@pytest.mark.parametrize("names", [["a", "b"], NAMES])
+def test_compute__nothing_found(names: list[str]) -> None:
+    ours = results([NOTHING_FOUND, NOTHING_FOUND], [SOMETHING_TRUE, NOTHING_TRUE], names)
+    assert ours.map50_95 == ours.map_small == ours.precision == ours.recall == ours.f1 == 0
+    assert ours.confusion[-1, 1] == ours.confusion.sum() == 1
+    assert ours.num_images == 2
+
+
+@pytest.mark.parametrize("found", [NOTHING_FOUND, SOMETHING_FOUND], ids=["nothing-found", "something-found"])
+def test_compute__nothing_true(found: Detections) -> None:
+    ours = results([found], [NOTHING_TRUE])
+    assert all(math.isnan(value) for value in ours.summary().values())
+    assert ours.confusion[1, -1] == ours.confusion.sum() == len(found.scores)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
+def test_compute__no_images() -> None:
+    ours = DetectionMetrics(NAMES).compute()
+    assert ours.num_images == 0
+    assert math.isnan(ours.map50_95)
+
+
+def assert_same(ours: DetectionResults, reference: DetectionResults) -> None:
+    for field in fields(DetectionResults):
+        np.testing.assert_array_equal(getattr(ours, field.name), getattr(reference, field.name), field.name)
+
+
+def test_update__any_division_into_batches_gives_the_same() -> None:
+    found, true = random_scene(3, 7, 6, 15)
+    metrics = DetectionMetrics(NAMES)
+    for images in (slice(0, 1), slice(1, 5), slice(5, 7)):
+        add(metrics, found[images], true[images])
+    assert_same(metrics.compute(), results(found, true))
+    metrics.reset()
+    add(metrics, found[:2], true[:2])
+    assert_same(metrics.compute(), results(found[:2], true[:2]))
+
+
+def test_update__keeps_24_bytes_a_detection_on_the_host() -> None:
+    found, true = random_scene(0, 4, 5, 20)
+    metrics = DetectionMetrics(NAMES)
+    with torch.inference_mode():
+        add(metrics, found, true)
+    state = [*metrics.detections, *metrics.truth, *metrics.counts]
+    assert sum(tensor.nbytes for tensor in state) == 4 * (20 * 24 + 5 * 20 + 8)
+    assert_same(metrics.compute(), results(found, true))
+
+
+SHARES = {"uneven": (slice(0, 3), slice(3, 5)), "one without images": (slice(0, 5), slice(5, 5))}
+
+
+def share_images(rank: int, folder: str) -> None:
+    """What each of two processes does: add its images, compute the metrics of all, keep them."""
+    rendezvous = f"file://{folder}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+    found, true = random_scene(5, 5, 6, 15)
+    for case, shares in SHARES.items():
+        metrics = DetectionMetrics(NAMES)
+        if found[shares[rank]]:
+            add(metrics, found[shares[rank]], true[shares[rank]])
+        torch.save(vars(metrics.compute()), f"{folder}/{case} {rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_compute__two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(share_images, args=(str(tmp_path),), nprocs=2)
+    reference = results(*random_scene(5, 5, 6, 15))
+    for case in SHARES:
+        for rank in range(2):
+            ours = torch.load(tmp_path / f"{case} {rank}.pt", weights_only=False)  # our own file
+            assert_same(DetectionResults(**ours), reference)
+
+
+def loop_match(pairs: Pairs, scores_D: np.ndarray) -> np.ndarray:
+    """The definition of greedy matching, one detection after the other."""
+    match_D, taken = np.full(len(scores_D), -1), set()
+    for detection in np.argsort(-scores_D, kind="stable"):
+        free = [
+            (-iou, truth)
+            for d, truth, iou in zip(pairs.detection_P, pairs.truth_P, pairs.iou_P, strict=True)
+            if d == detection and truth not in taken
+        ]
+        if free:
+            match_D[detection] = min(free)[1]
+            taken.add(match_D[detection])
+    return match_D
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10**6),
+    num_detections=st.integers(0, 25),
+    num_truth=st.integers(0, 12),
+    num_levels=st.sampled_from([3, 1000]),
+)
+def test_greedy_match__equals_the_loop(
+    seed: int, num_detections: int, num_truth: int, num_levels: int
+) -> None:
+    """Also where scores and IoUs are equal: few levels make many ties."""
+    random = np.random.default_rng(seed)
+    detection, box = np.nonzero(random.random((num_detections, num_truth)) < random.random())
+    iou = random.integers(num_levels, size=len(detection)) / num_levels
+    pairs, scores = Pairs(detection, box, iou), random.integers(num_levels, size=num_detections) / num_levels
+    np.testing.assert_array_equal(greedy_match(pairs, scores), loop_match(pairs, scores))
+
+
+def test_results__plain_values() -> None:
+    ours = results([SOMETHING_FOUND], [SOMETHING_TRUE])
+    plain = json.loads(json.dumps(ours.as_dict(), allow_nan=False))
+    assert plain["map50_95"] == plain["classes"][1]["ap50_95"] == pytest.approx(1)
+    assert plain["map_large"] is None
+    assert plain["classes"][0] == {
+        "name": "a",
+        "num_truth": 0,
+        "precision": None,
+        "recall": None,
+        "f1": None,
+        "ap50": None,
+        "ap50_95": None,
+    }
+    assert plain["confusion"][1][1] == plain["num_images"] == 1
+    assert set(ours.summary()) > {"val/map50", "val/map50_95", "val/precision", "val/recall"}
+
+
+def test_results__table() -> None:
+    lines = results([SOMETHING_FOUND], [SOMETHING_TRUE]).table().splitlines()
+    assert lines[0].split() == ["class", "boxes", "P", "R", "F1", "AP50", "AP50-95"]
+    assert lines[1].split() == ["all", "1"] + ["1.000"] * 5
+    assert lines[2].split() == ["a", "0"] + ["nan"] * 5
+    assert len(lines) == 1 + 1 + len(NAMES) + 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_compute__leaves_garbage_collection_as_it_was(enabled: bool) -> None:
+    was_enabled = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        results([SOMETHING_FOUND], [SOMETHING_TRUE])
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()

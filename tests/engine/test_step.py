@@ -1,0 +1,163 @@
+"""One optimizer step as a whole: what it changes, what it skips, and that it never waits."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from engine.errors import TrainingError
+from engine.nonfinite import NonFiniteGuard
+from engine.optim import OptimizerConfig, build_optimizer
+from engine.precision import assert_fp32
+from models.network import batch_norms
+from tests.helpers.training import copy_of, flat_weights, make_network, make_step, make_window, relative_error
+
+COUNTS = [2, 0, 5, 1]
+
+
+def poison(network: torch.nn.Module, bad: float, at_forward: int) -> list[int]:
+    """Multiply the network's output by ``bad`` at one of its forward passes; returns the running count."""
+    calls = [0]
+
+    def hook(module: torch.nn.Module, inputs: tuple, output: dict) -> dict:
+        calls[0] += 1
+        return output | {"boxes": output["boxes"] * bad} if calls[0] == at_forward else output
+
+    network.register_forward_hook(hook)
+    return calls
+
+
+def test_run__returns_the_outcome_of_the_window_before() -> None:
+    step = make_step(make_network())
+    assert step.run(make_window(COUNTS), 2) is None
+    outcome = step.run(make_window(COUNTS, seed=1), 2)
+    assert outcome.finite and outcome.box_loss > 0 and outcome.grad_norm > 0
+    assert step.num_steps_taken == 1
+    assert step.settle() is not None and step.settle() is None
+    assert step.num_steps_taken == 2
+
+
+def test_run__frees_gradients() -> None:
+    network = make_network()
+    make_step(network).run(make_window(COUNTS), 2)
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_run__learning_rate_follows_the_steps_taken_not_the_micro_batches() -> None:
+    rates = {}
+    for micro_batch_size in (1, 4):
+        step = make_step(make_network())
+        rates[micro_batch_size] = []
+        for seed in range(5):
+            step.run(make_window(COUNTS, seed=seed), micro_batch_size)
+            rates[micro_batch_size].append(step.optimizer.param_groups[0]["lr"])
+    assert rates[1] == rates[4]
+    assert len(set(rates[1])) == 5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at_forward", [3, 4])
+def test_run__skips_a_window_with_one_bad_micro_batch(
+    bad: float, at_forward: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = make_network(frozen=False)
+    poison(network, bad, at_forward)
+    step = make_step(network)
+    windows = [make_window(COUNTS, seed=seed) for seed in range(3)]
+    step.run(windows[0], 2)
+    before = {name: tensor.clone() for name, tensor in step.network.state_dict().items()}
+    average = {name: tensor.clone() for name, tensor in step.ema.state_dict().items()}
+
+    step.run(windows[1], 2)  # forward passes 3 and 4
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(torch.equal(tensor, average[name]) for name, tensor in step.ema.state_dict().items())
+
+    with caplog.at_level(logging.WARNING):
+        outcome = step.run(windows[2], 2)
+    assert not outcome.finite
+    assert "image0.jpg" in caplog.text and "image3.jpg" in caplog.text
+    step.settle()
+    assert step.num_steps_taken == 2 and step.guard.num_skipped == 1
+    assert torch.isfinite(flat_weights(network)).all()
+
+
+def test_run__skipping_equals_never_having_seen_the_window() -> None:
+    start = make_network(frozen=False)
+    plain, poisoned = copy_of(start), copy_of(start)
+    poison(poisoned, float("nan"), 2)
+    windows = [make_window(COUNTS, seed=seed) for seed in range(3)]
+    plain_step, poisoned_step = make_step(plain), make_step(poisoned)
+    for window in (windows[0], windows[2]):
+        plain_step.run(window, 4)
+    for window in windows:
+        poisoned_step.run(window, 4)
+    assert torch.equal(flat_weights(plain), flat_weights(poisoned))
+    for ours, theirs in zip(batch_norms(plain), batch_norms(poisoned), strict=True):
+        assert torch.equal(ours.running_var, theirs.running_var)
+        assert torch.equal(ours.num_batches_tracked, theirs.num_batches_tracked)
+
+
+def test_run__ends_after_too_many_bad_windows() -> None:
+    network = make_network()
+    network.register_forward_hook(lambda module, inputs, output: output | {"boxes": output["boxes"] * float("nan")})
+    step = make_step(network, guard=NonFiniteGuard(max_in_a_row=3))
+    with pytest.raises(TrainingError, match=r"3 windows in a row .* image0.jpg"):
+        for _ in range(10):
+            step.run(make_window(COUNTS), 4)
+    assert step.guard.num_skipped == 3
+
+
+def test_run__scaler_unscales_once_and_backs_off_on_overflow() -> None:
+    network = make_network()
+    reference = copy_of(network)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    step = make_step(network, scaler=scaler)
+    step.run(make_window(COUNTS), 1)
+    plain = make_step(reference)
+    plain.run(make_window(COUNTS), 1)
+    assert relative_error(flat_weights(network), flat_weights(reference)) < 1e-6
+
+    poison(network, float("inf"), 1)
+    step.run(make_window(COUNTS), 1)
+    step.settle()
+    assert scaler.get_scale() == 2.0**9
+    assert step.num_steps_taken == 1
+
+
+def test_state_dict__goes_on_where_it_was() -> None:
+    step = make_step(make_network(), scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
+    step.run(make_window(COUNTS), 2)
+    state = step.state_dict()
+    other = make_step(make_network(), scaler=torch.amp.GradScaler("cpu"))
+    other.load_state_dict(state)
+    assert other.num_steps_taken == 1
+    assert other.scaler.get_scale() == 8.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_run__keeps_weights_and_states_fp32(precision: str, name: str) -> None:
+    network = make_network(frozen=False)
+    config = OptimizerConfig(name=name)
+    step = make_step(network, precision=precision, optimizer=build_optimizer(network, config, 16))
+    dtypes = []
+    network.model[0].conv.register_forward_hook(lambda m, i, output: dtypes.append(output.dtype))
+    step.run(make_window(COUNTS), 2)
+    assert set(dtypes) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    assert_fp32(network, step.optimizer)
+    num_trained = sum(p.requires_grad for p in network.parameters())
+    assert len(step.optimizer.state) == num_trained > 200
+
+
+def test_assert_fp32__names_what_is_not() -> None:
+    network = make_network()
+    step = make_step(network)
+    step.run(make_window(COUNTS), 2)
+    state = next(iter(step.optimizer.state.values()))
+    state["exp_avg"] = state["exp_avg"].half()
+    with pytest.raises(AssertionError, match=r"exp_avg is torch\.float16"):
+        assert_fp32(network, step.optimizer)
+    with pytest.raises(AssertionError, match=r"parameter model\.0\.conv\.weight is torch\.float16"):
+        assert_fp32(network.half(), step.optimizer)
