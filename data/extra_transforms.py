@@ -17,9 +17,7 @@ class ExtraTransforms:
     """A list of Albumentations transforms, applied to image and boxes; seeded anew for every sample."""
 
     def __init__(self, transforms: list[A.BasicTransform]) -> None:
-        boxes = A.BboxParams(
-            format="pascal_voc", label_fields=["classes"], clip=True, filter_invalid_bboxes=True
-        )
+        boxes = A.BboxParams(format="pascal_voc", label_fields=["classes"], clip=True, filter_invalid_bboxes=True)
         with warnings.catch_warnings():
             # colour transforms leave boxes alone: no reason to warn
             warnings.filterwarnings("ignore", message="Got processor for bboxes")

@@ -76,9 +76,7 @@ def build_validation_loader(
     Raises:
         DataError: If some batch has fewer images than there are devices.
     """
-    sampler = WindowSampler(
-        len(dataset), batch_size, seed=0, shuffle=False, num_replicas=num_replicas, rank=rank
-    )
+    sampler = WindowSampler(len(dataset), batch_size, seed=0, shuffle=False, num_replicas=num_replicas, rank=rank)
     return _build_loader(dataset, sampler, num_workers)
 
 

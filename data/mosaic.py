@@ -73,9 +73,7 @@ def _is_visible(position: int, centre_xy: tuple[int, int], window_xyxy_px: np.nd
     return (x1 < x if _is_left(position) else x2 > x) and (y1 < y if _is_top(position) else y2 > y)
 
 
-def _paste(
-    canvas: np.ndarray, image: np.ndarray, position: int, centre_xy: tuple[int, int]
-) -> tuple[int, int]:
+def _paste(canvas: np.ndarray, image: np.ndarray, position: int, centre_xy: tuple[int, int]) -> tuple[int, int]:
     """Draw a tile with one corner on the centre; returns where its top left corner lies on the canvas."""
     height, width = image.shape[:2]
     left = centre_xy[0] - width if _is_left(position) else centre_xy[0]

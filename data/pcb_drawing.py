@@ -129,7 +129,7 @@ def draw_board(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, n
 
 def _plan_board(rng: np.random.Generator, size: int) -> Board:
     """Choose the board, its parts and room for them: big ones first, small ones in rows."""
-    mm = size / rng.uniform(24, 36)
+    mm = size / rng.uniform(20, 30)
     inset = rng.uniform(1, 4, 4) * mm * (rng.random(4) < 0.15)
     area = np.array([inset[0], inset[1], size - inset[2], size - inset[3]])
     board = Board(rng, size, mm, SOLDER_MASKS[rng.integers(len(SOLDER_MASKS))], area)
@@ -368,7 +368,7 @@ def _draw_bridges(board: Board, canvas: np.ndarray) -> None:
 def _draw_solder_balls(board: Board, canvas: np.ndarray) -> None:
     """Stray beads, clear of the parts."""
     for _ in range(int(board.rng.integers(0, 6))):
-        radius = board.rng.uniform(0.36, 0.62) * board.mm
+        radius = board.rng.uniform(0.42, 0.7) * board.mm
         x, y = board.rng.uniform(board.area[:2] + 2 * radius, board.area[2:] - 2 * radius)
         box = (x - radius, y - radius, x + radius, y + radius)
         if board.is_free(box, 0.2 * board.mm):
@@ -390,9 +390,7 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     size = image.shape[0]
     light = rng.uniform(0.75, 1.15) * rng.uniform(0.82, 1.18, (3, 3)).astype(np.float32)
     light = cv2.resize(light, (size, size), interpolation=cv2.INTER_CUBIC)
-    lit = cv2.multiply(
-        image, cv2.merge([light * gain for gain in rng.uniform(0.94, 1.06, 3)]), dtype=cv2.CV_8U
-    )
+    lit = cv2.multiply(image, cv2.merge([light * gain for gain in rng.uniform(0.94, 1.06, 3)]), dtype=cv2.CV_8U)
     sharpness = rng.uniform(0.3, 0.75) * size / 320
     noise = rng.integers(-128, 128, image.shape, dtype=np.int8)
     return cv2.addWeighted(

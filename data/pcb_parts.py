@@ -90,9 +90,7 @@ def draw_capacitor(rng: np.random.Generator, mm: float) -> Part:
         color = tuple(int(value) for value in tan)
         part = _chip(length * mm / 2, width * mm / 2, mm, body=color, cap=0.25, reference="C", height=0.8)
         glint = tuple(min(value + 28, 255) for value in color)
-        _box(
-            part.body, (-0.3 * length * mm, -0.36 * width * mm), (0.3 * length * mm, -0.2 * width * mm), glint
-        )
+        _box(part.body, (-0.3 * length * mm, -0.36 * width * mm), (0.3 * length * mm, -0.2 * width * mm), glint)
         return part
     if kind < 0.75:
         return _draw_tantalum(rng, mm)
@@ -187,7 +185,7 @@ def draw_bridge(
     """A blob of solder that joins two neighbouring leads; returns its box (x1, y1, x2, y2)."""
     start, stop = np.array(start), np.array(stop)
     middle, along = (start + stop) / 2, stop - start
-    axes = (0.72 * np.linalg.norm(along), rng.uniform(0.42, 0.55) * mm)
+    axes = (0.82 * np.linalg.norm(along), rng.uniform(0.5, 0.68) * mm)
     outline = _blob(rng, middle, 1.0, 0.1, axes, np.arctan2(along[1], along[0]))
     cv2.fillPoly(canvas, [outline + int(0.1 * mm)], (24, 26, 26))
     for share, shade in ((1.0, 118), (0.86, 168), (0.68, 204)):
@@ -208,9 +206,7 @@ def _blob(
 ) -> np.ndarray:
     """The outline of an uneven ellipse, int32 (24, 2)."""
     turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    waves = sum(
-        rng.uniform(-1, 1) * np.cos(order * turn + rng.uniform(0, 2 * np.pi)) / order for order in (2, 3, 5)
-    )
+    waves = sum(rng.uniform(-1, 1) * np.cos(order * turn + rng.uniform(0, 2 * np.pi)) / order for order in (2, 3, 5))
     reach = radius * (1 + roughness * waves)
     local = np.stack([reach * axes[0] * np.cos(turn), reach * axes[1] * np.sin(turn)], axis=1)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -222,9 +218,7 @@ def _empty_part(width: float, height: float, reference: str, height_px: float = 
     return Part(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), [], height_px, reference)
 
 
-def _chip(
-    half_l: float, half_w: float, mm: float, body: Color, cap: float, reference: str, height: float
-) -> Part:
+def _chip(half_l: float, half_w: float, mm: float, body: Color, cap: float, reference: str, height: float) -> Part:
     """A block between two soldered pads; ``cap`` is the share of each half length that is metal."""
     part = _empty_part(2 * (half_l + 0.65 * mm), 2 * (half_w + 0.25 * mm), reference, height * mm)
     for side in (-1, 1):
@@ -286,9 +280,7 @@ def _disc_at(canvas: np.ndarray, centre: tuple[float, float], radius: float, col
     cv2.circle(canvas, (round(centre[0]), round(centre[1])), max(round(radius), 1), color, cv2.FILLED)
 
 
-def _shaded_disc(
-    canvas: np.ndarray, centre: tuple[float, float], radius: float, edge: Color, top: Color
-) -> None:
+def _shaded_disc(canvas: np.ndarray, centre: tuple[float, float], radius: float, edge: Color, top: Color) -> None:
     """A dome lit from the top left: discs from the edge's colour to the top's."""
     for step in np.linspace(0, 1, 6):
         color = tuple(int(a + (b - a) * step) for a, b in zip(edge, top, strict=True))

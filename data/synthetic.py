@@ -122,8 +122,7 @@ def _label_text(boxes_xyxy_px: np.ndarray, classes: np.ndarray, image_size: int)
     corners = boxes_xyxy_px / image_size
     rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
     return "".join(
-        f"{class_id} {' '.join(f'{value:.6f}' for value in row)}\n"
-        for class_id, row in zip(classes, rows, strict=True)
+        f"{class_id} {' '.join(f'{value:.6f}' for value in row)}\n" for class_id, row in zip(classes, rows, strict=True)
     )
 
 

@@ -99,6 +99,7 @@ class DetectionData(L.LightningDataModule):
             self.train_dataset,
             self.batch_size,
             self.workers,
+            epoch=self.trainer.current_epoch,
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
         )

@@ -86,9 +86,7 @@ def test_draw_affine_matrix__matches_reference_term_by_term(share: float) -> Non
 
     ranges = RANGES | {"degrees": 50.0, "shear": 30.0}
     with mock.patch("random.uniform", draw):
-        expected, scale = RandomPerspective(**ranges)._compute_affine_matrix(
-            np.zeros((100, 128, 3)), (SIZE, SIZE)
-        )
+        expected, scale = RandomPerspective(**ranges)._compute_affine_matrix(np.zeros((100, 128, 3)), (SIZE, SIZE))
     matrix, factor = draw_affine_matrix(mock.Mock(uniform=draw), (100, 128), SIZE, **ranges)
     np.testing.assert_allclose(matrix, expected, rtol=1e-4, atol=1e-4)  # the reference computes in float32
     assert factor == pytest.approx(scale)
@@ -125,9 +123,7 @@ def test_visible_window__holds_every_source_pixel_that_is_seen() -> None:
         matrix, _ = draw_affine_matrix(rng, (200, 200), SIZE, **ranges)
         x1, y1, x2, y2 = visible_window(matrix, SIZE)
         points = np.concatenate([rng.uniform(0, 200, (500, 2)), np.ones((500, 1))], axis=1)
-        seen = ((points @ matrix.T)[:, :2] >= 0).all(axis=1) & ((points @ matrix.T)[:, :2] <= SIZE).all(
-            axis=1
-        )
+        seen = ((points @ matrix.T)[:, :2] >= 0).all(axis=1) & ((points @ matrix.T)[:, :2] <= SIZE).all(axis=1)
         inside = (points[:, 0] > x1) & (points[:, 0] < x2) & (points[:, 1] > y1) & (points[:, 1] < y2)
         assert seen.any() and not (seen & ~inside).any()
         num_outside += (~inside).sum()

@@ -54,9 +54,7 @@ def test_augment_config__defaults_are_the_recipe() -> None:
     ("close_mosaic", "max_epochs", "expected"),
     [(2, 5, [1, 1, 1, 0, 0]), (0, 3, [1, 1, 1]), (10, 3, [0, 0, 0]), (3, 3, [0, 0, 0])],
 )
-def test_mosaic_probability__ends_before_the_run(
-    close_mosaic: int, max_epochs: int, expected: list[int]
-) -> None:
+def test_mosaic_probability__ends_before_the_run(close_mosaic: int, max_epochs: int, expected: list[int]) -> None:
     config = AugmentConfig(close_mosaic=close_mosaic)
     assert [config.mosaic_probability(epoch, max_epochs) for epoch in range(max_epochs)] == expected
 
@@ -65,9 +63,7 @@ def test_mosaic_probability__ends_before_the_run(
 @pytest.mark.parametrize(("axis", "direction"), [(0, "vertical"), (1, "horizontal")])
 def test_flip__matches_reference(axis: int, direction: str) -> None:
     picture = make_image()
-    instances = Instances(
-        picture.boxes_xyxy_px.copy(), np.zeros((0, 1000, 2), np.float32), None, "xyxy", False
-    )
+    instances = Instances(picture.boxes_xyxy_px.copy(), np.zeros((0, 1000, 2), np.float32), None, "xyxy", False)
     labels = {"img": picture.image.copy(), "instances": instances, "cls": picture.classes[:, None]}
     expected = RandomFlip(p=1.0, direction=direction)(labels)
     expected["instances"].convert_bbox("xyxy")
@@ -85,9 +81,7 @@ def test_augment__without_any_range_only_letterboxes(index: ImageIndex) -> None:
     assert picture.image.shape == (64, 64, 3) and original.image.shape == (48, 64, 3)
     assert np.array_equal(picture.image[8:56], original.image)
     assert (picture.image[:8] == 114).all() and (picture.image[56:] == 114).all()
-    np.testing.assert_allclose(
-        picture.boxes_xyxy_px, original.boxes_xyxy_px + np.array([0, 8, 0, 8]), atol=1e-4
-    )
+    np.testing.assert_allclose(picture.boxes_xyxy_px, original.boxes_xyxy_px + np.array([0, 8, 0, 8]), atol=1e-4)
 
 
 def test_augment__is_a_function_of_the_generator(index: ImageIndex) -> None:
@@ -123,9 +117,7 @@ def test_augment__boxes_follow_the_pixels(dataset_writer: object) -> None:
     image = np.zeros((64, 64, 3), np.uint8)
     image[16:40, 8:32] = 255
     source = mock.Mock(image_size=64)
-    source.load.return_value = LabelledImage(
-        image, np.array([[8, 16, 32, 40]], np.float32), np.zeros(1, np.int32)
-    )
+    source.load.return_value = LabelledImage(image, np.array([[8, 16, 32, 40]], np.float32), np.zeros(1, np.int32))
     source.__len__ = lambda self: 5
     config = AugmentConfig(hsv_h=0, hsv_s=0, hsv_v=0, flipud=0.5, shear=5)
     for mosaic in (0.0, 1.0) * 30:

@@ -55,9 +55,7 @@ def test_collate__keeps_order_types_and_owners() -> None:
 def test_split__equals_collating_each_part(counts: list[int], micro: int, with_geometry: bool) -> None:
     samples = make_samples(counts, with_geometry)
     parts = collate(samples).split(micro)
-    assert [len(part) for part in parts] == [
-        len(samples[i : i + micro]) for i in range(0, len(samples), micro)
-    ]
+    assert [len(part) for part in parts] == [len(samples[i : i + micro]) for i in range(0, len(samples), micro)]
     for part, start in zip(parts, range(0, len(samples), micro), strict=True):
         assert_equal(part, collate(samples[start : start + micro]))
 
@@ -82,10 +80,7 @@ def test_split__copies_no_image() -> None:
     batch = collate(make_samples([1, 2, 3], with_geometry=False))
     for part in batch.split(2):
         assert part.images.untyped_storage().data_ptr() == batch.images.untyped_storage().data_ptr()
-        assert (
-            part.boxes_xyxy_px.untyped_storage().data_ptr()
-            == batch.boxes_xyxy_px.untyped_storage().data_ptr()
-        )
+        assert part.boxes_xyxy_px.untyped_storage().data_ptr() == batch.boxes_xyxy_px.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("with_geometry", [True, False])

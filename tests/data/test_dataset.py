@@ -68,9 +68,7 @@ class TestTrainDataset:
         assert torch.equal(inverted.image, 255 - plain.image)
         assert torch.equal(inverted.boxes_xyxy_px, plain.boxes_xyxy_px)
         noisy = make_train(index, transforms=[A.GaussNoise(p=1), A.ChannelShuffle(p=0.5)])
-        assert_equal(
-            noisy[key], make_train(index, transforms=[A.GaussNoise(p=1), A.ChannelShuffle(p=0.5)])[key]
-        )
+        assert_equal(noisy[key], make_train(index, transforms=[A.GaussNoise(p=1), A.ChannelShuffle(p=0.5)])[key])
         assert not torch.equal(noisy[key].image, plain.image)
         assert_equal(make_train(index, transforms=[])[key], plain)
 

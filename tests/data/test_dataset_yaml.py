@@ -52,9 +52,7 @@ def test_read_dataset_yaml__path_goes_before_the_folder_of_the_file(folder: Path
     assert dataset.sources("val") == (folder / "images/val",)  # only there
 
 
-def test_read_dataset_yaml__absolute_path_elsewhere(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_read_dataset_yaml__absolute_path_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     dataset = read(elsewhere, base(path=str(folder)))
     assert dataset.sources("train") == (folder / "images/train",)
@@ -78,6 +76,12 @@ def test_read_dataset_yaml__parent_that_is_there_is_used(folder: Path) -> None:
     (folder / "sub/images/train").mkdir(parents=True)
     source = read(folder / "sub", base(train="../images/train", val="../images/val")).sources("train")[0]
     assert source.resolve() == folder / "images/train"
+
+
+def test_read_dataset_yaml__parent_of_the_file_when_the_root_is_not_there(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    dataset = read(folder / "sub", base(path="/no/such/root", train="../images/train", val="../images/val"))
+    assert dataset.sources("train")[0].resolve() == folder / "images/train"
 
 
 def test_read_dataset_yaml__names_as_map_in_any_order(folder: Path) -> None:

@@ -71,7 +71,5 @@ def test_package__keeps_albumentations_off_the_network_and_out_unless_asked() ->
     )
     environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
     root = Path(__file__).parents[2]
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

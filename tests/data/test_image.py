@@ -40,9 +40,7 @@ def test_read_image__jpeg_matches_opencv(tmp_path: Path, pixels: np.ndarray) -> 
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16", "1", "CMYK"])
-def test_read_image__any_kind_becomes_three_bytes_a_pixel(
-    tmp_path: Path, pixels: np.ndarray, mode: str
-) -> None:
+def test_read_image__any_kind_becomes_three_bytes_a_pixel(tmp_path: Path, pixels: np.ndarray, mode: str) -> None:
     file = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     if mode == "I;16":
         cv2.imwrite(str(file), pixels[..., 0].astype(np.uint16) * 257)
@@ -66,11 +64,7 @@ def test_read_image__turns_by_exif(tmp_path: Path, pixels: np.ndarray) -> None:
 @pytest.mark.parametrize("kind", ["jpg", "png", "thumbnail"])
 def test_read_image__rejects_truncated(tmp_path: Path, pixels: np.ndarray, kind: str, share: float) -> None:
     picture = cv2.resize(pixels, (300, 200))
-    whole = (
-        jpeg_with_thumbnail(picture)
-        if kind == "thumbnail"
-        else cv2.imencode(f".{kind}", picture)[1].tobytes()
-    )
+    whole = jpeg_with_thumbnail(picture) if kind == "thumbnail" else cv2.imencode(f".{kind}", picture)[1].tobytes()
     file = tmp_path / "a.jpg"
     file.write_bytes(whole)
     assert read_image(file).shape == (200, 300, 3)

@@ -38,9 +38,7 @@ def test_image_index__labels_are_views_not_copies(index: ImageIndex) -> None:
     assert np.shares_memory(index.labels(0)[0], index.boxes_xyxy_rel)
 
 
-def test_build_index__warns_once_with_counts(
-    dataset_writer: object, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_build_index__warns_once_with_counts(dataset_writer: object, caplog: pytest.LogCaptureFixture) -> None:
     file = dataset_writer([(8, 8)] * 4, ["0 0.5 0.5 0 0.1", "0 0.5 0.5 0 0.1\n1 0.1 0.5 0.4 0.4", None, None])
     with caplog.at_level(logging.WARNING):
         build_index(read_dataset_yaml(file), "train")

@@ -27,9 +27,7 @@ def noise(height: int, width: int) -> np.ndarray:
         ((2000, 2), (64, 1)),
     ],
 )
-def test_resize_long_side__up_and_down_rounding_up(
-    size_hw: tuple[int, int], expected_hw: tuple[int, int]
-) -> None:
+def test_resize_long_side__up_and_down_rounding_up(size_hw: tuple[int, int], expected_hw: tuple[int, int]) -> None:
     assert resize_long_side(noise(*size_hw), 64).shape[:2] == expected_hw
 
 
@@ -58,9 +56,7 @@ def test_to_original_px__undoes_the_letterbox(height: int, width: int, image_siz
     size = torch.tensor([width, height, width, height])
     letterboxed = fractions * torch.tensor([resized[1], resized[0]] * 2) + torch.tensor(pad * 2)
     # pixel coordinates in FP32 are exact to about 1e-4 of a pixel, times the gain back
-    torch.testing.assert_close(
-        to_original_px(letterboxed, geometry), fractions * size, atol=2e-3 / gain, rtol=1e-5
-    )
+    torch.testing.assert_close(to_original_px(letterboxed, geometry), fractions * size, atol=2e-3 / gain, rtol=1e-5)
 
 
 def test_to_original_px__clips_to_the_picture() -> None:

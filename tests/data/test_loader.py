@@ -98,10 +98,7 @@ def test_build_validation_loader__every_image_once_in_order(index: ImageIndex) -
     batches = list(loader)
     assert [name for batch in batches for name in batch.names] == [index.path(i) for i in range(7)]
     assert batches[1].geometry.original_size_B2.tolist() == [[30, 50], [64, 64], [70, 64]]
-    ranks = [
-        build_validation_loader(ValidationDataset(index, 64), 4, num_replicas=2, rank=rank)
-        for rank in range(2)
-    ]
+    ranks = [build_validation_loader(ValidationDataset(index, 64), 4, num_replicas=2, rank=rank) for rank in range(2)]
     names = [name for loader in ranks for batch in loader for name in batch.names]
     assert sorted(names) == [index.path(i) for i in range(7)]
 

@@ -29,9 +29,7 @@ def test_window_sampler__every_image_once_and_every_rank_in_step(
         for rank in range(num_replicas)
     ]
     whole = windows(WindowSampler(num_images, batch_size, 7, shuffle))
-    assert len({len(rank) for rank in ranks}) == 1 and len(ranks[0]) == len(whole) == -(
-        -num_images // batch_size
-    )
+    assert len({len(rank) for rank in ranks}) == 1 and len(ranks[0]) == len(whole) == -(-num_images // batch_size)
     together = [[image for share in step for image in share] for step in zip(*ranks, strict=True)]
     assert sorted(chain(*together)) == list(range(num_images))
     assert [*chain(*together)] == [*chain(*whole)]  # the same order, whatever the number of processes

@@ -111,10 +111,7 @@ class TestGeneratePcbDataset:
         assert contents(tmp_path / "a") == contents(tmp_path / "b")
         other = SyntheticConfig(num_train=3, num_val=2, image_size=96, seed=1)
         generate_pcb_dataset(tmp_path / "c", other)
-        assert (
-            contents(tmp_path / "a")["images/train/00000.jpg"]
-            != contents(tmp_path / "c")["images/train/00000.jpg"]
-        )
+        assert contents(tmp_path / "a")["images/train/00000.jpg"] != contents(tmp_path / "c")["images/train/00000.jpg"]
 
     def test_train_and_val_differ(self, tmp_path: Path) -> None:
         files = contents(generate_pcb_dataset(tmp_path / "a", SMALL).parent)
@@ -141,18 +138,14 @@ class TestGeneratePcbDataset:
     def test_rejects_a_folder_with_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "thesis.txt").write_text("precious")
-        with pytest.raises(
-            DataError, match="a: holds something else than the requested boards: give another"
-        ):
+        with pytest.raises(DataError, match="a: holds something else than the requested boards: give another"):
             generate_pcb_dataset(tmp_path / "a", SMALL)
         assert contents(tmp_path) == {"a/thesis.txt": b"precious"}
         generate_pcb_dataset(tmp_path / "b", SMALL)
         with pytest.raises(DataError, match="holds something else"):
             generate_pcb_dataset(tmp_path / "b", SyntheticConfig(num_train=4, num_val=2, image_size=96))
 
-    def test_interruption_leaves_nothing_behind(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_interruption_leaves_nothing_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupt(*args: object) -> None:
             raise KeyboardInterrupt
 

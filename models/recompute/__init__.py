@@ -1,0 +1,147 @@
+"""Recompute levels: less memory for activations, paid with cheap arithmetic or with repeated layers.
+
+**What training keeps.** Backward needs the activations of forward, and in YOLO11 nearly all of them belong to units of
+convolution, BatchNorm and SiLU. Of a unit with ``c`` output channels on ``h x w`` positions, for ``B`` images and
+``s`` bytes per number (2 under autocast), PyTorch keeps three maps of ``s * B * c * h * w`` bytes: the
+convolution's raw output (for BatchNorm), BatchNorm's output (for SiLU) and SiLU's output (for the next convolution).
+The input of a convolution that is a concatenation or a residual sum is kept once more, ``s * B * c_in * h * w``.
+Then there are, under autocast, a half-precision copy of each weight; max-pooling's indices, 8 bytes for each
+output; and the float32 result of softmax beside its half-precision copy.
+
+**Level `elementwise`** keeps the first map, ``s * B * c * h * w`` bytes a unit, and two numbers per channel, and
+nothing for concatenation, residual sum, chunk, upsampling, max-pooling and weight copies; of attention it keeps the
+scores in place of their softmax. All the rest follows from the raw convolution outputs by elementwise operations,
+which read and write memory but hardly compute: see `norm_act`, `input_only` and `recipes`. No convolution and no
+matrix product runs twice.
+
+**Level `block`** keeps, of each top-level layer, only the layer's output, ``s * B * c_out * h * w`` bytes, and
+repeats the layer's forward pass in backward, one layer at a time and at level `elementwise` inside: see `block`.
+Layers without a convolution have nothing to gain from it, nor has the detection head, whose backward comes first,
+while everything else is still held; both get `elementwise`. `rank` tells where `block` saves most for its price.
+
+The levels change memory and time only. On a CPU, loss and running statistics are the same bit for bit; gradients
+differ by rounding. In evaluation mode and under ``torch.no_grad()`` the original code runs. As with all saved tensor
+hooks, nothing notices if a weight is changed in place between forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from ultralytics.nn.modules import Conv, Detect, DWConv
+from ultralytics.nn.modules.block import Attention
+
+from models.recompute import recipes
+from models.recompute.block import DroppedLayer
+from models.recompute.input_only import KeepInputsOnly
+from models.recompute.norm_act import BatchNormAct
+
+Level = Literal["none", "elementwise", "block"]
+
+
+def apply_recompute(
+    network: nn.Module, level: Level, per_layer: Mapping[int, Level] | None = None
+) -> Callable[[], None]:
+    """Make the training passes of a network keep less; replaces what an earlier call did.
+
+    Only the ``forward`` of module instances changes; classes, parameters, buffers and ``state_dict`` keys do not,
+    and the network can still be copied and pickled.
+
+    Args:
+        network: An Ultralytics ``DetectionModel``; its top-level layers are ``network.model``.
+        level: For all layers.
+        per_layer: Other levels, by index into ``network.model``.
+
+    Returns:
+        A function that undoes it, as ``remove_recompute(network)`` does.
+
+    Raises:
+        ValueError: If a level or an index does not exist.
+    """
+    num_layers = len(network.model)
+    levels = dict.fromkeys(range(num_layers), level) | dict(per_layer or {})
+    for index, layer_level in levels.items():
+        if layer_level not in get_args(Level):
+            raise ValueError(f"model.recompute: {layer_level!r}: must be one of {', '.join(get_args(Level))}")
+        if not 0 <= index < num_layers:
+            raise ValueError(f"model.recompute: layer {index}: must be between 0 and {num_layers - 1}")
+    remove_recompute(network)
+    for index, layer_level in levels.items():
+        if layer_level != "none":
+            _transform(network.model[index], layer_level)
+    return partial(remove_recompute, network)
+
+
+def remove_recompute(network: nn.Module) -> None:
+    """Give every module of a network, or of a copy of one, its original forward pass back."""
+    for module in network.modules():
+        if getattr(module.__dict__.get("forward"), "func", None) in _FORWARDS:
+            del module.forward
+
+
+def can_repeat(layer: nn.Module) -> bool:
+    """Whether level `block` does more for a top-level layer than `elementwise`."""
+    return not isinstance(layer, Detect) and any(isinstance(module, nn.Conv2d) for module in layer.modules())
+
+
+def _transform(layer: nn.Module, level: Level) -> None:
+    for module in layer.modules():
+        if _is_conv_unit(module):
+            module.forward = partial(_conv_unit, module)
+        elif isinstance(module, nn.MaxPool2d | Attention):
+            module.forward = partial(_keep_inputs_only, module)
+    forward = _block if level == "block" and can_repeat(layer) else _elementwise
+    layer.forward = partial(forward, layer)
+
+
+def _is_conv_unit(module: nn.Module) -> bool:
+    """Whether a module is ``act(bn(conv(x)))`` with operations that `BatchNormAct` knows."""
+    return (
+        type(module) in (Conv, DWConv)
+        and type(module.bn) is nn.BatchNorm2d
+        and isinstance(module.act, nn.SiLU | nn.Identity)
+    )
+
+
+def _is_training(module: nn.Module) -> bool:
+    return module.training and torch.is_grad_enabled()
+
+
+def _conv_unit(module: nn.Module, x: Tensor) -> Tensor:
+    if not _is_training(module):
+        return type(module).forward(module, x)
+    norm = module.bn
+    return BatchNormAct.apply(module.conv(x), norm.weight, norm.bias, norm, isinstance(module.act, nn.SiLU))
+
+
+def _keep_inputs_only(module: nn.Module, x: Tensor) -> Tensor:
+    if not _is_training(module):
+        return type(module).forward(module, x)
+    with KeepInputsOnly():
+        return type(module).forward(module, x)
+
+
+def _elementwise(layer: nn.Module, x: Any) -> Any:
+    if not _is_training(layer):
+        return type(layer).forward(layer, x)
+    with saved_tensors_hooks(recipes.pack, recipes.unpack):
+        return layer_forward(layer, x)
+
+
+def _block(layer: nn.Module, x: Tensor) -> Tensor:
+    if not _is_training(layer):
+        return type(layer).forward(layer, x)
+    return DroppedLayer(partial(layer_forward, layer), x).run(x)
+
+
+def layer_forward(layer: nn.Module, x: Any) -> Any:
+    """Forward of a top-level layer that is not `none`, without the saved tensor hooks around it."""
+    return _conv_unit(layer, x) if _is_conv_unit(layer) else type(layer).forward(layer, x)
+
+
+_FORWARDS = (_conv_unit, _keep_inputs_only, _elementwise, _block)

@@ -1,0 +1,125 @@
+"""Recipes: what autograd wants to keep is replaced by how to compute it again.
+
+The autograd graph already knows how each activation was made: the node of a `cat` knows its dimension and
+the nodes of its parts, and so on, down to nodes of our own (`BatchNormAct`, `InputOnly`), which can compute
+their output from what they keep. `pack` follows the graph upstream from the tensor that is to be saved. If
+every path ends in such a node, or in a leaf, which exists anyway, it saves the paths instead of the tensor,
+and `unpack` computes along them. A tensor made in any other way, above all by a convolution or a matrix
+product, is kept; so no convolution or matrix product runs twice.
+
+A recipe refers to nodes upstream of the node that saves it, never to that node itself: there are no
+reference cycles. A result is kept between two uses only if another recipe still waits for it, and at most
+until backward has passed the node that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.nn.functional import interpolate
+from torch.utils.weak import TensorWeakRef
+
+from models.recompute.input_only import InputOnly
+from models.recompute.norm_act import BatchNormAct
+
+_KEPT = "kept output"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """``function`` of what ``inputs`` make."""
+
+    function: Callable[..., Tensor]
+    inputs: tuple[Recipe, ...] = ()
+
+    def make(self) -> Tensor:
+        """Compute the tensor."""
+        return self.function(*[recipe.make() for recipe in self.inputs])
+
+
+def pack(tensor: Tensor) -> Tensor | Recipe:
+    """What to keep of a tensor that autograd saves: its recipe if it has one, else the tensor itself."""
+    if tensor.is_leaf:
+        return tensor
+    sources: list[Any] = []
+    if tensor._is_view():
+        base = tensor._base
+        recipe = _trace(base.grad_fn, base.output_nr, sources)
+        if recipe is not None:
+            layout = tensor.size(), tensor.stride(), tensor.storage_offset()
+            recipe = Recipe(partial(_view, base.stride(), layout), (recipe,))
+    else:
+        recipe = _trace(tensor.grad_fn, tensor.output_nr, sources)
+    if recipe is None:
+        return tensor.detach()
+    for node in sources:
+        node.num_uses = getattr(node, "num_uses", 0) + 1
+    return recipe
+
+
+@torch.no_grad()
+def unpack(packed: Tensor | Recipe) -> Tensor:
+    """The tensor that was packed."""
+    return packed.make() if isinstance(packed, Recipe) else packed
+
+
+def keep(tensor: Tensor) -> None:
+    """Let recipes end at this tensor: those made while it exists keep it."""
+    if tensor.grad_fn is not None:
+        tensor.grad_fn.metadata[_KEPT] = TensorWeakRef(tensor)
+
+
+def _trace(node: Node | None, index: int, sources: list[Any]) -> Recipe | None:
+    """Recipe of output ``index`` of ``node``, if any; appends the nodes of our own that it starts from."""
+    if node is None:
+        return None
+    if _KEPT in node.metadata:
+        tensor = node.metadata[_KEPT]()
+        return None if tensor is None else Recipe(tensor.detach)
+    if getattr(node, "_forward_cls", None) in (BatchNormAct, InputOnly):
+        sources.append(node)
+        return Recipe(partial(_result, node))
+    rule = _RULES.get(node.name())
+    if rule is None:
+        return None
+    inputs = [_trace(*upstream, sources) for upstream in node.next_functions]
+    return None if None in inputs else Recipe(partial(rule, node, index), tuple(inputs))
+
+
+def _result(node: Any) -> Tensor:
+    """Output of a node of our own."""
+    result = getattr(node, "result", None)
+    if result is None:
+        result = node._forward_cls.output(node)
+    node.num_uses -= 1
+    node.result = result if node.num_uses > 0 else None
+    return result
+
+
+def _view(base_stride: tuple[int, ...], layout: tuple, base: Tensor) -> Tensor:
+    assert base.stride() == base_stride, "a tensor was computed again in another memory format"
+    return base.as_strided(*layout)
+
+
+def _dim(saved: int) -> int:
+    """A dimension that a node saved: negative ones come back as unsigned 64-bit numbers."""
+    return saved - 2**64 if saved >= 2**63 else saved
+
+
+# By name of the autograd node: its forward operation, from the node, the index of the output, and the inputs.
+_RULES: dict[str, Callable[..., Tensor]] = {
+    "AddBackward0": lambda node, _, a, b: torch.add(a, b, alpha=node._saved_alpha),
+    "CatBackward0": lambda node, _, *parts: torch.cat(parts, _dim(node._saved_dim)),
+    "SplitBackward0": lambda node, i, x: x.split(node._saved_split_size, _dim(node._saved_dim))[i],
+    "SplitWithSizesBackward0": lambda node, i, x: x.split(node._saved_split_sizes, _dim(node._saved_dim))[i],
+    "ToCopyBackward0": lambda node, _, x: x.to(node._input_metadata[0].dtype),
+    "TransposeBackward0": lambda node, _, x: x.transpose(_dim(node._saved_dim0), _dim(node._saved_dim1)),
+    "UpsampleNearest2DBackward0": lambda node, _, x: interpolate(x, node._saved_output_size),
+    "torch::autograd::AccumulateGrad": lambda node, _: node.variable.detach(),
+}
