@@ -59,7 +59,12 @@ def main() -> None:
             peak_gib = rows[-1]["peak_bytes"] / 2**30
             print(f"{num_images} x {image_size} {level:12} {peak_gib:6.2f} GiB  {ratio:.3f} x none")
     about = {"what": "yolo11l, fp16 autocast, 25 classes, forward + loss + backward + AdamW"}
-    about |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "device": "meta"}
+    about |= {
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "device": "meta",
+    }
     out.write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
 
 

@@ -146,6 +146,23 @@ class TestFinishedRun:
 
 
 @pytest.mark.slow
+def test_fit__resumes_at_another_recompute_level(data_yaml: Path, tmp_path: Path) -> None:
+    frozen = ("--data.workers=0", "--model.freeze_batch_norm=true", "--data.augment.close_mosaic=0")
+    first = fit(arguments(data_yaml, tmp_path / "first", *frozen, "--trainer.max_epochs=1"))
+    checkpoint = first.config.run.folder / "checkpoints" / "last.ckpt"
+    weights = []
+    for level in ("none", "elementwise", "block"):
+        more = (*frozen, f"--ckpt_path={checkpoint}", f"--model.recompute={level}")
+        cli = fit(arguments(data_yaml, tmp_path / level, *more))
+        assert cli.model.step.num_steps_taken == 6
+        weights.append(torch.cat([p.detach().flatten() for p in cli.model.network.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in first.model.network.parameters()])
+    for lean in weights[1:]:
+        assert (lean - weights[0]).norm() <= 1e-5 * weights[0].norm()
+    assert (weights[0] - start).norm() > 1e-4 * weights[0].norm()
+
+
+@pytest.mark.slow
 def test_fit__micro_batch_changes_neither_steps_nor_schedule(data_yaml: Path, tmp_path: Path) -> None:
     traces = []
     for size in (2, 6):
