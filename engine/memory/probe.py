@@ -1,0 +1,158 @@
+"""Measures memory: torch's own count, what the driver reports for the device, and who holds it.
+
+Nothing here waits for the device: torch counts on the host, and NVML (nvidia-ml-py) asks the driver, not
+the queue. Where NVML is missing or does not know an answer (WSL leaves some out), the field is None, never
+an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import psutil
+import pynvml
+import torch
+
+from engine.memory.host import ram_limit_bytes
+from engine.memory.units import MIB
+
+CUDA_CONTEXT_BYTES = 512 * MIB
+"""Usual size of CUDA's context and loaded kernels, which a process holds beside torch's allocator."""
+
+
+@dataclass(frozen=True)
+class MemorySample:
+    """Memory at one moment; None is "not known". On a CPU only used and total are: RAM of this process."""
+
+    allocated_bytes: int | None = None
+    """Bytes of live tensors."""
+    reserved_bytes: int | None = None
+    """Bytes that torch's caching allocator holds."""
+    peak_bytes: int | None = None
+    """Largest ``allocated_bytes`` so far (``torch.cuda.max_memory_allocated``)."""
+    used_bytes: int | None = None
+    """What the driver reports for the device, all programs together, as ``nvidia-smi`` does."""
+    total_bytes: int | None = None
+    """Physical memory of the device."""
+    utilisation_percent: int | None = None
+    """Share of the last moments in which the GPU was busy."""
+    temperature_c: int | None = None
+    """Of the GPU."""
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """A program on the device."""
+
+    pid: int
+    name: str
+    used_bytes: int | None
+    """None under Windows and WSL, where the driver does not tell."""
+
+
+Probe = Callable[[], MemorySample]
+
+
+def open_probe(device: torch.device) -> Probe:
+    """A function that samples the memory of ``device``, or of this process if that is a CPU."""
+    if device.type == "cuda":
+        return partial(sample_gpu, device, nvml_handle(device))
+    return partial(sample_process, psutil.Process(), ram_limit_bytes())
+
+
+def sample_process(process: psutil.Process, total_bytes: int) -> MemorySample:
+    """Resident RAM of one process, its loader's workers not included."""
+    return MemorySample(used_bytes=process.memory_info().rss, total_bytes=total_bytes)
+
+
+def sample_gpu(device: torch.device, handle: Any | None) -> MemorySample:
+    """One sample of a GPU.
+
+    Args:
+        device: A CUDA device.
+        handle: Of the same device, from `nvml_handle`; without one, used and total come from CUDA itself.
+    """
+    torch_bytes = torch.cuda.memory_stats_as_nested_dict(device)
+    allocated = torch_bytes.get("allocated_bytes", {}).get("all", {})
+    reserved = torch_bytes.get("reserved_bytes", {}).get("all", {})
+    used_bytes, total_bytes = _used_and_total(handle)
+    if used_bytes is None:
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        used_bytes = total_bytes - free_bytes
+    utilisation = _ask("nvmlDeviceGetUtilizationRates", handle)
+    return MemorySample(
+        allocated_bytes=allocated.get("current", 0),
+        reserved_bytes=reserved.get("current", 0),
+        peak_bytes=allocated.get("peak", 0),
+        used_bytes=used_bytes,
+        total_bytes=total_bytes,
+        utilisation_percent=None if utilisation is None else utilisation.gpu,
+        temperature_c=_ask("nvmlDeviceGetTemperature", handle, pynvml.NVML_TEMPERATURE_GPU),
+    )
+
+
+def nvml_handle(device: torch.device) -> Any | None:
+    """The driver's handle of a torch device, or None without NVML.
+
+    Torch counts only visible devices (CUDA_VISIBLE_DEVICES), NVML all of them, so the number cannot be used:
+    the device is found by its UUID, or by its place on the PCI bus.
+    """
+    properties = torch.cuda.get_device_properties(device)
+    pci = f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    for prefix in ("GPU", "MIG"):
+        handle = _ask("nvmlDeviceGetHandleByUUID", f"{prefix}-{properties.uuid}")
+        if handle is not None:
+            return handle
+    return _ask("nvmlDeviceGetHandleByPciBusId", pci)
+
+
+def processes_on(handle: Any | None) -> list[ProcessMemory]:
+    """The programs on a device, the largest first; empty where the driver does not tell."""
+    used_bytes: dict[int, int | None] = {}
+    for kind in ("Compute", "Graphics"):
+        for process in _ask(f"nvmlDeviceGet{kind}RunningProcesses", handle) or []:
+            used_bytes[process.pid] = process.usedGpuMemory or used_bytes.get(process.pid)
+    processes = [ProcessMemory(pid, _process_name(pid), used) for pid, used in used_bytes.items()]
+    return sorted(processes, key=lambda process: process.used_bytes or 0, reverse=True)
+
+
+def context_bytes(device: torch.device) -> int:
+    """What this process holds on a GPU beside torch's allocator, as the driver says; else the usual size."""
+    if device.type != "cuda":
+        return 0
+    for process in processes_on(nvml_handle(device)):
+        if process.pid == os.getpid() and process.used_bytes is not None:
+            return max(process.used_bytes - torch.cuda.memory_reserved(device), 0)
+    return CUDA_CONTEXT_BYTES
+
+
+def _used_and_total(handle: Any | None) -> tuple[int | None, int | None]:
+    # Version 2 leaves out what the driver keeps for itself, as nvidia-smi does; drivers before 510 lack it.
+    memory = _ask("nvmlDeviceGetMemoryInfo", handle, pynvml.nvmlMemory_v2)
+    memory = memory or _ask("nvmlDeviceGetMemoryInfo", handle)
+    return (None, None) if memory is None else (memory.used, memory.total)
+
+
+def _ask(function: str, subject: Any | None, *arguments: Any) -> Any | None:
+    """What an NVML function says about a handle (or a name); None if there is none, or NVML does not know."""
+    if subject is None:
+        return None
+    try:
+        return getattr(pynvml, function)(subject, *arguments)
+    except pynvml.NVMLError:
+        return None
+
+
+def _process_name(pid: int) -> str:
+    try:
+        return psutil.Process(pid).name()
+    except psutil.Error:  # ended meanwhile, another user's, or outside this container
+        return "unknown"

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from engine.cli import CommandLine
+from engine.diagnosis import check_machine, check_needs, diagnose_throughput, needs_of
+from engine.doctor import main
+from engine.machine import examine_machine
+
+
+def test_main__reports_torch_and_host(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    output = capsys.readouterr().out
+    assert "torch" in output and "host" in output
+
+
+def test_check_machine__no_gpu_is_a_note_not_a_problem() -> None:
+    machine = replace(examine_machine(), gpus=[])
+    assert "problem" not in {finding.severity for finding in check_machine(machine)}
+
+
+def test_check_needs__a_gpu_that_is_not_there_is_a_problem() -> None:
+    machine = replace(examine_machine(), gpus=[])
+    findings = check_needs(machine, needs_of(CommandLine(["--config=configs/component.yaml"]).config))
+    problems = [finding for finding in findings if finding.severity == "problem"]
+    assert problems and all(finding.remedy for finding in problems)
+
+
+def test_diagnose_throughput__tells_waiting_from_computing() -> None:
+    waiting = diagnose_throughput(0.5, workers=2, cores=8)
+    computing = diagnose_throughput(0.01, workers=2, cores=8)
+    assert waiting.severity != "ok" and "workers" in waiting.remedy
+    assert computing.severity == "ok"
