@@ -20,6 +20,7 @@ from engine.evaluation import Evaluation
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, build_optimizer
 from engine.precision import Precision, assert_fp32, build_scaler, check_precision
+from engine.recovery import MemorySettings, in_parts
 from engine.schedule import Schedule, ScheduleConfig
 from engine.statistics import EpochStatistics
 from engine.step import StepOutcome, TrainingStep
@@ -86,7 +87,6 @@ class Detector(L.LightningModule):
         self.automatic_optimization = False
         self.class_names = class_names
         self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
         self.image_size = image_size
         self.network_name = network
         self.precision_name = precision
@@ -102,6 +102,9 @@ class Detector(L.LightningModule):
         self.ema = WeightAverage(self.network, ema)
         with config_key("model.recompute"):
             apply_recompute(self.network, recompute, recompute_layers)
+        layers = dict(recompute_layers or {})
+        self.memory = MemorySettings(self.network, batch_size, micro_batch_size, recompute, layers)
+        self.validation_batch_size = micro_batch_size
         self.evaluation = Evaluation(self.loss, loss, nms, class_names)
         with config_key("model.freeze_layers"):
             _freeze(self.network, freeze_layers, freeze_batch_norm)
@@ -137,6 +140,7 @@ class Detector(L.LightningModule):
             scaler=build_scaler(self.precision_name, self.device),
             precision=self.precision_name,
             guard=NonFiniteGuard(self.max_skipped_windows),
+            memory=self.memory,
             take_step=optimizer.step,
         )
         if self._step_state is not None:
@@ -159,7 +163,7 @@ class Detector(L.LightningModule):
 
     def training_step(self, window: Batch, batch_idx: int) -> None:
         """One optimizer step."""
-        self._record(self.step.run(window, self.micro_batch_size))
+        self._record(self.step.run(window))
 
     def on_train_epoch_end(self) -> None:
         """Count the last step before anything is saved, log, and check what every precision promises."""
@@ -174,7 +178,10 @@ class Detector(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Detections of the averaged weights, into the metrics."""
-        self.evaluation.update(self.ema.network, batch.to(self.device, non_blocking=True), self.precision_name)
+        self.validation_batch_size = in_parts(batch, self.validation_batch_size, self._validate)
+
+    def _validate(self, part: Batch) -> None:
+        self.evaluation.update(self.ema.network, part.to(self.device, non_blocking=True), self.precision_name)
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics, and show them to the callbacks; the epoch's row in the logs is written at its end."""
