@@ -136,7 +136,7 @@ class TrainingProgress(ProgressBar):
         return f"{losses}{speed}{memory}  ETA {self._eta(trainer)}"
 
     def _cells(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[str, ...]:
-        metrics = module.epoch_statistics.summary() | trainer.callback_metrics
+        metrics = trainer.callback_metrics | module.epoch_statistics.summary()  # the former's are the last epoch's
         return (
             f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
             *(f"{float(metrics[f'train/{name}_loss']):.2f}" for name in ("box", "cls", "dfl")),
