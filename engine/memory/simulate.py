@@ -31,6 +31,8 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 CUDA_ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every allocation up to a multiple of this."""
+ROUNDING = "allocator_rounding"
+"""Category of what storages take beyond their size because they are rounded up."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -79,6 +81,7 @@ class StorageTracker(TorchDispatchMode):
         self._log: list[tuple[int, int]] = []  # (storage number, bytes gained or lost)
         self._log_start = 0
         self._categories: list[str] = []  # by storage number
+        self._requested_bytes: list[int] = []  # by storage number, before rounding
         self._alive: dict[int, tuple[int, int, weakref.ref]] = {}  # by address
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -106,6 +109,7 @@ class StorageTracker(TorchDispatchMode):
         number, address = len(self._categories), storage._cdata
         num_bytes = -(-storage.nbytes() // self.round_to_bytes) * self.round_to_bytes
         self._categories.append(category)
+        self._requested_bytes.append(storage.nbytes())
         self._alive[address] = (number, num_bytes, weakref.ref(storage, lambda _: self._death(address)))
         self._log.append((number, num_bytes))
         self.live_bytes += num_bytes
@@ -131,11 +135,13 @@ class StorageTracker(TorchDispatchMode):
         self._log_start = len(self._log)
 
     def breakdown(self) -> dict[str, int]:
-        """Bytes by category at the peak since ``reset_peak``; they add up to ``peak_bytes``."""
+        """Bytes by category at the peak since ``reset_peak``; with ``ROUNDING`` they add up to ``peak_bytes``."""
         live: Counter[str] = Counter()
         at_peak, peak_bytes, live_bytes = Counter(), -1, 0
         for position, (number, num_bytes) in enumerate(self._log):
-            live[self._categories[number]] += num_bytes
+            requested_bytes = self._requested_bytes[number] * (1 if num_bytes > 0 else -1)
+            live[self._categories[number]] += requested_bytes
+            live[ROUNDING] += num_bytes - requested_bytes
             live_bytes += num_bytes
             if position >= self._log_start - 1 and live_bytes > peak_bytes:
                 at_peak, peak_bytes = Counter(live), live_bytes
@@ -157,6 +163,11 @@ class cuda_autocast_on_meta(TorchFunctionMode):
         self.dtype = dtype
         self._depth = 0
         self._weight_casts: dict[Tensor, Tensor] = {}
+
+    @property
+    def weight_casts(self) -> list[Tensor]:
+        """The copies of weights in lower precision that are kept now."""
+        return list(self._weight_casts.values())
 
     def __enter__(self) -> cuda_autocast_on_meta:
         """Start to cast; may be nested and entered again."""

@@ -1,0 +1,217 @@
+"""One training step on the meta device, of the engine's own parts: what it needs, without a GPU.
+
+The order of events is that of `engine.step`, and a test holds the two together: it compares this with the storages
+of a real step on a CPU. Tensors on the meta device have no data, so the largest network takes seconds. What is there
+before the step is there here too: weights, their average, the optimizer's state. Two micro-batches stand for any
+number of them, because from the second on there are gradients to add to while the activations are alive.
+
+Fused kernels change their arguments in place and allocate nothing; the meta device lacks them, so they are left
+out: see `fused_kernels_left_out`. The fp16 loss scaler (a few scalars) is left out too. No micro-batch is copied to
+the device ahead of its turn, so none is counted.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from data.batch import Batch
+from engine.accumulation import AccumulationWindow, gradients_of
+from engine.ema import EmaConfig, WeightAverage
+from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker, cuda_autocast_on_meta
+from engine.optim import OptimizerConfig, build_optimizer, clip_gradients, step_if
+from engine.precision import AUTOCAST_DTYPE, Precision
+from engine.rollback import BatchStatistics
+from models.loss import DetectionLoss, LossGains, LossSums
+from models.network import (
+    NetworkName,
+    batch_norms,
+    build_network,
+    freeze_batch_norms,
+    freeze_layers,
+    head_strides,
+    network_input,
+    raw_predictions,
+)
+from models.recompute import Level, apply_recompute
+
+OPTIMIZER_STATE = {"adamw": {"exp_avg": "momentum", "exp_avg_sq": "variance"}, "sgd": {"momentum_buffer": "momentum"}}
+"""Per optimizer, its tensors as large as the weights, and the component that each is."""
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """What a training step is made of, but for the micro-batch and the recompute level."""
+
+    network: NetworkName = "yolo11l"
+    num_classes: int = 25
+    image_size: int = 640
+    """Side of the square input in pixels."""
+    precision: Precision = "fp16"
+    boxes_per_image: int = 50
+    """Ground-truth boxes of every image: of the worst image that can occur, for a plan that holds."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    freeze_batch_norm: bool = False
+    freeze_layers: int = 0
+
+
+@dataclass(frozen=True)
+class SimulatedStep:
+    """Bytes by component at the peak of a step. The components add up to the peak of allocated bytes."""
+
+    single: dict[str, int]
+    """Of a window that is one micro-batch."""
+    accumulated: dict[str, int]
+    """Of a window of several micro-batches of this size."""
+
+
+class fused_kernels_left_out(TorchDispatchMode):
+    """Leave out fused optimizer kernels, which change their arguments in place and allocate nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run every operator but those."""
+        if func.name().startswith("aten::_fused_"):
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+@cache
+def _meta_network(name: NetworkName, num_classes: int) -> tuple[nn.Module, list[int]]:
+    """A network on the meta device, not to be changed, and its strides."""
+    network = build_network(name, num_classes)
+    strides = head_strides(network)
+    return network.to("meta"), strides
+
+
+def build_on_meta(spec: StepSpec) -> tuple[nn.Module, list[int]]:
+    """The network of a step, with what is frozen, in training mode, on the meta device; and its strides."""
+    network, strides = _meta_network(spec.network, spec.num_classes)
+    network = copy.deepcopy(network)
+    freeze_layers(network, spec.freeze_layers)
+    if spec.freeze_batch_norm:
+        freeze_batch_norms(batch_norms(network))
+    return network, strides
+
+
+def simulate_step(
+    spec: StepSpec, micro_batch_size: int, level: Level, per_layer: Mapping[int, Level] | None = None
+) -> SimulatedStep:
+    """Run one optimizer step of two micro-batches and see who holds the bytes at its peak.
+
+    Args:
+        spec: What the step is made of.
+        micro_batch_size: Images in each of the two.
+        level: Recompute level of the network.
+        per_layer: Other levels of single layers, as for `apply_recompute`.
+    """
+    return _Simulation(spec, micro_batch_size, level, per_layer).run()
+
+
+class _Simulation:
+    """The parts of the step, and the tracker that follows their storages."""
+
+    def __init__(
+        self, spec: StepSpec, micro_batch_size: int, level: Level, per_layer: Mapping[int, Level] | None
+    ) -> None:
+        self.spec = spec
+        self.micro_batch_size = micro_batch_size
+        self.network, strides = build_on_meta(spec)
+        self.loss = DetectionLoss(strides)
+        self.ema = WeightAverage(self.network, EmaConfig())
+        apply_recompute(self.network, level, per_layer)
+        self.optimizer = build_optimizer(self.network, spec.optimizer, batch_size=2 * micro_batch_size)
+        self.statistics = BatchStatistics(self.network)
+        self.tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES)
+        self.tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
+        self.tracker.track([*self.ema.parameters(), *self.ema.buffers()], "ema")
+        self._fill_optimizer_state()
+
+    def run(self) -> SimulatedStep:
+        """The step, from top to bottom, as `engine.step` has it."""
+        accumulation = AccumulationWindow(2 * self.micro_batch_size, LossGains(), torch.amp.GradScaler(enabled=False))
+        with fused_kernels_left_out(), self.tracker, self.tracker.phase("temporaries"):
+            self.statistics.save()
+            first = self._peak_of(self._micro_batch, accumulation)
+            second = self._peak_of(self._micro_batch, accumulation)
+            update = self._peak_of(self._update, accumulation)
+        return SimulatedStep(
+            single=max(first, update, key=_total), accumulated=max(first, second, update, key=_total)
+        )
+
+    def _peak_of(self, part, accumulation: AccumulationWindow) -> dict[str, int]:
+        self.tracker.reset_peak()
+        part(accumulation)
+        return self.tracker.breakdown()
+
+    def _micro_batch(self, accumulation: AccumulationWindow) -> None:
+        sums = self._loss_sums()
+        with self.tracker.phase("activation_gradients"):
+            accumulation.backward(sums, self.micro_batch_size)
+        self.tracker.track(gradients_of(self.optimizer), "gradients")
+
+    def _loss_sums(self) -> LossSums:
+        with self.tracker.phase("inputs"):
+            micro_batch = self._micro_batch_on_device()
+        autocast = self._autocast()
+        with autocast:
+            with self.tracker.phase("inputs"):
+                images = network_input(micro_batch.images, AUTOCAST_DTYPE[self.spec.precision])
+            with self.tracker.phase("activations"):
+                # The list gives the only reference away: the network's caller in `engine.step` keeps none either.
+                inputs = [images]
+                del images
+                predictions = raw_predictions(self.network(inputs.pop()))
+            if isinstance(autocast, cuda_autocast_on_meta):
+                self.tracker.track(autocast.weight_casts, "autocast_copies")
+        with self.tracker.phase("loss"):
+            return self.loss(
+                predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
+            )
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.spec.precision == "fp32":
+            return nullcontext()
+        return cuda_autocast_on_meta(AUTOCAST_DTYPE[self.spec.precision])
+
+    def _update(self, accumulation: AccumulationWindow) -> None:
+        accumulation.normalise(self.optimizer)
+        grad_norm = clip_gradients(gradients_of(self.optimizer), self.spec.optimizer.max_grad_norm)
+        finite = grad_norm.isfinite()
+        step_if(finite, self.optimizer, self.optimizer.step)
+        self.statistics.restore_unless(finite)
+        self.ema.update(self.network, 1, finite)
+
+    def _micro_batch_on_device(self) -> Batch:
+        size, num_boxes = self.spec.image_size, self.micro_batch_size * self.spec.boxes_per_image
+        return Batch(
+            images=torch.empty(self.micro_batch_size, 3, size, size, dtype=torch.uint8, device="meta"),
+            boxes_xyxy_px=torch.empty(num_boxes, 4, device="meta"),
+            classes=torch.empty(num_boxes, dtype=torch.int64, device="meta"),
+            image_index=torch.empty(num_boxes, dtype=torch.int64, device="meta"),
+            names=[],
+        )
+
+    def _fill_optimizer_state(self) -> None:
+        """Give the optimizer the state that it has after its first step, which it would not create on meta."""
+        self.optimizer._need_device_dtype_check_for_fused = False
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = self.optimizer.state[parameter]
+                for name, component in OPTIMIZER_STATE[self.spec.optimizer.name].items():
+                    state[name] = torch.zeros_like(parameter)
+                    self.tracker.track([state[name]], component)
+                if self.spec.optimizer.name == "adamw":
+                    state["step"] = torch.zeros((), device="meta")
+                    self.tracker.track([state["step"]], "momentum")
+
+
+def _total(components: dict[str, int]) -> int:
+    return sum(components.values())
