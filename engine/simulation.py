@@ -6,14 +6,15 @@ before the step is there here too: weights, their average, the optimizer's state
 number of them, because from the second on there are gradients to add to while the activations are alive.
 
 Fused kernels change their arguments in place and allocate nothing; the meta device lacks them, so they are left
-out: see `fused_kernels_left_out`. The fp16 loss scaler (a few scalars) is left out too. No micro-batch is copied to
+out: see `kernels_left_out`. The fp16 loss scaler (a few scalars) is left out too. No micro-batch is copied to
 the device ahead of its turn, so none is counted.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -43,6 +44,7 @@ from models.network import (
 )
 from models.recompute import Level, apply_recompute
 
+aten = torch.ops.aten
 OPTIMIZER_STATE = {"adamw": {"exp_avg": "momentum", "exp_avg_sq": "variance"}, "sgd": {"momentum_buffer": "momentum"}}
 """Per optimizer, its tensors as large as the weights, and the component that each is."""
 
@@ -73,14 +75,46 @@ class SimulatedStep:
     """Of a window of several micro-batches of this size."""
 
 
-class fused_kernels_left_out(TorchDispatchMode):
-    """Leave out fused optimizer kernels, which change their arguments in place and allocate nothing."""
+class kernels_left_out(TorchDispatchMode):
+    """On the meta device, leave out the kernels that it lacks or has only in slow Python.
+
+    Fused optimizers change their arguments in place and allocate nothing. Of BatchNorm only the results matter: a map
+    and two FP32 numbers per channel, and three gradients.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run every operator but those."""
         if func.name().startswith("aten::_fused_"):
             return None
+        if func is aten.native_batch_norm.default:
+            x, weight, training = args[0], args[1], args[5]
+            num_saved = len(weight) if training else 0
+            return torch.empty_like(x), *(weight.new_empty(num_saved) for _ in range(2))
+        if func is aten.native_batch_norm_backward.default:
+            x, weight, needed = args[1], args[2], args[9]
+            return tuple(torch.empty_like(t) if need else None for t, need in zip((x, weight, weight), needed, strict=True))
         return func(*args, **(kwargs or {}))
+
+
+def convolution_workspace_bytes(func: Any, args: tuple) -> int:
+    """What cuDNN takes while a convolution runs: its input and its output (or their gradients) once more.
+
+    Tensor cores want channels last; for maps that are channels first, as ours are, cuDNN makes copies in a workspace.
+    Depthwise convolutions do not use tensor cores. An assumption, not a measurement: other algorithms need less.
+    """
+    if func is aten.convolution.default:
+        x, weight, _, stride, padding, dilation, _, _, groups = args
+        if groups > 1:
+            return 0
+        size = [
+            (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+            for side, pad, gap, kernel, step in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
+        ]
+        return x.nbytes + x.element_size() * len(x) * len(weight) * math.prod(size)
+    if func is aten.convolution_backward.default:
+        grad, x, groups = args[0], args[1], args[9]
+        return 0 if groups > 1 else grad.nbytes + x.nbytes
+    return 0
 
 
 @cache
@@ -102,7 +136,11 @@ def build_on_meta(spec: StepSpec) -> tuple[nn.Module, list[int]]:
 
 
 def simulate_step(
-    spec: StepSpec, micro_batch_size: int, level: Level, per_layer: Mapping[int, Level] | None = None
+    spec: StepSpec,
+    micro_batch_size: int,
+    level: Level,
+    per_layer: Mapping[int, Level] | None = None,
+    workspace_bytes: Callable[[Any, tuple], int] = convolution_workspace_bytes,
 ) -> SimulatedStep:
     """Run one optimizer step of two micro-batches and see who holds the bytes at its peak.
 
@@ -111,15 +149,21 @@ def simulate_step(
         micro_batch_size: Images in each of the two.
         level: Recompute level of the network.
         per_layer: Other levels of single layers, as for `apply_recompute`.
+        workspace_bytes: What kernels take beside their results, by operator and arguments.
     """
-    return _Simulation(spec, micro_batch_size, level, per_layer).run()
+    return _Simulation(spec, micro_batch_size, level, per_layer, workspace_bytes).run()
 
 
 class _Simulation:
     """The parts of the step, and the tracker that follows their storages."""
 
     def __init__(
-        self, spec: StepSpec, micro_batch_size: int, level: Level, per_layer: Mapping[int, Level] | None
+        self,
+        spec: StepSpec,
+        micro_batch_size: int,
+        level: Level,
+        per_layer: Mapping[int, Level] | None,
+        workspace_bytes: Callable[[Any, tuple], int],
     ) -> None:
         self.spec = spec
         self.micro_batch_size = micro_batch_size
@@ -129,7 +173,7 @@ class _Simulation:
         apply_recompute(self.network, level, per_layer)
         self.optimizer = build_optimizer(self.network, spec.optimizer, batch_size=2 * micro_batch_size)
         self.statistics = BatchStatistics(self.network)
-        self.tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES)
+        self.tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES, workspace_bytes)
         self.tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
         self.tracker.track([*self.ema.parameters(), *self.ema.buffers()], "ema")
         self._fill_optimizer_state()
@@ -137,7 +181,7 @@ class _Simulation:
     def run(self) -> SimulatedStep:
         """The step, from top to bottom, as `engine.step` has it."""
         accumulation = AccumulationWindow(2 * self.micro_batch_size, LossGains(), torch.amp.GradScaler(enabled=False))
-        with fused_kernels_left_out(), self.tracker, self.tracker.phase("temporaries"):
+        with kernels_left_out(), self.tracker, self.tracker.phase("temporaries"):
             self.statistics.save()
             first = self._peak_of(self._micro_batch, accumulation)
             second = self._peak_of(self._micro_batch, accumulation)

@@ -34,6 +34,9 @@ CUDA_ALLOCATION_BYTES = 512
 ROUNDING = "allocator_rounding"
 """Category of what storages take beyond their size because they are rounded up."""
 
+WORKSPACES = "workspaces"
+"""Category of what kernels take beside their results."""
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -64,6 +67,8 @@ class StorageTracker(TorchDispatchMode):
     Args:
         device_type: Only storages of this device are followed (``"meta"``, ``"cpu"`` or ``"cuda"``).
         round_to_bytes: Every storage counts as a multiple of this; see ``CUDA_ALLOCATION_BYTES``.
+        workspace_bytes: From an operator and its arguments to the bytes that its kernel takes and gives back while it
+            runs, beside its results; they get the category ``WORKSPACES``.
 
     Attributes:
         live_bytes: Bytes of all storages alive now.
@@ -71,8 +76,14 @@ class StorageTracker(TorchDispatchMode):
         category: Name given to storages born from now on; set it by ``phase``.
     """
 
-    def __init__(self, device_type: str = "meta", round_to_bytes: int = 1) -> None:
+    def __init__(
+        self,
+        device_type: str = "meta",
+        round_to_bytes: int = 1,
+        workspace_bytes: Callable[[Any, tuple], int] = lambda func, args: 0,
+    ) -> None:
         super().__init__()
+        self.workspace_bytes = workspace_bytes
         self.device_type = device_type
         self.round_to_bytes = round_to_bytes
         self.live_bytes = 0
@@ -88,6 +99,7 @@ class StorageTracker(TorchDispatchMode):
         """Run the operator and log each storage that it returns for the first time."""
         result = func(*args, **(kwargs or {}))
         self.track(tree_iter(result), category=None)
+        self._use_workspace(self.workspace_bytes(func, args))
         return result
 
     def track(self, values: Iterable[Any], category: str | None) -> None:
@@ -108,17 +120,28 @@ class StorageTracker(TorchDispatchMode):
     def _birth(self, storage: torch.UntypedStorage, category: str) -> None:
         number, address = len(self._categories), storage._cdata
         num_bytes = -(-storage.nbytes() // self.round_to_bytes) * self.round_to_bytes
-        self._categories.append(category)
-        self._requested_bytes.append(storage.nbytes())
         self._alive[address] = (number, num_bytes, weakref.ref(storage, lambda _: self._death(address)))
-        self._log.append((number, num_bytes))
-        self.live_bytes += num_bytes
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self._gain(storage.nbytes(), num_bytes, category)
 
     def _death(self, address: int) -> None:
         number, num_bytes, _ = self._alive.pop(address)
+        self._lose(number, num_bytes)
+
+    def _gain(self, requested_bytes: int, num_bytes: int, category: str) -> None:
+        self._log.append((len(self._categories), num_bytes))
+        self._categories.append(category)
+        self._requested_bytes.append(requested_bytes)
+        self.live_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _lose(self, number: int, num_bytes: int) -> None:
         self._log.append((number, -num_bytes))
         self.live_bytes -= num_bytes
+
+    def _use_workspace(self, num_bytes: int) -> None:
+        if num_bytes:
+            self._gain(num_bytes, num_bytes, WORKSPACES)
+            self._lose(len(self._categories) - 1, num_bytes)
 
     @contextmanager
     def phase(self, category: str) -> Iterator[None]:
