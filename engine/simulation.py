@@ -2,17 +2,15 @@
 
 The order of events is that of `engine.step`, and a test holds the two together: it compares this with the storages
 of a real step on a CPU. Tensors on the meta device have no data, so the largest network takes seconds. What is there
-before the step is there here too: weights, their average, the optimizer's state. Two micro-batches stand for any
-number of them, because from the second on there are gradients to add to while the activations are alive.
+before the step is there here too: weights, their average, the optimizer's state. One micro-batch is enough: what
+the second and later ones of a step find different is that there are gradients to add to, so these are made before.
 
-Fused kernels change their arguments in place and allocate nothing; the meta device lacks them, so they are left
-out: see `kernels_left_out`. The fp16 loss scaler (a few scalars) is left out too. No micro-batch is copied to
-the device ahead of its turn, so none is counted.
+Left out are kernels that allocate nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars). No micro-batch
+is copied to the device ahead of its turn, so none is counted.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -42,9 +40,11 @@ from models.network import (
     network_input,
     raw_predictions,
 )
-from models.recompute import Level, apply_recompute
+from models.recompute import Level, apply_recompute, remove_recompute
 
 aten = torch.ops.aten
+IN_PLACE = {aten.add_.Tensor, aten.div_.Tensor, aten.mul_.Tensor, aten.clamp_.default, aten.silu_.default}
+"""Operators that only change their first argument, and which the meta device runs in Python."""
 OPTIMIZER_STATE = {"adamw": {"exp_avg": "momentum", "exp_avg_sq": "variance"}, "sgd": {"momentum_buffer": "momentum"}}
 """Per optimizer, its tensors as large as the weights, and the component that each is."""
 
@@ -60,39 +60,34 @@ class StepSpec:
     precision: Precision = "fp16"
     boxes_per_image: int = 50
     """Ground-truth boxes of every image: of the worst image that can occur, for a plan that holds."""
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()  # noqa: RUF009  frozen
     freeze_batch_norm: bool = False
     freeze_layers: int = 0
-
-
-@dataclass(frozen=True)
-class SimulatedStep:
-    """Bytes by component at the peak of a step. The components add up to the peak of allocated bytes."""
-
-    single: dict[str, int]
-    """Of a window that is one micro-batch."""
-    accumulated: dict[str, int]
-    """Of a window of several micro-batches of this size."""
 
 
 class kernels_left_out(TorchDispatchMode):
     """On the meta device, leave out the kernels that it lacks or has only in slow Python.
 
-    Fused optimizers change their arguments in place and allocate nothing. Of BatchNorm only the results matter: a map
-    and two FP32 numbers per channel, and three gradients.
+    Fused optimizers and other operators that change an argument in place allocate nothing. Of BatchNorm only the
+    results matter: a map and two FP32 numbers per channel, and three gradients.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run every operator but those."""
-        if func.name().startswith("aten::_fused_"):
+        if func.name().startswith(("aten::_fused_", "aten::_foreach_mul_")):
             return None
+        if func in IN_PLACE:
+            return args[0]
+        if func is aten.silu_backward.grad_input:
+            return kwargs["grad_input"]
         if func is aten.native_batch_norm.default:
             x, weight, training = args[0], args[1], args[5]
             num_saved = len(weight) if training else 0
             return torch.empty_like(x), *(weight.new_empty(num_saved) for _ in range(2))
         if func is aten.native_batch_norm_backward.default:
             x, weight, needed = args[1], args[2], args[9]
-            return tuple(torch.empty_like(t) if need else None for t, need in zip((x, weight, weight), needed, strict=True))
+            like = (x, weight, weight)
+            return tuple(torch.empty_like(t) if need else None for t, need in zip(like, needed, strict=True))
         return func(*args, **(kwargs or {}))
 
 
@@ -106,10 +101,8 @@ def convolution_workspace_bytes(func: Any, args: tuple) -> int:
         x, weight, _, stride, padding, dilation, _, _, groups = args
         if groups > 1:
             return 0
-        size = [
-            (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1
-            for side, pad, gap, kernel, step in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
-        ]
+        dims = zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
+        size = [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, pad, gap, kernel, step in dims]
         return x.nbytes + x.element_size() * len(x) * len(weight) * math.prod(size)
     if func is aten.convolution_backward.default:
         grad, x, groups = args[0], args[1], args[9]
@@ -118,21 +111,18 @@ def convolution_workspace_bytes(func: Any, args: tuple) -> int:
 
 
 @cache
-def _meta_network(name: NetworkName, num_classes: int) -> tuple[nn.Module, list[int]]:
-    """A network on the meta device, not to be changed, and its strides."""
+def network_on_meta(
+    name: NetworkName, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
+) -> tuple[nn.Module, WeightAverage, list[int]]:
+    """A network in training mode, its average and its strides; shared, so leave it as it was."""
     network = build_network(name, num_classes)
     strides = head_strides(network)
-    return network.to("meta"), strides
-
-
-def build_on_meta(spec: StepSpec) -> tuple[nn.Module, list[int]]:
-    """The network of a step, with what is frozen, in training mode, on the meta device; and its strides."""
-    network, strides = _meta_network(spec.network, spec.num_classes)
-    network = copy.deepcopy(network)
-    freeze_layers(network, spec.freeze_layers)
-    if spec.freeze_batch_norm:
+    network = network.to("meta")
+    average = WeightAverage(network, EmaConfig())
+    freeze_layers(network, num_frozen_layers)
+    if freeze_batch_norm:
         freeze_batch_norms(batch_norms(network))
-    return network, strides
+    return network, average, strides
 
 
 def simulate_step(
@@ -140,18 +130,25 @@ def simulate_step(
     micro_batch_size: int,
     level: Level,
     per_layer: Mapping[int, Level] | None = None,
+    *,
+    accumulates: bool,
     workspace_bytes: Callable[[Any, tuple], int] = convolution_workspace_bytes,
-) -> SimulatedStep:
-    """Run one optimizer step of two micro-batches and see who holds the bytes at its peak.
+) -> dict[str, int]:
+    """Run one optimizer step and see who holds the bytes at its peak.
 
     Args:
         spec: What the step is made of.
-        micro_batch_size: Images in each of the two.
+        micro_batch_size: Images in each of its micro-batches.
         level: Recompute level of the network.
         per_layer: Other levels of single layers, as for `apply_recompute`.
+        accumulates: Whether the step has several micro-batches, or one.
         workspace_bytes: What kernels take beside their results, by operator and arguments.
+
+    Returns:
+        Bytes by component; they add up to the peak of allocated bytes.
     """
-    return _Simulation(spec, micro_batch_size, level, per_layer, workspace_bytes).run()
+    tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES, workspace_bytes)
+    return _Simulation(spec, micro_batch_size, level, per_layer, tracker).run(accumulates)
 
 
 class _Simulation:
@@ -163,42 +160,48 @@ class _Simulation:
         micro_batch_size: int,
         level: Level,
         per_layer: Mapping[int, Level] | None,
-        workspace_bytes: Callable[[Any, tuple], int],
+        tracker: StorageTracker,
     ) -> None:
         self.spec = spec
         self.micro_batch_size = micro_batch_size
-        self.network, strides = build_on_meta(spec)
+        self.tracker = tracker
+        self.network, self.ema, strides = network_on_meta(
+            spec.network, spec.num_classes, spec.freeze_layers, spec.freeze_batch_norm
+        )
         self.loss = DetectionLoss(strides)
-        self.ema = WeightAverage(self.network, EmaConfig())
         apply_recompute(self.network, level, per_layer)
-        self.optimizer = build_optimizer(self.network, spec.optimizer, batch_size=2 * micro_batch_size)
+        self.optimizer = build_optimizer(self.network, spec.optimizer, batch_size=micro_batch_size)
         self.statistics = BatchStatistics(self.network)
-        self.tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES, workspace_bytes)
-        self.tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
-        self.tracker.track([*self.ema.parameters(), *self.ema.buffers()], "ema")
+        self.accumulation = AccumulationWindow(
+            micro_batch_size, LossGains(), torch.amp.GradScaler(enabled=False)
+        )
+        tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
+        tracker.track([*self.ema.parameters(), *self.ema.buffers()], "ema")
         self._fill_optimizer_state()
 
-    def run(self) -> SimulatedStep:
-        """The step, from top to bottom, as `engine.step` has it."""
-        accumulation = AccumulationWindow(2 * self.micro_batch_size, LossGains(), torch.amp.GradScaler(enabled=False))
+    def run(self, accumulates: bool) -> dict[str, int]:
+        """The step, from top to bottom, as `engine.step` has it; bytes by component at its peak."""
         with kernels_left_out(), self.tracker, self.tracker.phase("temporaries"):
             self.statistics.save()
-            first = self._peak_of(self._micro_batch, accumulation)
-            second = self._peak_of(self._micro_batch, accumulation)
-            update = self._peak_of(self._update, accumulation)
-        return SimulatedStep(
-            single=max(first, update, key=_total), accumulated=max(first, second, update, key=_total)
-        )
-
-    def _peak_of(self, part, accumulation: AccumulationWindow) -> dict[str, int]:
-        self.tracker.reset_peak()
-        part(accumulation)
+            if accumulates:
+                self._make_gradients()
+            self.tracker.reset_peak()
+            self._micro_batch()
+            self._update()
+        self.network.zero_grad(set_to_none=True)
+        remove_recompute(self.network)
         return self.tracker.breakdown()
 
-    def _micro_batch(self, accumulation: AccumulationWindow) -> None:
+    def _make_gradients(self) -> None:
+        """What an earlier micro-batch of the step has left behind."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.empty_like(parameter)
+
+    def _micro_batch(self) -> None:
         sums = self._loss_sums()
         with self.tracker.phase("activation_gradients"):
-            accumulation.backward(sums, self.micro_batch_size)
+            self.accumulation.backward(sums, self.micro_batch_size)
         self.tracker.track(gradients_of(self.optimizer), "gradients")
 
     def _loss_sums(self) -> LossSums:
@@ -225,8 +228,8 @@ class _Simulation:
             return nullcontext()
         return cuda_autocast_on_meta(AUTOCAST_DTYPE[self.spec.precision])
 
-    def _update(self, accumulation: AccumulationWindow) -> None:
-        accumulation.normalise(self.optimizer)
+    def _update(self) -> None:
+        self.accumulation.normalise(self.optimizer)
         grad_norm = clip_gradients(gradients_of(self.optimizer), self.spec.optimizer.max_grad_norm)
         finite = grad_norm.isfinite()
         step_if(finite, self.optimizer, self.optimizer.step)
@@ -255,7 +258,3 @@ class _Simulation:
                 if self.spec.optimizer.name == "adamw":
                     state["step"] = torch.zeros((), device="meta")
                     self.tracker.track([state["step"]], "momentum")
-
-
-def _total(components: dict[str, int]) -> int:
-    return sum(components.values())

@@ -7,10 +7,10 @@ without recomputation,
 
     batch_size * (1 + extra_time) + accumulate * MICRO_BATCH_COST
 
-``extra_time`` belongs to the recompute level: what backward computes again, as a part of a step's arithmetic. The second
-term is what each micro-batch costs beside its images: launching kernels, and a device that is not filled. So a larger
+``extra_time`` belongs to the recompute level: what backward computes again, as a part of a step. The second term is
+what each micro-batch costs beside its images: launching kernels, and a device that is not filled. So a larger
 micro-batch wins over a smaller one at the same level, and a cheaper level over a dearer one at the same micro-batch;
-between the two the numbers decide. It ranks plans; it does not predict seconds.
+between the two the numbers decide. This ranks plans; it does not predict seconds.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ class Recommendation:
     """Computed again in backward, as a part of a step's time."""
     recompute_layers: tuple[int, ...] = ()
     """Top-level layers at level `block` on top of ``recompute``."""
+
+    @property
+    def layer_levels(self) -> dict[int, Level]:
+        """The value of ``model.recompute_layers``."""
+        return dict.fromkeys(self.recompute_layers, "block")
 
 
 @dataclass(frozen=True)

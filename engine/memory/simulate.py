@@ -98,7 +98,7 @@ class StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run the operator and log each storage that it returns for the first time."""
         result = func(*args, **(kwargs or {}))
-        self.track(tree_iter(result), category=None)
+        self.track((result,) if isinstance(result, Tensor) else tree_iter(result), category=None)
         self._use_workspace(self.workspace_bytes(func, args))
         return result
 
