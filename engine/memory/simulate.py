@@ -10,8 +10,8 @@ a large network runs on them in seconds on any machine. Two tools turn that into
   can be followed in the same way.
 * `cuda_autocast_on_meta` casts as CUDA autocast does; the meta device has no autocast of its own.
 
-`simulate_step` puts both together. What they cannot see is memory inside a kernel (convolution workspaces), the
-caching allocator's fragmentation and the CUDA context.
+`engine.simulation` puts both together with the parts of a training step. What they cannot see is memory inside a kernel
+(the caller may estimate it), the caching allocator's fragmentation and the CUDA context.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
@@ -238,71 +237,3 @@ def _is_full(value: Any) -> bool:
 
 def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if _is_lower(tensor) else tensor
-
-
-@dataclass(frozen=True)
-class StepMemory:
-    """What one simulated training step needs."""
-
-    peak_bytes: int
-    """Most bytes alive at one time."""
-    breakdown_bytes: dict[str, int]
-    """The same bytes by category, largest first."""
-
-
-def simulate_step(
-    network: nn.Module,
-    images_BCHW: Tensor,
-    loss: Callable[[Any], Tensor],
-    autocast_dtype: torch.dtype | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    round_to_bytes: int = CUDA_ALLOCATION_BYTES,
-) -> StepMemory:
-    """Run forward, loss, backward and optimizer step on the meta device and report the peak.
-
-    The optimizer's state exists before the step, as in every step of a training but the first; gradients do
-    not, because they are set to None after each step.
-
-    Args:
-        network: On the meta device, in training mode.
-        images_BCHW: Meta tensor in the dtype in which the network gets its images.
-        loss: From the network's output to a scalar; it may empty a mutable output to free predictions early.
-        autocast_dtype: Precision of the forward pass as under CUDA autocast; None for none.
-        optimizer: Over the network's parameters.
-        round_to_bytes: See :class:`StorageTracker`.
-    """
-    parameters = list(network.parameters())
-    autocast = nullcontext() if autocast_dtype is None else cuda_autocast_on_meta(autocast_dtype)
-    tracker = StorageTracker("meta", round_to_bytes)
-    tracker.track([*parameters, *network.buffers()], "weights")
-    tracker.track([images_BCHW], "inputs")
-    with tracker:
-        if optimizer is not None:
-            _first_step(optimizer, tracker)
-        tracker.reset_peak()
-        with autocast:
-            with tracker.phase("activations"):
-                predictions = network(images_BCHW)
-            with tracker.phase("loss"):
-                value = loss(predictions)
-        del predictions
-        with tracker.phase("activation gradients"):
-            value.backward()
-        tracker.track([parameter.grad for parameter in parameters], "gradients")
-        if optimizer is not None:
-            with tracker.phase("optimizer step"):
-                optimizer.step()
-    step = StepMemory(tracker.peak_bytes, tracker.breakdown())
-    for parameter in parameters:
-        parameter.grad = None
-    return step
-
-
-def _first_step(optimizer: torch.optim.Optimizer, tracker: StorageTracker) -> None:
-    """Let the optimizer create its state, and name it."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    tracker.track(tree_iter(list(optimizer.state.values())), "optimizer")

@@ -114,3 +114,16 @@ def test_simulate_step__agrees_with_an_independent_simulation_of_yolo11l(
     step = simulate_step(StepSpec(), num_images, "none", accumulates=True, workspace_bytes=no_workspace)
     network = ("weights", "gradients", "activations", "activation_gradients", "inputs", "autocast_copies")
     assert sum(step.get(name, 0) for name in network) / GIB == pytest.approx(independent_gib, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "image_size", "limit_gib"), [(16, 640, 4.2), (32, 640, 7.8), (32, 800, 11.7)], ids=str
+)
+def test_simulate_step__recompute_levels_keep_their_promise(
+    num_images: int, image_size: int, limit_gib: float
+) -> None:
+    spec = StepSpec(image_size=image_size, boxes_per_image=10)
+    none, elementwise, block = (peak_bytes(spec, num_images, level) for level in LEVELS)
+    assert elementwise <= 0.42 * none
+    assert block <= 0.28 * none
+    assert elementwise <= limit_gib * GIB
