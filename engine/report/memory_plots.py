@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from engine.memory.units import GIB, MIB, format_bytes
 from engine.report.memory_log import (
     ALLOCATED,
-    EVENT,
     OOM_RECOVERY,
     OUT_OF_MEMORY,
     PEAK,
     PHASE,
     RESERVED,
+    RESUMED,
     SPEED,
     SPILL,
     TIME,
     TOTAL,
     USED,
+    Columns,
+    has_event,
+    is_gpu,
 )
 
-INK, MUTED, RULE, SHADE = "#24292f", "#57606a", "#d0d7de", "#eaeef2"
-LINES = {
-    USED: ("used (driver, all programs)", "#24292f"),
-    RESERVED: ("reserved (torch's cache)", "#0969da"),
-    PEAK: ("peak allocated so far", "#8250df"),
-    ALLOCATED: ("allocated between steps", "#c297ff"),
+INK, MUTED, RULE, SHADE = "#24292f", "#57606a", "#d0d7de", "#eef1f4"
+LINES = {  # label, colour, strength of the area below
+    USED: ("used (driver, all programs)", "#57606a", 0.12),
+    RESERVED: ("reserved (torch's cache)", "#0969da", 0.16),
+    PEAK: ("allocated, highest so far", "#8250df", 0.0),
+    ALLOCATED: ("allocated between steps", "#c297ff", 0.4),
 }
-EVENT_COLOURS = {OOM_RECOVERY: "#bc4c00", OUT_OF_MEMORY: "#cf222e", SPILL: "#bf3989"}
+PROCESS_LINES = {USED: ("RAM of the process, without its loader's workers", "#0969da", 0.16)}
+EVENTS = {
+    OOM_RECOVERY: ("recovery from out of memory", "#bc4c00", "v"),
+    OUT_OF_MEMORY: ("out of memory", "#cf222e", "X"),
+    SPILL: ("spill into system RAM", "#bf3989", "D"),
+    RESUMED: ("resumed", "#57606a", ">"),
+}
 BUDGET_COLOUR, PLAN_COLOUR, SPEED_COLOUR = "#cf222e", "#bf8700", "#1a7f37"
 PALETTE = (
     "#0969da", "#8250df", "#1a7f37", "#bf8700", "#bf3989", "#57606a",
     "#54aeff", "#c297ff", "#6fdd8b", "#eac54f", "#ff80c8", "#afb8c1",
     "#0a3069", "#3e1f79", "#044f1e", "#633c01",
 )  # fmt: skip
+MAX_POINTS = 2000
+"""More could not be told apart in the picture."""
+MIN_LABELLED_SHARE = 0.05
+"""Part of the bar from which on a component's size has room inside it."""
 
 
 def draw_timeline(
-    columns: Mapping[str, list],
-    path: Path,
-    budget_bytes: int | None = None,
-    planned_peak_bytes: int | None = None,
+    columns: Columns, path: Path, budget_bytes: int | None = None, planned_peak_bytes: int | None = None
 ) -> None:
     """Draw ``memory.png``: memory over time with validations, events, budget and plan; images/s below.
 
@@ -57,28 +68,29 @@ def draw_timeline(
         planned_peak_bytes: Drawn as a line, if there was a plan.
     """
     seconds = np.array(columns[TIME])
-    divisor, unit = (60, "minutes") if seconds.size and seconds[-1] > 180 else (1, "seconds")
+    divisor, unit = _time_unit(seconds)
     times = seconds / divisor
-    figure = Figure(figsize=(11, 5.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 5.6), dpi=150, layout="constrained")
     memory, speed = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
 
     _draw_memory(memory, times, columns)
-    _draw_limits(memory, columns[TOTAL], budget_bytes, planned_peak_bytes)
-    training_speed = np.where(np.array(columns[PHASE]) == "train", columns[SPEED], np.nan)
-    speed.plot(times, training_speed, color=SPEED_COLOUR, linewidth=1.2)
+    if is_gpu(columns):
+        _draw_limits(memory, columns[TOTAL], budget_bytes, planned_peak_bytes)
+    _draw_speed(speed, times, columns)
     for axes in (memory, speed):
         _draw_validations(axes, times, columns[PHASE])
-        _draw_events(axes, times, columns[EVENT])
+        _draw_events(axes, times, columns)
 
-    memory.set_title(_title(columns), loc="left", color=INK, fontweight="bold", fontsize=11, pad=12)
+    memory.set_title(_title(columns), loc="left", color=INK, fontweight="bold", fontsize=12, pad=14)
     memory.set_ylabel("GiB", color=MUTED)
+    memory.yaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 4, 5, 8, 10]))
     speed.set_ylabel("images/s", color=MUTED)
     speed.set_xlabel(f"{unit} since the start", color=MUTED)
     for axes in (memory, speed):
-        axes.margins(x=0.01)
+        axes.set_xlim(0, times[-1] or 1)
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
         _tidy(axes)
-    _draw_legend(figure, memory, ncols=4)
+    _draw_legend(figure, memory, ncols=3)
     figure.savefig(path)
 
 
@@ -91,27 +103,29 @@ def draw_breakdown(components: Mapping[str, int], path: Path, budget_bytes: int 
         budget_bytes: Drawn as a line, if known.
     """
     total_bytes = sum(components.values())
-    figure = Figure(figsize=(11, 2.8), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 2.9), dpi=150, layout="constrained")
     axes = figure.subplots()
     left_gib = 0.0
-    largest_first = sorted(components.items(), key=lambda item: item[1], reverse=True)
-    for index, (name, num_bytes) in enumerate(largest_first):
-        label = f"{name}: {format_bytes(num_bytes)} ({num_bytes / total_bytes:.1%})"
-        axes.barh(
-            0,
-            num_bytes / GIB,
-            left=left_gib,
-            color=PALETTE[index % len(PALETTE)],
-            edgecolor="white",
-            label=label,
-        )
-        left_gib += num_bytes / GIB
+    held = [(name, num_bytes) for name, num_bytes in components.items() if num_bytes > 0]
+    for index, (name, num_bytes) in enumerate(sorted(held, key=lambda item: item[1], reverse=True)):
+        gib, share = num_bytes / GIB, num_bytes / total_bytes
+        label = f"{name}: {format_bytes(num_bytes)} ({share:.1%})"
+        colour = PALETTE[index % len(PALETTE)]
+        axes.barh(0, gib, left=left_gib, color=colour, edgecolor="white", linewidth=0.6, label=label)
+        if share >= MIN_LABELLED_SHARE:
+            inside = f"{name}\n{share:.0%}" if share >= 4 * MIN_LABELLED_SHARE else f"{share:.0%}"
+            axes.text(left_gib + gib / 2, 0, inside, ha="center", va="center", color="white", fontsize=10)
+        left_gib += gib
+    title = f"Planned peak of memory: {format_bytes(total_bytes)}"
     if budget_bytes is not None:
-        label = f"budget: {format_bytes(budget_bytes)}"
-        axes.axvline(budget_bytes / GIB, color=BUDGET_COLOUR, linestyle="--", label=label)
-    title = f"Planned peak: {format_bytes(total_bytes)}"
-    axes.set_title(title, loc="left", color=INK, fontweight="bold", fontsize=11)
-    axes.set_xlim(left=0)
+        axes.axvline(budget_bytes / GIB, color=BUDGET_COLOUR, linestyle="--")
+        beside = {"rotation": 90, "ha": "left", "va": "center", "fontsize": 10}
+        axes.text(budget_bytes / GIB, 0, " budget", color=BUDGET_COLOUR, **beside)
+        left_bytes = budget_bytes - total_bytes
+        verdict = f"{format_bytes(abs(left_bytes))} {'left' if left_bytes >= 0 else 'too much'}"
+        title += f", of a budget of {format_bytes(budget_bytes)} ({verdict})"
+    axes.set_title(title, loc="left", color=INK, fontweight="bold", fontsize=12)
+    axes.set_xlim(0, 1.04 * max(left_gib, (budget_bytes or 0) / GIB))
     axes.set_yticks([])
     axes.set_xlabel("GiB", color=MUTED)
     _tidy(axes)
@@ -119,37 +133,47 @@ def draw_breakdown(components: Mapping[str, int], path: Path, budget_bytes: int 
     figure.savefig(path)
 
 
-def _draw_memory(axes: Axes, times: np.ndarray, columns: Mapping[str, list]) -> None:
-    for name, (label, colour) in LINES.items():
+def _draw_memory(axes: Axes, times: np.ndarray, columns: Columns) -> None:
+    for name, (label, colour, strength) in (LINES if is_gpu(columns) else PROCESS_LINES).items():
         gib = np.array(columns[name]) * MIB / GIB
         if np.isnan(gib).all():
             continue
-        axes.plot(times, gib, color=colour, label=label, linewidth=1.4)
-        if name == ALLOCATED:
-            axes.fill_between(times, gib, color=colour, alpha=0.3, linewidth=0)
+        shown_times, shown_gib = _thin(times, gib, np.max)
+        axes.plot(shown_times, shown_gib, color=colour, label=label, linewidth=1.6)
+        axes.fill_between(shown_times, shown_gib, color=colour, alpha=strength, linewidth=0)
+
+
+def _draw_speed(axes: Axes, times: np.ndarray, columns: Columns) -> None:
+    in_training = np.array(columns[PHASE]) == "train"
+    speeds = np.array(columns[SPEED])
+    # A line through training only: in validation it pauses.
+    is_drawn = in_training & ~np.isnan(speeds)
+    shown_times, shown_speeds = _thin(times[is_drawn], speeds[is_drawn], np.median)
+    axes.plot(shown_times, shown_speeds, color=SPEED_COLOUR, linewidth=1.2)
 
 
 def _draw_limits(axes: Axes, total_mib: list[float], budget_bytes: int | None, planned_peak_bytes: int | None) -> None:
-    total_bytes = total_mib[-1] * MIB if total_mib else None
     limits = (
-        ("memory of the device", total_bytes, MUTED, ":"),
+        ("memory of the device", total_mib[-1] * MIB, INK, ":"),
         ("budget", budget_bytes, BUDGET_COLOUR, "--"),
-        ("planned peak", planned_peak_bytes, PLAN_COLOUR, "-."),
+        ("planned peak, CUDA included", planned_peak_bytes, PLAN_COLOUR, "-."),
     )
     for name, num_bytes, colour, style in limits:
         if num_bytes is not None and np.isfinite(num_bytes):
             label = f"{name}: {format_bytes(int(num_bytes))}"
-            axes.axhline(num_bytes / GIB, color=colour, linestyle=style, linewidth=1.2, label=label)
+            axes.axhline(num_bytes / GIB, color=colour, linestyle=style, linewidth=1.4, label=label)
 
 
-def _draw_events(axes: Axes, times: np.ndarray, events: list[str]) -> None:
+def _draw_events(axes: Axes, times: np.ndarray, columns: Columns) -> None:
     top = axes.get_xaxis_transform()  # x in data, y from 0 at the bottom to 1 at the top
-    for name, colour in EVENT_COLOURS.items():
-        moments = times[np.array([name in event.split("; ") for event in events], dtype=bool)]
+    for name, (label, colour, marker) in EVENTS.items():
+        moments = times[np.array(has_event(columns, name), dtype=bool)]
         if moments.size:
-            axes.vlines(moments, 0, 1, transform=top, color=colour, linewidth=1)
-            label = f"{name} ({moments.size})"
-            axes.plot(moments, np.ones_like(moments), "v", transform=top, color=colour, clip_on=False, label=label)
+            label = f"{label} ({moments.size})"
+            axes.vlines(moments, 0, 1, transform=top, color=colour, linewidth=1, zorder=3)
+            heights = np.ones_like(moments)
+            style = {"transform": top, "color": colour, "clip_on": False, "markersize": 7}
+            axes.plot(moments, heights, marker, label=label, **style)
 
 
 def _draw_validations(axes: Axes, times: np.ndarray, phases: list[str]) -> None:
@@ -163,15 +187,34 @@ def _draw_validations(axes: Axes, times: np.ndarray, phases: list[str]) -> None:
             label = None  # one entry in the legend
 
 
-def _title(columns: Mapping[str, list]) -> str:
-    peaks = {name: np.nanmax(columns[name]) for name in (USED, PEAK) if not np.isnan(columns[name]).all()}
-    if PEAK not in peaks:
-        return f"Memory of the process: at most {_gib(peaks.get(USED, 0))}"
-    return f"GPU memory: at most {_gib(peaks[USED])} used, of which {_gib(peaks[PEAK])} allocated by training"
+def _thin(
+    times: np.ndarray, values: np.ndarray, reduce: Callable[[np.ndarray], float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most `MAX_POINTS` of them: each the last time of a group of rows, and its maximum or median."""
+    is_known = ~np.isnan(values)
+    times, values = times[is_known], values[is_known]
+    if values.size <= MAX_POINTS:
+        return times, values
+    groups = np.array_split(np.arange(values.size), MAX_POINTS)
+    return times[[rows[-1] for rows in groups]], np.array([reduce(values[rows]) for rows in groups])
 
 
-def _gib(mib: float) -> str:
-    return format_bytes(int(mib * MIB))
+def _time_unit(seconds: np.ndarray) -> tuple[int, str]:
+    duration = seconds[-1]
+    if duration > 3 * 3600:
+        return 3600, "hours"
+    return (60, "minutes") if duration > 3 * 60 else (1, "seconds")
+
+
+def _title(columns: Columns) -> str:
+    if not is_gpu(columns):
+        return f"Memory of the process: at most {_largest(columns[USED])} of RAM"
+    used, total, peak = (_largest(columns[name]) for name in (USED, TOTAL, PEAK))
+    return f"GPU memory: at most {used} of {total} in use; training allocated up to {peak}"
+
+
+def _largest(mib: list[float]) -> str:
+    return format_bytes(int(np.nanmax(mib) * MIB))
 
 
 def _tidy(axes: Axes) -> None:
@@ -184,4 +227,4 @@ def _tidy(axes: Axes) -> None:
 
 def _draw_legend(figure: Figure, axes: Axes, ncols: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9, labelcolor=INK)
+    figure.legend(handles, labels, loc="outside lower left", ncols=ncols, frameon=False, fontsize=9.5, labelcolor=INK)
