@@ -45,7 +45,7 @@ def print_advice(findings: Iterable[Finding], console: Console | None = None) ->
         line.append(f"{finding.what}: {finding.evidence}", style="none")
         if finding.remedy:
             line.append(f": {finding.remedy}", style="cyan")
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not console.is_terminal)  # a file gets whole lines
 
 
 class PaceAdvisor(L.Callback):

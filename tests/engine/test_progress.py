@@ -11,7 +11,7 @@ from rich.text import Text
 from engine import progress, throughput
 from engine.advice import print_advice
 from engine.diagnosis import Finding
-from engine.progress import TrainingProgress, format_duration
+from engine.progress import TrainingProgress, format_duration, gpu_gib
 from engine.throughput import Throughput
 
 STEPS_PER_EPOCH, NUM_EPOCHS, STEP_SECONDS, VALIDATION_SECONDS = 10, 3, 2.0, 30.0
@@ -135,6 +135,13 @@ def test_progress__shares_its_console_with_advice() -> None:
     with bar.console.capture() as captured:
         print_advice([Finding("CPU", "8 workers on 2 cores", "lower data.workers to 1", "note")])
     assert "8 workers on 2 cores" in captured.get()
+
+
+def test_gpu_gib__is_the_peak_not_what_is_held_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 21 * 2**29)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 11 * 2**30)
+    assert gpu_gib(torch.device("cuda", 0)) == "10.5"
+    assert gpu_gib(torch.device("cpu")) == "-"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (3723.4, "1:02:03"), (360_000, "100:00:00")])
