@@ -13,7 +13,7 @@ most bytes for their arithmetic (`models.recompute.rank`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import get_args
@@ -111,6 +111,25 @@ def recommend(
         components=choice.components,
         extra_time=choice.option.extra_time,
         recompute_layers=choice.option.recompute_layers,
+    )
+
+
+def described(
+    spec: StepSpec, batch_size: int, micro_batch_size: int, recompute: Level, layer_levels: Mapping[int, Level]
+) -> Recommendation:
+    """What a step needs whose settings the user has fixed, whether or not it fits anything."""
+    accumulate = -(-batch_size // micro_batch_size)
+    found = simulate_step(spec, micro_batch_size, recompute, layer_levels, accumulates=accumulate > 1)
+    components = dict.fromkeys(COMPONENTS, 0) | found | {"cuda_context": CUDA_CONTEXT_BYTES}
+    return Recommendation(
+        micro_batch=micro_batch_size,
+        accumulate=accumulate,
+        recompute=recompute,
+        precision=spec.precision,
+        image_size=spec.image_size,
+        peak_bytes=sum(components.values()),
+        components=components,
+        extra_time=0.0,
     )
 
 

@@ -145,7 +145,8 @@ class TrainingStep:
         self.batch_statistics.restore()
 
     def _lower(self, cause: str) -> None:
-        self.memory.lower(cause, self.num_steps_taken + (self._pending is not None))
+        sentence = self.memory.lower(cause, self.num_steps_taken + (self._pending is not None))
+        self.memory.on_recovery(sentence)
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
         """Forward pass and un-normalised loss of one micro-batch, which may still be on the host."""
