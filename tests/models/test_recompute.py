@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.loss import DetectionLoss, LossGains
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides, raw_predictions
 from models.recompute import apply_recompute, remove_recompute
-from models.recompute.rank import rank_layers
 from tests.helpers.training import copy_of, flat_gradient, flat_weights, make_network, make_step, make_window
 
 LEVELS = ["elementwise", "block"]
@@ -146,11 +145,3 @@ def test_apply_recompute__rejects_what_does_not_exist() -> None:
         apply_recompute(network, "all")
     with pytest.raises(ValueError, match=r"model\.recompute: layer 24: must be between 0 and 23"):
         apply_recompute(network, "none", {24: "block"})
-
-
-def test_rank_layers__early_layers_save_most_for_their_price() -> None:
-    gains = rank_layers(make_network(), torch.empty(4, 3, 320, 320, device="meta"))
-    rates = [gain.saved_bytes / gain.repeated_flops for gain in gains]
-    assert rates == sorted(rates, reverse=True)
-    assert gains[0].index < 5
-    assert all(gain.saved_bytes > 0 and gain.repeated_flops > 0 for gain in gains)
