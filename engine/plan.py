@@ -22,7 +22,7 @@ from engine.memory.config import MemoryConfig
 from engine.memory.plan import Plan, PlanRow, Recommendation, margin_of, verdict_of
 from engine.memory.units import GIB, format_bytes, parse_bytes
 from engine.plan_report import advice, legend, table
-from engine.planning import levels_available, predict, recommend
+from engine.planning import predict, recommend
 from engine.precision import Precision
 from engine.simulation import StepSpec
 from models.recompute import Level
@@ -86,7 +86,7 @@ def table_rows(question: Question) -> list[PlanRow]:
         for micro_batch in question.micro_batches:
             for precision in get_args(Precision):
                 spec = replace(question.spec, image_size=image_size, precision=precision)
-                for level in levels_available():
+                for level in get_args(Level):
                     rows.append(_row(question, spec, micro_batch, level))
     return rows
 

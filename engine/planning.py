@@ -35,7 +35,7 @@ from engine.memory.plan import (
 from engine.memory.probe import CUDA_CONTEXT_BYTES
 from engine.precision import AUTOCAST_DTYPE
 from engine.simulation import StepSpec, network_on_meta, simulate_step
-from models.recompute import MIN_TORCH_FOR_BLOCK, Level
+from models.recompute import Level
 from models.recompute.rank import LayerGain, rank_layers
 
 ANCHOR_RATIO = 4
@@ -170,12 +170,6 @@ def _simulated(
     return simulate_step(spec, micro_batch, level, dict.fromkeys(block_layers, "block"), accumulates=accumulates)
 
 
-def levels_available() -> list[Level]:
-    """The recompute levels of this torch, cheapest first."""
-    levels: Sequence[Level] = get_args(Level)
-    return [level for level in levels if level != "block" or torch.__version__ >= MIN_TORCH_FOR_BLOCK]
-
-
 def recompute_options(spec: StepSpec, largest: int, recompute: Level | None = None) -> list[Option]:
     """The ways to recompute, cheapest first: the levels, and between the last two the mixed ones.
 
@@ -184,7 +178,7 @@ def recompute_options(spec: StepSpec, largest: int, recompute: Level | None = No
         largest: The largest micro-batch that will be asked for.
         recompute: If given, only this level.
     """
-    levels = levels_available() if recompute is None else [recompute]
+    levels = list(get_args(Level)) if recompute is None else [recompute]
     gains = layer_gains(spec) if "block" in levels else ()
     extra_time = {
         "none": 0.0,
