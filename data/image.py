@@ -1,21 +1,29 @@
-"""Reads one image file into RGB bytes.
+"""Reads one image file into RGB bytes, or only its size.
 
 Whatever the file holds (grey, palette, alpha, 16 bits, an EXIF rotation), OpenCV turns it into upright
 8-bit RGB. It also fills the missing rest of a cut-off file with grey and says so only on standard error, so
-the end of JPEG and PNG files is looked for here.
+the end of JPEG and PNG files is looked for here. The file's content decides what it is, not its suffix.
 """
 
 from __future__ import annotations
 
+import struct
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image
 
 from data.errors import DataError
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG", b"IEND"
+TAIL_BYTES = 4096  # some programs append a few bytes of their own after the end
+MIN_SIDE_PX = 10  # as in Ultralytics: nothing can be learned from less
+MAX_PIXELS = 178_956_970  # 0.5 GiB decoded, in each worker; above, Pillow speaks of decompression bombs
+HEADER_FORMATS = ("JPEG", "MPO", "PNG")  # what is known without decoding: the size, and whether the end is there
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -30,14 +38,58 @@ def read_image(path: Path | str) -> np.ndarray:
     Raises:
         DataError: If the file cannot be read, is no image or is cut off.
     """
+    content = _read_bytes(path)  # cv2.imread fails on unusual characters under Windows
+    if _is_truncated(content):
+        raise DataError(f"{path}: the file is cut off: restore or remove the image and its label file")
+    return _decode(content, path)
+
+
+def read_size(path: Path | str) -> tuple[int, int]:
+    """Size of an image as `read_image` returns it, from the first and last bytes of the file where they tell.
+
+    JPEG and PNG files are not decoded; others, which are rare, are: only that shows that they are whole.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Height and width in pixels, upright.
+
+    Raises:
+        DataError: If `read_image` would refuse the file, or if it has a side below `MIN_SIDE_PX` or more than
+            `MAX_PIXELS` pixels. Damage in the middle of a JPEG or PNG file shows only when it is decoded.
+    """
     try:
-        content = Path(path).read_bytes()  # cv2.imread fails on unusual characters under Windows
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            kind, (width, height) = image.format, image.size
+            has_exif = kind in ("JPEG", "MPO") or "exif" in image.info  # asked blindly, a PNG file is decoded first
+            orientation = image.getexif().get(ExifTags.Base.Orientation) if has_exif else None
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: has more than {MAX_PIXELS} pixels: resize it or cut it into tiles") from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # what Pillow raises for broken headers
+        kind = None
+    if kind not in HEADER_FORMATS:
+        height, width = read_image(path).shape[:2]
+    elif _is_file_truncated(path):
+        raise DataError(f"{path}: the file is cut off: restore or remove the image and its label file")
+    elif orientation in TURNED:
+        height, width = width, height
+    if min(height, width) < MIN_SIDE_PX:
+        raise DataError(f"{path}: is {width} x {height} pixels: nothing can be learned below {MIN_SIDE_PX}: remove it")
+    return height, width
+
+
+def _read_bytes(path: Path | str) -> bytes:
+    try:
+        content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): restore or remove the image") from None
     if not content:
         raise DataError(f"{path}: the file is empty: restore or remove the image and its label file")
-    if _is_truncated(content):
-        raise DataError(f"{path}: the file is cut off: restore or remove the image and its label file")
+    return content
+
+
+def _decode(content: bytes, path: Path | str) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:  # for instance more pixels than OpenCV allows
@@ -47,11 +99,22 @@ def read_image(path: Path | str) -> np.ndarray:
     return image
 
 
+def _is_file_truncated(path: Path | str) -> bool:
+    """`_is_truncated` of a file, reading all of it only if its end is not where it should be."""
+    with Path(path).open("rb") as file:
+        start = file.read(len(PNG_START))
+        file.seek(-min(TAIL_BYTES, file.seek(0, 2)), 2)
+        tail = file.read()
+    if start.startswith(JPEG_START) and tail.endswith(JPEG_END):
+        return False
+    return _is_truncated(start + tail if start == PNG_START else _read_bytes(path))
+
+
 def _is_truncated(content: bytes) -> bool:
     if content.startswith(JPEG_START):
         return content.find(JPEG_END, _jpeg_scan_start(content)) < 0
     if content.startswith(PNG_START):
-        return PNG_END not in content[-4096:]  # some programs append a few bytes of their own
+        return PNG_END not in content[-TAIL_BYTES:]
     return False
 
 
