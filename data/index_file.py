@@ -1,8 +1,8 @@
 """Keeps a `ScanTable` in one binary file, and maps it into memory: a start need not parse labels again.
 
-Layout: ``MAGIC``, the length of the header (uint64), the header (JSON: version, checksum, key, lengths of the
-columns, rejected rows, sources), then the columns of `ARRAYS` one after the other, each at a multiple of 64
-bytes. Plain numbers only: nothing in it is ever executed or unpickled.
+Layout: ``MAGIC``, length and CRC-32 of the header (uint64 each), the header (JSON: version, key, lengths and
+CRC-32 of the columns, rejected rows, sources), then the columns of `ARRAYS` one after the other, each at a
+multiple of 64 bytes. Plain numbers only: nothing in it is ever executed or unpickled.
 
 Processes that map the file share its pages, and the system can take them back when memory is short.
 """
@@ -63,7 +63,8 @@ def save_table(file: Path, table: ScanTable, key: str) -> None:
     descriptor, scratch = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
     try:
         with open(descriptor, "wb") as stream:  # noqa: PTH123  a descriptor, not a path
-            stream.write(MAGIC + len(encoded).to_bytes(8, "little") + encoded)
+            stream.write(MAGIC + len(encoded).to_bytes(8, "little") + zlib.crc32(encoded).to_bytes(8, "little"))
+            stream.write(encoded)
             for array in arrays.values():
                 stream.write(bytes(-stream.tell() % ALIGNMENT))
                 stream.write(array.data)
@@ -125,14 +126,14 @@ def reload_table(origin: Origin) -> ScanTable:
 
 
 def _read_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
-    start = stream.read(len(MAGIC) + 8)
-    if not start.startswith(MAGIC) or len(start) < len(MAGIC) + 8:
-        raise ValueError("is not an index file")
-    encoded = stream.read(int.from_bytes(start[len(MAGIC) :], "little"))
-    header = json.loads(encoded)  # a ValueError if it is cut off
-    if not isinstance(header, dict):
-        raise ValueError("is not an index file")
-    return header, stream.tell()
+    magic, size, checksum = stream.read(8), stream.read(8), stream.read(8)
+    num_bytes = int.from_bytes(size, "little")
+    if magic != MAGIC or num_bytes > os.fstat(stream.fileno()).st_size:
+        raise ValueError("is damaged or no index file")
+    encoded = stream.read(num_bytes)
+    if zlib.crc32(encoded) != int.from_bytes(checksum, "little"):
+        raise ValueError("is damaged (the checksum of its header differs)")
+    return json.loads(encoded), stream.tell()
 
 
 def _map_arrays(content: mmap.mmap, start: int, lengths: dict[str, int]) -> dict[str, np.ndarray]:
