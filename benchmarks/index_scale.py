@@ -65,22 +65,22 @@ def measure_synthetic(folder: Path, num_images: int) -> dict[str, float]:
     table = synthetic_table(num_images)
     array_bytes = sum(getattr(table, name).nbytes for name in ARRAYS)
     file = folder / f"{num_images}.bin"
-    save_seconds = seconds(lambda: save_table(file, table, ""))
+    save_seconds = seconds(partial(save_table, file, table, ""))
     del table
-    before = psutil.Process().memory_full_info()
+    before = psutil.Process().memory_info()
     load_seconds = seconds(lambda: load_table(file, ""))
     index = _index_of(load_table(file, ""))
     images = np.random.default_rng(1).integers(num_images, size=20_000).tolist()
     read = [seconds(lambda: [(index.path(i), index.labels(i)) for i in images]) for _ in range(5)]
-    after = psutil.Process().memory_full_info()
+    after = psutil.Process().memory_info()
     return {
         "num_images": num_images,
         "num_boxes": len(index.classes),
         "array_gib": round(array_bytes / 2**30, 3),
         "save_seconds": round(save_seconds, 2),
         "load_and_check_seconds": round(load_seconds, 2),
-        "private_memory_mib_after_reading": round((after.uss - before.uss) / 2**20, 1),
-        "resident_memory_mib_after_reading": round((after.rss - before.rss) / 2**20, 1),
+        "mapped_memory_mib_after_reading": round((after.shared - before.shared) / 2**20, 1),
+        "own_memory_mib_after_reading": round((after.rss - after.shared - before.rss + before.shared) / 2**20, 1),
         "read_microseconds_per_image": round(statistics.median(read) / len(images) * 1e6, 2),
     }
 

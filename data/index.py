@@ -236,7 +236,7 @@ def _report_notices(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
     counts = dict(zip(NOTICE_KINDS, table.notices.sum(axis=0, dtype=np.int64).tolist(), strict=True))
     if counts[UNLABELLED] == len(table) - len(table.rejects):
         first = next(row for row in range(len(table)) if row not in table.rejects)
-        expected = next(label_candidates(table.path(first)))
+        expected = label_candidates(table.path(first))[0]
         raise DataError(
             f"{dataset.file}: no {split} image has a label file: {table.path(first)} needs {expected} (or a .xml file "
             "of Pascal VOC; COCO: name the .json file in data.yaml)"

@@ -12,6 +12,7 @@ Paths are strings here: a million `Path` objects take a minute.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import stat
@@ -33,6 +34,7 @@ MIRRORS = (  # folder of images, folder of labels, suffix of labels; the first f
     (None, None, ".xml"),
 )
 NO_STAMP = (-1, -1)
+_SUFFIXES = tuple(IMAGE_SUFFIXES)
 
 logger = logging.getLogger(__name__)
 
@@ -103,16 +105,26 @@ def stamp_of(source: Path) -> tuple[int, int]:
     return _stamp(source)
 
 
-def label_candidates(image: str) -> Iterator[str]:
+def label_candidates(image: str) -> list[str]:
     """Where the labels of an image may be, the best place first."""
-    stem = os.path.splitext(image)[0]  # noqa: PTH122  Path would take four times as long
-    for images, labels, suffix in MIRRORS:
-        if images is None:
-            yield stem + suffix
+    folder, _, name = image.rpartition(os.sep)
+    stem = name.rpartition(".")[0] or name
+    return [f"{labels}{stem}{suffix}" for labels, suffix in _label_folders(folder)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _label_folders(images: str) -> tuple[tuple[str, str], ...]:
+    """Where the labels of a folder of images may be (with the separator), and their suffix."""
+    folder = images + os.sep
+    found = []
+    for mirrored, labels, suffix in MIRRORS:
+        if mirrored is None:
+            found.append((folder, suffix))
         else:
-            head, found, tail = stem.rpartition(f"{os.sep}{images}{os.sep}")
-            if found:
-                yield f"{head}{os.sep}{labels}{os.sep}{tail}{suffix}"
+            head, is_there, tail = folder.rpartition(f"{os.sep}{mirrored}{os.sep}")
+            if is_there:
+                found.append((f"{head}{os.sep}{labels}{os.sep}{tail}", suffix))
+    return tuple(found)
 
 
 def find_label_file(image: str) -> str | None:
@@ -131,7 +143,7 @@ def _walk(folder: str, linked: list[str]) -> Iterator[os.DirEntry[str]]:
     for entry in found:
         if entry.is_dir(follow_symlinks=False):
             folders.append(entry.path)
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.name[0] != ".":  # noqa: PTH122
+        elif entry.name.lower().endswith(_SUFFIXES) and entry.name[0] != ".":
             yield entry
         elif entry.is_symlink() and entry.is_dir():
             linked.append(entry.path)
@@ -154,10 +166,15 @@ def _check_not_empty(source: Path, paths: list[str]) -> None:
 
 
 def _with_labels(paths: list[str], stamps: list[tuple[int, int]]) -> np.ndarray:
-    labels = [
-        next((found for file in label_candidates(path) if (found := _stamp_or_none(file))), NO_STAMP) for path in paths
-    ]
+    labels = [_label_stamp(path) for path in paths]
     return np.concatenate([np.array(stamps, np.int64), np.array(labels, np.int64)], axis=1)
+
+
+def _label_stamp(image: str) -> tuple[int, int]:
+    for file in label_candidates(image):
+        if found := _stamp_or_none(file):
+            return found
+    return NO_STAMP
 
 
 def _stamps(paths: list[str]) -> list[tuple[int, int]]:
