@@ -39,6 +39,17 @@ class SampleKey(NamedTuple):
     """0 for the first time that an image is shown in the epoch, then 1, 2, ...: each is augmented differently."""
 
 
+def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """All images once, shuffled by (seed, epoch); int64 (num_images,)."""
+    order = np.arange(num_images)
+    _generator(seed, epoch, ORDER_STREAM).shuffle(order)
+    return order
+
+
+def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch], spawn_key=(stream,))))
+
+
 class KeySequence(NamedTuple):
     """The keys of one epoch, in its order."""
 
@@ -81,15 +92,11 @@ class EpochOrder(Sampler[SampleKey]):
         images = np.arange(self.num_images)
         copies = np.zeros(self.num_images, np.int64)
         if self.repeats is not None:
-            images, copies = draw_repeats(self.repeats, len(self), self._generator(REPEAT_STREAM))
-        order = np.arange(len(images))
+            images, copies = draw_repeats(self.repeats, len(self), _generator(self.seed, self.epoch, REPEAT_STREAM))
         if self.shuffle:
-            self._generator(ORDER_STREAM).shuffle(order)
-        return KeySequence(self.epoch, images[order], copies[order])
-
-    def _generator(self, stream: int) -> np.random.Generator:
-        seeds = np.random.SeedSequence([self.seed, self.epoch], spawn_key=(stream,))
-        return np.random.Generator(np.random.PCG64(seeds))
+            order = epoch_order(len(images), self.seed, self.epoch)
+            images, copies = images[order], copies[order]
+        return KeySequence(self.epoch, images, copies)
 
 
 def draw_repeats(repeats: np.ndarray, num_places: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
