@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 
 from data.dataset_yaml import DatasetYaml
-from data.index import _index_of, build_index
+from data.index import build_index, index_of
 from data.index_file import load_table, save_table
 from data.labels import NOTICE_KINDS
 from data.listing import list_folder
@@ -69,7 +69,7 @@ def measure_synthetic(folder: Path, num_images: int) -> dict[str, float]:
     del table
     before = psutil.Process().memory_info()
     load_seconds = seconds(lambda: load_table(file, ""))
-    index = _index_of(load_table(file, ""))
+    index = index_of(load_table(file, ""))
     images = np.random.default_rng(1).integers(num_images, size=20_000).tolist()
     read = [seconds(lambda: [(index.path(i), index.labels(i)) for i in images]) for _ in range(5)]
     after = psutil.Process().memory_info()

@@ -100,7 +100,7 @@ def build_index(dataset: DatasetYaml, split: str, cache_folder: Path | None = No
     table = scan_split(dataset, split, cache_folder, workers)
     _report_rejects(dataset, split, table)
     _report_notices(dataset, split, table)
-    return _index_of(table)
+    return index_of(table)
 
 
 def scan_split(dataset: DatasetYaml, split: str, cache_folder: Path | None = None, workers: int = 1) -> ScanTable:
@@ -245,7 +245,7 @@ def _report_notices(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
         logger.warning("%s: %s", split, ", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
 
 
-def _index_of(table: ScanTable) -> ImageIndex:
+def index_of(table: ScanTable) -> ImageIndex:
     """The rows of a table that can be used; rejected ones have no boxes, so the boxes stay where they are."""
     path_bytes, path_offsets = table.path_bytes, table.path_offsets
     rows = np.arange(len(table))
@@ -270,4 +270,4 @@ def _reload_index(origin: Origin) -> ImageIndex:
     Raises:
         DataError: If the file was made again in the meantime.
     """
-    return _index_of(reload_table(origin))
+    return index_of(reload_table(origin))
