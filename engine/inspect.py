@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.dataset_yaml import read_dataset_yaml
-from data.inspect import SIZE_NAMES, DatasetFacts, imbalance, inspect_dataset
+from data.inspect import SIZE_NAMES, DatasetFacts, SplitFacts, imbalance, inspect_dataset
 from engine.diagnosis import Finding
 from engine.doctor import print_findings
 from engine.errors import ConfigError, run_command
@@ -31,7 +31,7 @@ MAX_LINES = 20  # of each kind of bad file; the JSON names them all
 MAX_CLASSES = 60
 
 
-def findings_of(facts: DatasetFacts, repeat_root: str = "data.yaml") -> list[Finding]:
+def findings_of(facts: DatasetFacts) -> list[Finding]:
     """What somebody who is about to train should know, the worst first."""
     found = [*_bad_files(facts), *_repeated_images(facts), *_classes(facts), *_sizes(facts)]
     order = {"problem": 0, "note": 1, "ok": 2}
@@ -126,17 +126,23 @@ def print_tables(facts: DatasetFacts, console: Console) -> None:
 
 
 def _image_table(facts: DatasetFacts) -> Table:
-    table = Table("split", title="Images", title_justify="left")
-    for heading in ("images", "without objects", "objects", "per image", "most in one", "left out", "refused"):
-        table.add_column(heading, justify="right")
-    table.add_column("image sizes")
-    for split, part in facts.splits.items():
-        per_image = part.num_boxes / max(part.num_images, 1)
-        sizes = ", ".join(f"{size} ({count})" for size, count in list(part.image_sizes.items())[:3])
-        counts = (part.num_images, part.num_background, part.num_boxes)
-        bad = (part.max_boxes_per_image, len(part.left_out), len(part.refused))
-        table.add_row(split, *map(str, counts), f"{per_image:.1f}", *map(str, bad), sizes)
+    table = Table("", title="Images", title_justify="left")
+    for split in facts.splits:
+        table.add_column(split, justify="right")
+    parts = list(facts.splits.values())
+    table.add_row("images", *[str(part.num_images) for part in parts])
+    table.add_row("without objects", *[str(part.num_background) for part in parts])
+    table.add_row("left out (bad images)", *[str(len(part.left_out)) for part in parts])
+    table.add_row("refused (bad labels)", *[str(len(part.refused)) for part in parts])
+    table.add_row("objects", *[str(part.num_boxes) for part in parts])
+    table.add_row("objects per image", *[f"{part.num_boxes / max(part.num_images, 1):.1f}" for part in parts])
+    table.add_row("most in one image", *[str(part.max_boxes_per_image) for part in parts])
+    table.add_row("frequent sizes", *["\n".join(_frequent_sizes(part)) for part in parts])
     return table
+
+
+def _frequent_sizes(part: SplitFacts) -> list[str]:
+    return [f"{size}: {count}" for size, count in list(part.image_sizes.items())[:3]]
 
 
 def _class_table(facts: DatasetFacts) -> Table:
@@ -158,8 +164,7 @@ def _class_table(facts: DatasetFacts) -> Table:
 
 
 def _size_table(facts: DatasetFacts) -> Table:
-    title = f"Object sizes at data.image_size {facts.image_size} (square root of the area)"
-    table = Table("size", title=title, title_justify="left")
+    table = Table(f"size at {facts.image_size}", title="Objects by size", title_justify="left")
     for split in facts.splits:
         table.add_column(split, justify="right")
     for name in SIZE_NAMES:

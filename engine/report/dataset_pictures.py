@@ -95,7 +95,9 @@ def box_figure(index: ImageIndex, image_size: int) -> Figure:
         *sizes_px.clip(1, image_size).T, bins=(edges, edges), cmap="Blues", norm="log" if len(sizes_px) else None
     )
     shapes.plot([1, image_size], [1, image_size], color="#888888", linewidth=0.8, linestyle=":")
-    shapes.set(xscale="log", yscale="log", title="Width and height", xlabel="width (px)", ylabel="height (px)")
+    _mark_pixels(shapes, "x", image_size)
+    _mark_pixels(shapes, "y", image_size)
+    shapes.set(title="Width and height", xlabel="width (px)", ylabel="height (px)")
     centres = (corners[:, :2] + corners[:, 2:]) / 2
     places.hist2d(*centres.T, bins=40, range=((0, 1), (0, 1)), cmap="Blues")
     places.invert_yaxis()
@@ -110,21 +112,30 @@ def box_figure(index: ImageIndex, image_size: int) -> Figure:
 def _draw_size_histogram(axes: Axes, sides_px: np.ndarray, image_size: int) -> None:
     edges = np.geomspace(1, image_size * 1.01, 50)
     axes.hist(sides_px.clip(1, image_size), edges, color=SPLIT_COLOURS["train"])
-    limits = [1, *SIZE_EDGES_PX, image_size]
+    limits = _size_limits(image_size)
     shares = np.histogram(sides_px.clip(1, image_size), limits)[0] / max(len(sides_px), 1)
     axes.margins(y=0.12)
     for low, high, share in zip(limits, limits[1:], shares, strict=False):
         axes.text(
             math.sqrt(low * high), 0.98, f"{share:.0%}", transform=axes.get_xaxis_transform(), ha="center", va="top"
         )
-    for edge in SIZE_EDGES_PX:
+    for edge in limits[1:-1]:
         axes.axvline(edge, color="#888888", linewidth=0.8, linestyle=":")
-    axes.set_xscale("log")
-    axes.set_xticks(
-        [1, *SIZE_EDGES_PX, image_size], [str(edge) for edge in (1, *SIZE_EDGES_PX, image_size)], minor=False
-    )
-    axes.set_xticks([], minor=True)
-    axes.set(title="Size of objects", xlabel="square root of the area (px)", ylabel="objects", xlim=(1, image_size))
+    _mark_pixels(axes, "x", image_size)
+    axes.set(title="Size of objects", xlabel="square root of the area (px)", ylabel="objects")
+
+
+def _mark_pixels(axes: Axes, which: str, image_size: int) -> None:
+    """A logarithmic axis in pixels, marked where the classes of sizes begin."""
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (1, image_size)})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    limits = _size_limits(image_size)
+    axis.set_ticks(limits, [str(limit) for limit in limits])
+    axis.set_ticks([], minor=True)
+
+
+def _size_limits(image_size: int) -> list[int]:
+    return [1, *(edge for edge in SIZE_EDGES_PX if edge < image_size), image_size]
 
 
 def example_figure(index: ImageIndex, names: tuple[str, ...], split: str) -> Figure:
