@@ -8,12 +8,14 @@ the end of JPEG and PNG files is looked for here. The file's content decides wha
 from __future__ import annotations
 
 import struct
-import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from data.errors import DataError
 
@@ -21,8 +23,7 @@ JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG", b"IEND"
 TAIL_BYTES = 4096  # some programs append a few bytes of their own after the end
 MIN_SIDE_PX = 10  # as in Ultralytics: nothing can be learned from less
-MAX_PIXELS = 178_956_970  # 0.5 GiB decoded, in each worker; above, Pillow speaks of decompression bombs
-HEADER_FORMATS = ("JPEG", "MPO", "PNG")  # what is known without decoding: the size, and whether the end is there
+MAX_PIXELS = 178_956_970  # 0.5 GiB decoded, in each worker; Pillow's limit for decompression bombs
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
@@ -59,24 +60,42 @@ def read_size(path: Path | str) -> tuple[int, int]:
         DataError: If `read_image` would refuse the file, or if it has a side below `MIN_SIDE_PX` or more than
             `MAX_PIXELS` pixels. Damage in the middle of a JPEG or PNG file shows only when it is decoded.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            kind, (width, height) = image.format, image.size
-            has_exif = kind in ("JPEG", "MPO") or "exif" in image.info  # asked blindly, a PNG file is decoded first
-            orientation = image.getexif().get(ExifTags.Base.Orientation) if has_exif else None
-    except Image.DecompressionBombError:
-        raise DataError(f"{path}: has more than {MAX_PIXELS} pixels: resize it or cut it into tiles") from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # what Pillow raises for broken headers
-        kind = None
-    if kind not in HEADER_FORMATS:
+    header = _read_header(path)
+    if header is None:
         height, width = read_image(path).shape[:2]
-    elif _is_file_truncated(path):
+    else:
+        height, width = header
+    if height * width > MAX_PIXELS:
+        raise DataError(f"{path}: has more than {MAX_PIXELS} pixels: resize it or cut it into tiles")
+    if header is not None and _is_file_truncated(path):
         raise DataError(f"{path}: the file is cut off: restore or remove the image and its label file")
-    elif orientation in TURNED:
-        height, width = width, height
     if min(height, width) < MIN_SIDE_PX:
         raise DataError(f"{path}: is {width} x {height} pixels: nothing can be learned below {MIN_SIDE_PX}: remove it")
     return height, width
+
+
+def _read_header(path: Path | str) -> tuple[int, int] | None:
+    """Upright height and width of a JPEG or PNG file; None for other files, and for those with a broken header.
+
+    Pillow's readers are called by name: importing Ultralytics replaces ``Image.open`` by a function that installs
+    packages when it meets a file that is no image.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(len(PNG_START))
+            file.seek(0)
+            if start == PNG_START:
+                image: ImageFile = PngImageFile(file)
+                has_exif = "exif" in image.info  # asked blindly, Pillow decodes a PNG file first
+            elif start.startswith(JPEG_START):
+                image, has_exif = JpegImageFile(file), True
+            else:
+                return None
+            orientation = image.getexif().get(ExifTags.Base.Orientation) if has_exif else None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # what Pillow raises for broken headers
+        return None
+    width, height = image.size
+    return (width, height) if orientation in TURNED else (height, width)
 
 
 def _read_bytes(path: Path | str) -> bytes:

@@ -54,6 +54,8 @@ class SplitFacts:
 class DatasetFacts:
     """A whole data set."""
 
+    file: str
+    """The data.yaml."""
     names: tuple[str, ...]
     image_size: int
     splits: dict[str, SplitFacts]
@@ -89,6 +91,7 @@ def inspect_dataset(
     groups = _same_content(tables)
     files = [(split, table.path(row)) for split, table in tables.items() for row in range(len(table))]
     return DatasetFacts(
+        file=str(dataset.file),
         names=names,
         image_size=image_size,
         splits=splits,

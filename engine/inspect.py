@@ -41,39 +41,40 @@ def findings_of(facts: DatasetFacts) -> list[Finding]:
 def _bad_files(facts: DatasetFacts) -> Iterator[Finding]:
     for split, part in facts.splits.items():
         if part.refused:
-            evidence = f"{len(part.refused)} label files are wrong\n{_lines(part.refused)}"
+            evidence = f"{_count(len(part.refused), 'wrong label file')}\n{_lines(facts, part.refused)}"
             yield Finding(f"{split} labels", evidence, "correct them: training refuses to start", "problem")
         if part.left_out:
-            evidence = f"{len(part.left_out)} files cannot be used\n{_lines(part.left_out)}"
+            evidence = f"{_count(len(part.left_out), 'unusable image')}\n{_lines(facts, part.left_out)}"
             yield Finding(f"{split} images", evidence, "restore or remove them: training leaves them out", "note")
         if part.notices:
-            evidence = ", ".join(f"{count} {kind}" for kind, count in part.notices.items())
-            yield Finding(f"{split} labels", evidence, "training does this itself; is it what you want?", "note")
+            evidence = ", ".join(f"{kind}: {count}" for kind, count in part.notices.items())
+            yield Finding(f"{split} labels", evidence, "training does this itself: is it what you want?", "note")
         if not part.refused and not part.left_out:
-            yield Finding(f"{split} files", f"all {part.num_images} images and their labels can be read")
+            yield Finding(f"{split} files", f"{_count(part.num_images, 'image')} and their labels can be read")
 
 
 def _repeated_images(facts: DatasetFacts) -> Iterator[Finding]:
     advice = "keep each picture in one split: scores on pictures seen in training are too good"
     if facts.leaks:
-        evidence = f"{len(facts.leaks)} images are in several splits\n{_groups(facts.leaks)}"
+        evidence = f"{_count(len(facts.leaks), 'image')} in several splits\n{_groups(facts, facts.leaks)}"
         yield Finding("leakage", evidence, advice, "problem")
     if facts.related:
-        evidence = f"{len(facts.related)} pictures have copies in several splits\n{_groups(facts.related)}"
+        count = _count(len(facts.related), "picture")
+        evidence = f"{count} with copies by Roboflow in several splits\n{_groups(facts, facts.related)}"
         yield Finding("leakage", evidence, advice, "note")
     if not facts.leaks and not facts.related and len(facts.splits) > 1:
         yield Finding("leakage", "no image is in two splits")
     for split, groups in facts.duplicates.items():
         if groups:
-            evidence = f"{len(groups)} images are there more than once\n{_groups(groups)}"
-            yield Finding(f"{split} images", evidence, "remove the copies, or mean them to count double", "note")
+            evidence = f"{_count(len(groups), 'image')} there more than once\n{_groups(facts, groups)}"
+            yield Finding(f"{split} images", evidence, "remove the copies, unless they are to count double", "note")
 
 
 def _classes(facts: DatasetFacts) -> Iterator[Finding]:
     for split, part in facts.splits.items():
         missing = [name for name, count in zip(facts.names, part.boxes_per_class, strict=True) if not count]
         if missing:
-            evidence = f"{len(missing)} classes without any object: {', '.join(missing[:MAX_LINES])}"
+            evidence = f"without any object: {', '.join(missing[:MAX_LINES])} ({len(missing)} of {len(facts.names)})"
             yield Finding(f"{split} classes", evidence, "add examples, or remove the names from data.yaml", "note")
     train = facts.splits["train"]
     few = [
@@ -102,20 +103,20 @@ def _sizes(facts: DatasetFacts) -> Iterator[Finding]:
         yield Finding("object size", evidence)
 
 
-def _lines(lines: list[str]) -> str:
-    shown = [f"  {line}" for line in lines[:MAX_LINES]]
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _lines(facts: DatasetFacts, lines: list[str]) -> str:
+    """The first of many lines, their paths relative to the data.yaml."""
+    folder = f"{Path(facts.file).parent}{os.sep}"
+    shown = [f"  {line.replace(folder, '')}" for line in lines[:MAX_LINES]]
     rest = len(lines) - MAX_LINES
     return "\n".join([*shown, f"  and {rest} more (--json names them all)"] if rest > 0 else shown)
 
 
-def _groups(groups: list[list[str]]) -> str:
-    return _lines([_short(group) for group in groups])
-
-
-def _short(paths: list[str]) -> str:
-    """Paths without what they have in common."""
-    common = os.path.commonpath(paths) if len(set(paths)) > 1 else str(Path(paths[0]).parent)
-    return " = ".join(os.path.relpath(path, common) for path in paths)
+def _groups(facts: DatasetFacts, groups: list[list[str]]) -> str:
+    return _lines(facts, [" = ".join(group) for group in groups])
 
 
 def print_tables(facts: DatasetFacts, console: Console) -> None:
@@ -209,7 +210,7 @@ def main(args: list[str] | None = None) -> None:
 def _refuse(facts: DatasetFacts) -> None:
     refused = [line for part in facts.splits.values() for line in part.refused]
     if refused:
-        raise ConfigError(f"{len(refused)} label files are wrong, and training would refuse them: {refused[0]}")
+        raise ConfigError(f"{_count(len(refused), 'label file')} would stop training: {refused[0]}")
     for split, part in facts.splits.items():
         if not part.num_images:
             raise ConfigError(f"none of the {split} images can be used: {part.left_out[0]}")

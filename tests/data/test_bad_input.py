@@ -280,3 +280,11 @@ def test_pipe_with_the_name_of_an_image__is_left_out(folder: Path, caplog: pytes
     os.mkfifo(folder / "images/pipe.jpg")
     assert names_of(index_of(folder)) == ["good.jpg"]
     assert "pipe.jpg: is not there or is no file" in caplog.text
+
+
+def test_read_size__does_not_call_what_ultralytics_puts_in_the_place_of_pillow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(folder, "text.jpg", b"no image")
+    monkeypatch.setattr(Image, "open", lambda *args: pytest.fail("it would install packages"))
+    assert names_of(index_of(folder)) == ["good.jpg"]
