@@ -50,6 +50,7 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
     }
+    about["load_average_before"] = os.getloadavg()[0]  # absolute times mean little on a busy machine
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         synthetic = [
             measure_synthetic(Path(folder), number) for number in (options.num_images // 100, options.num_images)

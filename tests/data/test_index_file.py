@@ -119,6 +119,16 @@ def test_load_table__notices_any_damage(tmp_path: Path, place: float, bit: int, 
         pass
 
 
+def test_load_table__notices_damage_in_the_header(tmp_path: Path) -> None:
+    file = tmp_path / "x.bin"
+    save_table(file, dataclasses.replace(random_table(3, 1), sources=(Source("/data", (-1, -1), 3),)), KEY)
+    content = file.read_bytes()
+    assert content.count(b'"/data"') == 1
+    file.write_bytes(content.replace(b'"/data"', b'"/dat4"'))
+    with pytest.raises(IndexFileError, match="checksum of its header differs"):
+        load_table(file, KEY)
+
+
 def test_load_table__rejects_what_is_not_its_own(tmp_path: Path) -> None:
     file = tmp_path / "x.bin"
     save_table(file, random_table(3, 1), KEY)

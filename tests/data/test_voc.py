@@ -90,7 +90,7 @@ def test_build_index__voc_rejects(tmp_path: Path, text: str, message: str) -> No
 
 
 BOMB = (
-    '<?xml version="1.0"?><!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">'
+    '<!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">'
     + "".join(f'<!ENTITY {chr(97 + i)} "{f"&{chr(96 + i)};" * 10}">' for i in range(1, 12))
     + "]><annotation><object><name>&l;</name></object></annotation>"
 )
@@ -99,11 +99,14 @@ OUTSIDE = (
 )
 
 
-@pytest.mark.parametrize("text", [BOMB, OUTSIDE], ids=["bomb", "other file"])
+HARMLESS = '<!DOCTYPE a [<!ENTITY s "a">]><annotation><object><name>&s;</name></object></annotation>'
+
+
+@pytest.mark.parametrize("text", [BOMB, OUTSIDE, HARMLESS], ids=["bomb", "other file", "harmless"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_read_voc__entities_are_refused_unread(tmp_path: Path, text: str, encoding: str) -> None:
     (tmp_path / "x.xml").write_text(text, encoding=encoding)
-    with pytest.raises(DataError, match=r"x\.xml: (declares a document type, which is not safe|is not valid XML)"):
+    with pytest.raises(DataError, match=r"x\.xml: declares a document type, which is not safe to expand"):
         read_voc(tmp_path / "x.xml", NAMES)
 
 
