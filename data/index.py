@@ -122,6 +122,7 @@ def scan_split(dataset: DatasetYaml, split: str, cache_folder: Path | None = Non
     table = _update(dataset, split, known, workers)
     if file is None or table is known:
         return table
+    del known  # Windows cannot replace a file that is mapped
     try:
         save_table(file, table, key)
         return load_table(file, key)  # mapped now, and shared between processes
