@@ -15,7 +15,6 @@ import logging
 import numpy as np
 
 from data.errors import DataError
-from data.image import read_image
 from data.index import ImageIndex
 from data.letterbox import PAD_VALUE
 
@@ -24,34 +23,31 @@ MAX_BROKEN_SHARE = 0.01  # of the images, in each process; at least one image
 logger = logging.getLogger(__name__)
 
 
-class ForgivingReader:
-    """Reads images and labels of an index; forgives a few images that cannot be read."""
+class BrokenImages:
+    """The images of an index that this process could not read."""
 
     def __init__(self, index: ImageIndex) -> None:
         self.index = index
-        self.broken: set[int] = set()
-        self.max_broken = max(int(MAX_BROKEN_SHARE * len(index)), 1)
+        self.images: set[int] = set()
+        self.max_images = max(int(MAX_BROKEN_SHARE * len(index)), 1)
 
-    def image(self, image: int) -> np.ndarray:
-        """Read an image, uint8 (height, width, 3) RGB; grey, of the size that it had, if it cannot be read.
+    def replace(self, image: int, error: DataError) -> np.ndarray:
+        """Note an image that cannot be read; returns a grey one, uint8 (height, width, 3), of the size that it had.
 
         Raises:
             DataError: If more than `MAX_BROKEN_SHARE` of the images have been unreadable.
         """
-        try:
-            return read_image(self.index.path(image))
-        except DataError as error:
-            if image not in self.broken:
-                self.broken.add(image)
-                logger.warning("%s: shown as a grey image without objects", error)
-            if len(self.broken) > self.max_broken:
-                raise DataError(
-                    f"{error}: with it {len(self.broken)} images have become unreadable since the start: check the "
-                    "disk or network drive"
-                ) from None
-            return np.full((*self.index.sizes_hw[image], 3), PAD_VALUE, np.uint8)
+        if image not in self.images:
+            self.images.add(image)
+            logger.warning("%s: shown as a grey image without objects", error)
+        if len(self.images) > self.max_images:
+            raise DataError(
+                f"{error}: with it {len(self.images)} images have become unreadable since the start: check the "
+                "disk or network drive"
+            ) from None
+        return np.full((*self.index.sizes_hw[image], 3), PAD_VALUE, np.uint8)
 
     def labels(self, image: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes and classes as `ImageIndex.labels` gives them; none of an image that could not be read."""
         boxes, classes = self.index.labels(image)
-        return (boxes[:0], classes[:0]) if image in self.broken else (boxes, classes)
+        return (boxes[:0], classes[:0]) if image in self.images else (boxes, classes)
