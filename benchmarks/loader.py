@@ -59,37 +59,34 @@ def theirs(root: Path, cache: str | None) -> Iterator[object]:
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
-def ours(root: Path) -> Iterator[object]:
+def ours(root: Path, in_ram: bool) -> Iterator[object]:
     """Windows of our training loader, endlessly."""
     from data.augment import AugmentConfig
+    from data.cache import DecodedCache, RecentImages
     from data.dataset import TrainDataset
     from data.dataset_yaml import read_dataset_yaml
     from data.index import build_index
     from data.loader import build_train_loader
+    from data.partners import POOL_SIZE
 
     index = build_index(read_dataset_yaml(root / "data.yaml"), "train")
     dataset = TrainDataset(index, IMAGE_SIZE, AugmentConfig(), seed=0, max_epochs=1000)
+    slot_bytes = 3 * IMAGE_SIZE**2
+    if in_ram:
+        dataset.source.cache = DecodedCache(len(dataset), slot_bytes)
+    else:
+        dataset.source.cache = RecentImages(dataset.pools, 2 * POOL_SIZE, slot_bytes)
     loader = build_train_loader(dataset, BATCH_SIZE)
     for epoch in itertools.count():
         loader.batch_sampler.set_epoch(epoch)
         yield from loader
 
 
-def ours_in_ram(root: Path) -> Iterator[object]:
-    """The same with every decoded picture kept in a dictionary."""
-    import functools
-
-    from data.source import ImageSource
-
-    ImageSource.load_with_size = functools.cache(ImageSource.load_with_size)
-    return ours(root)
-
-
 SIDES: dict[str, Callable[[Path], Iterator[object]]] = {
     "ultralytics_disk": lambda root: theirs(root, None),
     "ultralytics_ram": lambda root: theirs(root, "ram"),
-    "ours_disk": ours,
-    "ours_ram": ours_in_ram,
+    "ours_disk": lambda root: ours(root, in_ram=False),
+    "ours_ram": lambda root: ours(root, in_ram=True),
 }
 
 
@@ -98,18 +95,18 @@ def serve(side: str, root: Path, pipe: Connection) -> None:
     import cv2
     import torch
 
-    from data.loader import _use_one_thread
+    from data.loader import prepare_worker
 
     if side.startswith("ours"):
-        _use_one_thread(0)
+        prepare_worker()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     windows = SIDES[side](root)
     while num_windows := pipe.recv():
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(num_windows):
             next(windows)
-        pipe.send(time.perf_counter() - start)
+        pipe.send(time.process_time() - start)
 
 
 def enlarge(root_yaml: Path, folder: Path) -> None:

@@ -14,6 +14,7 @@ from data.affine import draw_affine_matrix, visible_window, warp
 from data.color import shift_hsv
 from data.errors import DataError
 from data.mosaic import NUM_TILES, build_mosaic, draw_mosaic_centre
+from data.place import Tile, mosaic_tiles, only_scales_and_shifts, place_tiles
 from data.sampler import SampleKey
 from data.source import ImageSource, LabelledImage
 
@@ -85,32 +86,23 @@ def augment(
     rng: np.random.Generator,
     config: AugmentConfig,
     mosaic_probability: float,
+    pool: np.ndarray | None = None,
 ) -> LabelledImage:
     """Make one training picture.
 
     Args:
         source: The images of the training split, of size ``source.image_size``.
-        index: The image that the sample is about; mosaic partners are drawn from the whole source.
+        index: The image that the sample is about.
         rng: The sample's generator.
         config: Ranges and probabilities.
         mosaic_probability: Takes the place of ``config.mosaic``, for it depends on the epoch.
+        pool: The images that the others of a mosaic are drawn from, see `data.partners`; None for all.
 
     Returns:
         A square picture of the image size, its boxes inside it.
-
-    Memory: the mosaic canvas, 12 * image_size**2 bytes, for a moment.
     """
-    size = source.image_size
-    if rng.random() < mosaic_probability:
-        tiles = [index, *rng.integers(len(source), size=NUM_TILES - 1).tolist()]
-        centre_xy = draw_mosaic_centre(rng, size)
-        matrix, scale = _draw_matrix(rng, (2 * size, 2 * size), size, config)
-        window = visible_window(matrix, size)
-        picture = build_mosaic(source.load, tiles, centre_xy, size, window)
-    else:
-        picture = source.load(index)
-        matrix, scale = _draw_matrix(rng, picture.image.shape[:2], size, config)
-    picture = warp(picture, matrix, scale, size)
+    partners = np.arange(len(source)) if pool is None else pool
+    picture = _compose(source, index, rng, config, mosaic_probability, partners)
     gains = rng.uniform(-1, 1, size=3) * (config.hsv_h, config.hsv_s, config.hsv_v)
     if gains.any():
         picture = picture._replace(image=shift_hsv(picture.image, gains))
@@ -119,6 +111,37 @@ def augment(
     if rng.random() < config.fliplr:
         picture = flip(picture, axis=1)
     return picture
+
+
+def _compose(
+    source: ImageSource,
+    index: int,
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    mosaic_probability: float,
+    pool: np.ndarray,
+) -> LabelledImage:
+    """Mosaic or single image, warped to the image size.
+
+    Memory: 12 * image_size**2 bytes for a moment, for a mosaic that is rotated, sheared or tilted; else nothing.
+    """
+    size = source.image_size
+    if rng.random() < mosaic_probability:
+        images = [index, *pool[rng.integers(len(pool), size=NUM_TILES - 1)].tolist()]
+        centre_xy = draw_mosaic_centre(rng, size)
+        matrix, scale = _draw_matrix(rng, (2 * size, 2 * size), size, config)
+        if only_scales_and_shifts(matrix):
+            tiles = mosaic_tiles(images, centre_xy)
+            return place_tiles(source.load, tiles, (2 * size, 2 * size), matrix, scale, size)
+        window = visible_window(matrix, size)
+        return warp(build_mosaic(source.load, images, centre_xy, size, window), matrix, scale, size)
+    picture = source.load(index)
+    height, width = picture.image.shape[:2]
+    matrix, scale = _draw_matrix(rng, (height, width), size, config)
+    if only_scales_and_shifts(matrix):
+        whole = Tile(index, (0, 0), is_left=False, is_top=False)
+        return place_tiles(lambda _: picture, [whole], (width, height), matrix, scale, size)
+    return warp(picture, matrix, scale, size)
 
 
 def _draw_matrix(

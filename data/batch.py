@@ -8,12 +8,14 @@ Shapes: B images, S image size, N boxes of all images together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 
 @dataclass
@@ -141,14 +143,25 @@ class Batch:
         )
 
 
-def collate(samples: list[Sample]) -> Batch:
+def empty_images(num_images: int, image_size: int) -> Tensor:
+    """uint8 (num_images, 3, image_size, image_size), unset; in a worker in shared memory, to be sent uncopied."""
+    shape = (num_images, 3, image_size, image_size)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def collate(samples: list[Sample], images: Tensor | None = None) -> Batch:
     """Put samples together into one batch, in their order; all geometry or none.
 
-    Memory: one copy of the images.
+    Args:
+        samples: What to put together.
+        images: uint8 (B, 3, S, S) that the samples' images are views of, if they are; else they are copied.
     """
     counts = torch.tensor([len(sample.classes) for sample in samples])
     return Batch(
-        images=torch.stack([sample.image for sample in samples]),
+        images=torch.stack([sample.image for sample in samples]) if images is None else images,
         boxes_xyxy_px=torch.cat([sample.boxes_xyxy_px for sample in samples]),
         classes=torch.cat([sample.classes for sample in samples]),
         image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),

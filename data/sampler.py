@@ -31,6 +31,14 @@ class SampleKey(NamedTuple):
     index: int
 
 
+def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """All images once, shuffled by (seed, epoch); int64 (num_images,)."""
+    order = np.arange(num_images)
+    seeds = np.random.SeedSequence([seed, epoch], spawn_key=(ORDER_STREAM,))
+    np.random.Generator(np.random.PCG64(seeds)).shuffle(order)
+    return order
+
+
 class EpochOrder(Sampler[SampleKey]):
     """All images once, in the order of one epoch: shuffled by (seed, epoch), or as they come."""
 
@@ -48,10 +56,7 @@ class EpochOrder(Sampler[SampleKey]):
         return self.num_images
 
     def __iter__(self) -> Iterator[SampleKey]:
-        order = np.arange(self.num_images)
-        if self.shuffle:
-            seeds = np.random.SeedSequence([self.seed, self.epoch], spawn_key=(ORDER_STREAM,))
-            np.random.Generator(np.random.PCG64(seeds)).shuffle(order)
+        order = epoch_order(self.num_images, self.seed, self.epoch) if self.shuffle else range(self.num_images)
         epoch = self.epoch
         return (SampleKey(epoch, int(index)) for index in order)
 

@@ -15,6 +15,7 @@ import data.augment
 from data.augment import AugmentConfig, augment, flip, sample_generator
 from data.errors import DataError
 from data.index import ImageIndex
+from data.place import Tile
 from data.sampler import SampleKey
 from data.source import ImageSource, LabelledImage
 
@@ -131,18 +132,18 @@ def test_augment__boxes_follow_the_pixels(dataset_writer: object) -> None:
         assert outside.sum() <= 64 * 4  # only slivers of boxes that the candidate rule dropped
 
 
-def test_augment__mosaic_partners_are_uniform_over_the_whole_set(index: ImageIndex) -> None:
-    source, partners = ImageSource(index, 64), Counter()
+def test_augment__mosaic_partners_are_uniform_over_the_pool(index: ImageIndex) -> None:
+    source, partners, pool = ImageSource(index, 64), Counter(), np.array([6, 2, 5, 0])
 
-    def record(load: object, tiles: list[int], *rest: object) -> LabelledImage:
-        assert tiles[0] == 5
-        partners.update(tiles[1:])
-        return source.load(0)
+    def record(images: list[int], centre_xy: tuple[int, int]) -> list[Tile]:
+        assert images[0] == 5
+        partners.update(images[1:])
+        return []
 
-    with mock.patch.object(data.augment, "build_mosaic", record):
+    with mock.patch.object(data.augment, "mosaic_tiles", record):
         for epoch in range(700):
-            augment(source, 5, sample_generator(0, SampleKey(epoch, 5)), AugmentConfig(), 1.0)
-    assert sorted(partners) == list(range(7))
+            augment(source, 5, sample_generator(0, SampleKey(epoch, 5)), AugmentConfig(), 1.0, pool)
+    assert sorted(partners) == [0, 2, 5, 6]
     assert chisquare(list(partners.values())).pvalue > 0.01
 
 

@@ -11,7 +11,7 @@ from data.augment import AugmentConfig, augment, sample_generator
 from data.batch import Sample, to_original_px
 from data.dataset import TrainDataset, ValidationDataset
 from data.index import ImageIndex
-from data.sampler import SampleKey
+from data.sampler import SampleKey, epoch_order
 
 
 def make_train(index: ImageIndex, **changes: object) -> TrainDataset:
@@ -39,7 +39,8 @@ class TestTrainDataset:
     def test_is_the_augmented_picture_channel_by_channel(self, index: ImageIndex) -> None:
         dataset = make_train(index)
         rng = sample_generator(3, SampleKey(1, 2))
-        picture = augment(dataset.source, 2, rng, dataset.augment, 1.0)
+        pool = epoch_order(7, seed=3, epoch=1)
+        picture = augment(dataset.source, 2, rng, dataset.augment, 1.0, pool)
         assert np.array_equal(dataset[SampleKey(1, 2)].image.numpy(), picture.image.transpose(2, 0, 1))
 
     def test_sample_follows_from_its_key(self, index: ImageIndex) -> None:

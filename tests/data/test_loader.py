@@ -18,7 +18,7 @@ from data.dataset import TrainDataset, ValidationDataset
 from data.dataset_yaml import read_dataset_yaml
 from data.errors import DataError
 from data.index import ImageIndex, build_index
-from data.loader import _use_one_thread, build_train_loader, build_validation_loader
+from data.loader import build_train_loader, build_validation_loader, prepare_worker
 
 
 def make_train(index: ImageIndex) -> TrainDataset:
@@ -127,11 +127,11 @@ def test_loaders__leave_the_data_set_as_it_is(yaml_file: Path) -> None:
     assert tree_hash(yaml_file.parent) == before
 
 
-def test_use_one_thread__in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_worker__uses_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(cv2, "setNumThreads", lambda number: calls.append(("cv2", number)))
     monkeypatch.setattr(torch, "set_num_threads", lambda number: calls.append(("torch", number)))
-    _use_one_thread(0)
+    prepare_worker(0)
     assert calls == [("cv2", 0), ("torch", 1)]
 
 
