@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.augment import AugmentConfig, augment, sample_generator
+from data.augment import AugmentConfig, augment, augment_without_colour, sample_generator
 from data.batch import Batch, ImageGeometry, Sample, collate, empty_images
 from data.cache import RecentImages
 from data.index import ImageIndex
@@ -33,6 +34,7 @@ class TrainDataset(Dataset[Sample]):
         seed: int,
         max_epochs: int,
         transforms: list[A.BasicTransform] | None = None,
+        colour_on_device: bool = False,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -43,6 +45,8 @@ class TrainDataset(Dataset[Sample]):
             seed: Seed of every random draw.
             max_epochs: Epochs of the run; mosaic is off in the last ``augment.close_mosaic`` of them.
             transforms: Albumentations to apply after everything else.
+            colour_on_device: Leave the change of colours to `Batch.coloured`; not with ``transforms``, which come
+                after it.
         """
         self.source = ImageSource(index, image_size)
         self.pools = PartnerPools(len(index), seed)
@@ -54,6 +58,7 @@ class TrainDataset(Dataset[Sample]):
             from data.extra_transforms import ExtraTransforms
 
             self.extra_transforms = ExtraTransforms(transforms)
+        self.colour_on_device = colour_on_device and self.extra_transforms is None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -85,15 +90,18 @@ class TrainDataset(Dataset[Sample]):
         while picture is None or not (cache is None or cache.is_intact()):
             if cache is not None:
                 cache.begin()
-            picture = self._augmented(key)
-        return _to_sample(picture, self.source.index.path(key.index), planes)
+            picture, gains = self._augmented(key)
+        return replace(_to_sample(picture, self.source.index.path(key.index), planes), hsv_gains_3=gains)
 
-    def _augmented(self, key: SampleKey) -> LabelledImage:
+    def _augmented(self, key: SampleKey) -> tuple[LabelledImage, torch.Tensor | None]:
         rng = sample_generator(self.seed, key)
-        probability = self.augment.mosaic_probability(key.epoch, self.max_epochs)
+        config = self.augment.in_epoch(key.epoch, self.max_epochs)
         pool = self.pools.pool(key.index)
-        picture = augment(self.source, key.index, rng, self.augment, probability, pool)
-        return picture if self.extra_transforms is None else self.extra_transforms(picture, rng)
+        if self.colour_on_device:
+            picture, gains = augment_without_colour(self.source, key.index, rng, config, pool)
+            return picture, torch.from_numpy(gains.astype(np.float32))
+        picture = augment(self.source, key.index, rng, config, pool)
+        return picture if self.extra_transforms is None else self.extra_transforms(picture, rng), None
 
 
 class ValidationDataset(Dataset[Sample]):
