@@ -45,11 +45,13 @@ CASES = {
 
 def theirs(root: Path, cache: str | None) -> Iterator[object]:
     """Batches of Ultralytics' training dataset, endlessly."""
+    import ultralytics.data.base
     from torch.utils.data import DataLoader
     from ultralytics.cfg import get_cfg
     from ultralytics.data.augment import Albumentations
     from ultralytics.data.dataset import YOLODataset
 
+    ultralytics.data.base.LOCAL_RANK = 1  # without its progress bar
     names = yaml.safe_load((root / "data.yaml").read_text())["names"]
     dataset = YOLODataset(
         img_path=str(root / "train" / "images"),

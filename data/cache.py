@@ -5,7 +5,8 @@ decodes it and writes it, then its tag; everybody else finds it there. Nothing i
 same picture and write the same bytes. A slot can be overwritten while somebody reads it, so who has read asks
 `SlotCache.is_intact` afterwards, and reads again if not.
 
-`DecodedCache` keeps every picture of the data set, as many as there are slots; `RecentImages` the last few hundred.
+`DecodedCache` keeps every picture of the data set, as many as there are slots; `RecentImages` the last few hundred;
+`FileCache` what the files hold.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.image import read_bytes
 from data.partners import PartnerPools
 from data.shared import SharedBlock
 
@@ -166,3 +168,32 @@ class RecentImages(SlotCache):
         """Images that follow one another in the order have neighbouring slots."""
         position = self.pools.position(image)
         return position % self.num_slots, self._epoch * self.pools.num_images + position + 1
+
+
+class FileCache:
+    """The compressed files themselves: a tenth of the memory, but they still have to be decoded."""
+
+    def __init__(self, sizes_bytes: np.ndarray) -> None:
+        """Reserve room for all files; memory is only taken for what has been read.
+
+        Args:
+            sizes_bytes: int64 (I,), the size of each file. A file whose size has changed since is not kept.
+        """
+        self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes_bytes, dtype=np.int64)])
+        self._content = SharedBlock(int(self._offsets[-1]))
+        self._is_here = SharedBlock(len(sizes_bytes))
+
+    def read(self, image: int, path: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            DataError: If the file cannot be read or is empty.
+        """
+        kept = self._content.array[slice(*self._offsets[image : image + 2])]
+        if self._is_here.array[image]:
+            return kept.tobytes()
+        content = read_bytes(path)
+        if len(content) == len(kept):
+            kept[:] = np.frombuffer(content, np.uint8)
+            self._is_here.array[image] = 1
+        return content

@@ -48,7 +48,7 @@ class TrainDataset(Dataset[Sample]):
             colour_on_device: Leave the change of colours to `Batch.coloured`; not with ``transforms``, which come
                 after it.
         """
-        self.source = ImageSource(index, image_size)
+        self.source = ImageSource(index, image_size, reduce=True)
         self.pools = PartnerPools(len(index), seed)
         self.augment = augment
         self.seed = seed
@@ -86,11 +86,13 @@ class TrainDataset(Dataset[Sample]):
         cache = self.source.cache
         if isinstance(cache, RecentImages):
             cache.set_epoch(key.epoch)
-        picture = None
-        while picture is None or not (cache is None or cache.is_intact()):
-            if cache is not None:
-                cache.begin()
+        if cache is not None:
+            cache.begin()
+        picture, gains = self._augmented(key)
+        if cache is not None and not cache.is_intact():  # a picture was overwritten while it was in use
+            self.source.cache = None
             picture, gains = self._augmented(key)
+            self.source.cache = cache
         return replace(_to_sample(picture, self.source.index.path(key.index), planes), hsv_gains_3=gains)
 
     def _augmented(self, key: SampleKey) -> tuple[LabelledImage, torch.Tensor | None]:

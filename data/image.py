@@ -7,6 +7,7 @@ the end of JPEG and PNG files is looked for here.
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,14 @@ import numpy as np
 from data.errors import DataError
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the segments that state the size
 PNG_START, PNG_END = b"\x89PNG", b"IEND"
+REDUCED_FLAGS = {  # the names of the last three speak of grey or BGR; with this bit they mean RGB
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
+}
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -30,21 +38,62 @@ def read_image(path: Path | str) -> np.ndarray:
     Raises:
         DataError: If the file cannot be read, is no image or is cut off.
     """
+    return decode_image(read_bytes(path), path)
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The content of an image file, not looked into.
+
+    Raises:
+        DataError: If the file cannot be read or is empty.
+    """
     try:
         content = Path(path).read_bytes()  # cv2.imread fails on unusual characters under Windows
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): restore or remove the image") from None
     if not content:
         raise DataError(f"{path}: the file is empty: restore or remove the image and its label file")
+    return content
+
+
+def decode_image(content: bytes, path: Path | str, reduction: int = 1) -> np.ndarray:
+    """Decode the content of an image file.
+
+    Args:
+        content: All of it.
+        path: Where it is from, for messages.
+        reduction: 2, 4 or 8 gives a picture of a half, a quarter or an eighth of the size, rounded up: averaged, and
+            for a JPEG file also decoded, at that size.
+
+    Returns:
+        uint8 (height, width, 3), RGB.
+
+    Raises:
+        DataError: If it is no image or is cut off.
+    """
     if _is_truncated(content):
         raise DataError(f"{path}: the file is cut off: restore or remove the image and its label file")
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED_FLAGS[reduction])
     except cv2.error:  # for instance more pixels than OpenCV allows
         image = None
     if image is None:
         raise DataError(f"{path}: not an image that OpenCV can read: convert or remove it and its label file")
     return image
+
+
+def jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Height and width that a JPEG file's header states (not turned by EXIF); None if it is no JPEG file."""
+    if not content.startswith(JPEG_START):
+        return None
+    position = len(JPEG_START)
+    while position + 9 <= len(content) and content[position] == 0xFF and content[position + 1] != JPEG_SCAN:
+        if content[position + 1] in JPEG_FRAMES:
+            height, width = struct.unpack(">HH", content[position + 5 : position + 9])
+            return (height, width) if height and width else None
+        is_fill_byte = content[position + 1] == 0xFF
+        position += 1 if is_fill_byte else 2 + int.from_bytes(content[position + 2 : position + 4])
+    return None
 
 
 def _is_truncated(content: bytes) -> bool:

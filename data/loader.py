@@ -27,6 +27,7 @@ def build_train_loader(
     start_window: int = 0,
     num_replicas: int = 1,
     rank: int = 0,
+    prefetch: int = 2,
 ) -> DataLoader[Batch]:
     """Shuffled windows of augmented pictures.
 
@@ -38,6 +39,7 @@ def build_train_loader(
         start_window: Windows of the first epoch to leave out, when resuming in its middle.
         num_replicas: Number of devices; this process gets its share of each window.
         rank: Which of them this process is.
+        prefetch: Windows that each worker makes ahead.
 
     Returns:
         A loader whose length is the number of windows in an epoch.
@@ -45,7 +47,7 @@ def build_train_loader(
     Raises:
         DataError: If some window has fewer images than there are devices.
 
-    Memory: each worker keeps up to two windows of 3 * image_size**2 bytes an image ready.
+    Memory: up to ``num_workers * prefetch`` windows of 3 * image_size**2 bytes an image; see `data.memory`.
     """
     sampler = WindowSampler(
         len(dataset),
@@ -57,7 +59,7 @@ def build_train_loader(
         rank=rank,
         start_window=start_window,
     )
-    return _build_loader(dataset, sampler, num_workers)
+    return _build_loader(dataset, sampler, num_workers, prefetch)
 
 
 def build_validation_loader(
@@ -84,11 +86,11 @@ def build_validation_loader(
         DataError: If some batch has fewer images than there are devices.
     """
     sampler = WindowSampler(len(dataset), batch_size, seed=0, shuffle=False, num_replicas=num_replicas, rank=rank)
-    return _build_loader(dataset, sampler, num_workers)
+    return _build_loader(dataset, sampler, num_workers, prefetch=2)
 
 
 def _build_loader(
-    dataset: TrainDataset | ValidationDataset, sampler: WindowSampler, num_workers: int
+    dataset: TrainDataset | ValidationDataset, sampler: WindowSampler, num_workers: int, prefetch: int
 ) -> DataLoader[Batch]:
     return DataLoader(
         dataset,
@@ -98,6 +100,7 @@ def _build_loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=prepare_worker,
         persistent_workers=num_workers > 0,
+        prefetch_factor=prefetch if num_workers else None,
     )
 
 
