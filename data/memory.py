@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from data.cache import DecodedCache, FileCache, RecentImages
 from data.dataset import TrainDataset
+from data.errors import DataError
+from data.image import decode_image, jpeg_size, read_bytes
 from data.index import ImageIndex
 from data.partners import POOL_SIZE
 
@@ -111,17 +112,17 @@ class LoadPlan:
 
 
 def measure_volume(index: ImageIndex, image_size: int, batch_size: int, num_replicas: int = 1) -> Volume:
-    """Look at the headers of `NUM_SAMPLES` images, evenly spread, to know how large all of them are."""
+    """Look at `NUM_SAMPLES` images, evenly spread, to know how large all of them are."""
     chosen = np.unique(np.linspace(0, len(index) - 1, NUM_SAMPLES).astype(int))
     files, pictures, ratios = [], [], []
     for image in chosen.tolist():
-        path = Path(index.path(image))
+        path = index.path(image)
         try:
-            files.append(path.stat().st_size)
-            with Image.open(path) as header:
-                width, height = header.size
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-            continue  # whoever decodes it says what is wrong
+            content = read_bytes(path)
+            width, height = jpeg_size(content) or decode_image(content, path).shape[:2]
+        except DataError:
+            continue  # whoever needs the image says what is wrong
+        files.append(len(content))
         long_side = max(width, height)
         pictures.append(3 * image_size**2 * min(width, height) / long_side)
         ratios.append(long_side / image_size)
@@ -183,21 +184,21 @@ def plan_loading(
 
 def _fit_windows(host: Host, volume: Volume, workers: int, budget_bytes: int) -> tuple[int, int, str]:
     """Workers and prefetch whose windows fit into half of the budget and into /dev/shm."""
-    room = budget_bytes // 2
-    limit = f"half of the loader's {budget_bytes / GIB:.1f} GiB"
-    if host.shm_bytes is not None and host.shm_bytes * SHM_SHARE < room:
-        room = int(host.shm_bytes * SHM_SHARE)
-        limit = f"/dev/shm, which has {host.shm_bytes / GIB:.2f} GiB free"
     if workers == 0:
         return 0, 1, "no workers were asked for"
+    limits = {f"half of the loader's {budget_bytes / GIB:.1f} GiB": (budget_bytes // 2, WORKER_BYTES)}
+    if host.shm_bytes is not None:
+        limits[f"/dev/shm, which has {host.shm_bytes / GIB:.2f} GiB free"] = (int(host.shm_bytes * SHM_SHARE), 0)
+    why = f"{host.cores} cores"
     for count in range(workers, 0, -1):
         for prefetch in range(PREFETCH, 0, -1):
             # one more than is made ahead: the one that is in use
-            needed = (count * prefetch + 1) * volume.window_bytes + count * WORKER_BYTES * (limit[0] != "/")
-            if needed <= room:
-                is_reduced = (count, prefetch) != (workers, PREFETCH)
-                return count, prefetch, f"windows are limited by {limit}" if is_reduced else f"{host.cores} cores"
-    return 0, 1, f"not even two windows of {volume.window_bytes / GIB:.2f} GiB fit into {limit}: no workers"
+            windows = (count * prefetch + 1) * volume.window_bytes
+            exceeded = [name for name, (room, each) in limits.items() if windows + count * each > room]
+            if not exceeded:
+                return count, prefetch, why
+            why = f"windows are limited by {exceeded[0]}"
+    return 0, 1, f"no workers: {why}, too little for two windows of {volume.window_bytes / GIB:.2f} GiB"
 
 
 def _choose_cache(host: Host, volume: Volume, mode: CacheMode, left_bytes: int) -> tuple[Cache, int, str]:

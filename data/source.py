@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +34,7 @@ class ImageSource:
             index: The images.
             image_size: Length of the long side.
             reduce: Decode JPEG files of at least twice this size at a half, a quarter or an eighth of theirs: faster,
-                and with less aliasing, but not the pixels that Ultralytics gets. The original size that
-                `load_with_size` tells is then that of the file, before an EXIF rotation.
+                and with less aliasing, but not exactly the pixels that Ultralytics gets.
         """
         self.index = index
         self.image_size = image_size
@@ -66,16 +66,19 @@ class ImageSource:
     def _read(self, image: int) -> tuple[np.ndarray, tuple[int, int]]:
         path = self.index.path(image)
         content = read_bytes(path) if self.files is None else self.files.read(image, path)
-        reduction, size_hw = self._reduction(content) if self.reduce else (1, None)
-        original = decode_image(content, path, reduction)
-        original_hw = original.shape[:2] if reduction == 1 else size_hw
-        resized = resize_long_side(original, self.image_size)
+        reduction, original_hw = self._reduction(content) if self.reduce else (1, None)
+        picture = decode_image(content, path, reduction)
+        if reduction == 1:
+            original_hw = picture.shape[:2]
+        elif picture.shape[:2] != tuple(math.ceil(side / reduction) for side in original_hw):
+            original_hw = original_hw[::-1]  # turned by EXIF
+        resized = resize_long_side(picture, self.image_size, original_hw)
         if self.cache is not None:
             self.cache.put(image, resized, original_hw)
         return resized, original_hw
 
     def _reduction(self, content: bytes) -> tuple[int, tuple[int, int] | None]:
-        """By how much an image may be reduced while it is decoded, and its size."""
+        """By how much an image may be reduced while it is decoded, and the size in its header."""
         size_hw = jpeg_size(content)
         if size_hw is None:
             return 1, None

@@ -46,7 +46,7 @@ def test_plan__desktop_keeps_the_decoded_images() -> None:
 
 
 def test_plan__falls_back_step_by_step() -> None:
-    chosen = [plan_loading(replace(DESKTOP, ram_bytes=ram * GIB), FPIC, workers=2).cache for ram in (24, 12, 4, 2)]
+    chosen = [plan_loading(replace(DESKTOP, ram_bytes=ram * GIB), FPIC, workers=2).cache for ram in (24, 12, 4, 1)]
     assert chosen == ["ram", "files", "files", "none"]
     large = replace(FPIC, num_images=200_000, file_bytes=4_000_000, size_ratio=6.0)
     assert plan_loading(DESKTOP, large).cache == "disk"
@@ -157,8 +157,7 @@ def test_open_caches__are_those_of_the_plan(index: ImageIndex, tmp_path: Path) -
         assert len(list(build_train_loader(dataset, 3))) == 3
         assert len(list((tmp_path / "cache").glob("*.bin"))) == (mode == "disk")
     open_caches(dataset, replace(plan_loading(host, volume, "none"), cache="files"), tmp_path)
-    expected = make_train(index).__getitems__([])
-    assert dataset.source.files is not None and len(expected) == 0
+    assert dataset.source.files is not None and len(list(build_train_loader(dataset, 3))) == 3
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux' memory statistics")
@@ -217,7 +216,8 @@ def test_reduced_decode__shows_the_same_picture(tmp_path: Path) -> None:
         averaged = cv2.resize(full, size, interpolation=cv2.INTER_AREA)
         bilinear = cv2.resize(full, size, interpolation=cv2.INTER_LINEAR)
         assert cv2.PSNR(reduced, averaged) > 32
-        assert cv2.PSNR(reduced, averaged) > cv2.PSNR(bilinear, averaged) - 6 * (reduction == 2)
+        if reduction > 2:  # at exactly a half, OpenCV's bilinear resize is an average too
+            assert cv2.PSNR(reduced, averaged) > cv2.PSNR(bilinear, averaged)
 
 
 def test_reduced_decode__only_where_the_image_is_twice_the_size(tmp_path: Path) -> None:
@@ -236,7 +236,8 @@ def test_reduced_decode__only_where_the_image_is_twice_the_size(tmp_path: Path) 
     plain, reduced = ImageSource(index, 64), ImageSource(index, 64, reduce=True)
     for image, is_reduced in enumerate([False, True, True, True]):
         (expected, size), (found, same_size) = plain.load_with_size(image), reduced.load_with_size(image)
-        assert found.image.shape == expected.image.shape and size == same_size
+        assert size == same_size
         np.testing.assert_allclose(found.boxes_xyxy_px, expected.boxes_xyxy_px)
+        assert found.image.shape == expected.image.shape
         assert np.array_equal(found.image, expected.image) != is_reduced
         assert cv2.PSNR(found.image, expected.image) > 30
