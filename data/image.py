@@ -98,7 +98,7 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
 
 def _is_truncated(content: bytes) -> bool:
     if content.startswith(JPEG_START):
-        return content.find(JPEG_END, _jpeg_scan_start(content)) < 0
+        return not content.endswith(JPEG_END) and content.find(JPEG_END, _jpeg_scan_start(content)) < 0
     if content.startswith(PNG_START):
         return PNG_END not in content[-4096:]  # some programs append a few bytes of their own
     return False
