@@ -127,7 +127,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def coloured(self) -> Batch:
-        """Change the colours, in place, if that was left to the device; call it on every micro-batch there."""
+        """The batch with its colours changed, if that was left to the device; for every micro-batch there."""
         if self.hsv_gains_B3 is None:
             return self
         return replace(self, images=shift_hsv_on_device(self.images, self.hsv_gains_B3), hsv_gains_B3=None)

@@ -45,15 +45,17 @@ def shift_hsv_on_device(images_B3HW: Tensor, gains_B3: Tensor) -> Tensor:
     results differ by a few levels, and the changes are as large.
 
     Args:
-        images_B3HW: uint8, RGB; changed in place.
+        images_B3HW: uint8, RGB.
         gains_B3: float32, on the same device: the gains of each image, as in `shift_hsv`.
 
     Returns:
-        ``images_B3HW``.
+        New images; a window that is split again after running out of memory is still as it was.
 
-    Memory: up to 120 bytes a pixel of `IMAGES_AT_ONCE` images, for a moment.
+    Memory: the result; and up to 120 bytes a pixel of `IMAGES_AT_ONCE` images, for a moment.
     """
-    for images, gains in zip(images_B3HW.split(IMAGES_AT_ONCE), gains_B3.split(IMAGES_AT_ONCE), strict=True):
+    results_B3HW = torch.empty_like(images_B3HW)
+    parts = (tensor.split(IMAGES_AT_ONCE) for tensor in (images_B3HW, gains_B3, results_B3HW))
+    for images, gains, results in zip(*parts, strict=True):
         hue_gain, saturation_gain, value_gain = gains.float()[:, :, None, None, None].unbind(1)
         rgb = images.float()
         value = rgb.amax(dim=1, keepdim=True)
@@ -69,5 +71,5 @@ def shift_hsv_on_device(images_B3HW: Tensor, gains_B3: Tensor) -> Tensor:
         # https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
         offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
         k = (offsets + hue) % 6
-        images.copy_((value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1)).round_())
-    return images_B3HW
+        results.copy_((value - value * saturation * torch.minimum(k, 4 - k).clamp(0, 1)).round_())
+    return results_B3HW
