@@ -51,7 +51,7 @@ def shift_hsv_on_device(images_B3HW: Tensor, gains_B3: Tensor) -> Tensor:
     Returns:
         New images; a window that is split again after running out of memory is still as it was.
 
-    Memory: the result; and up to 120 bytes a pixel of `IMAGES_AT_ONCE` images, for a moment.
+    Memory: the result; and some 75 bytes a pixel of `IMAGES_AT_ONCE` images, for a moment.
     """
     results_B3HW = torch.empty_like(images_B3HW)
     parts = (tensor.split(IMAGES_AT_ONCE) for tensor in (images_B3HW, gains_B3, results_B3HW))
