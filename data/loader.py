@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import sys
-
 import cv2
 import torch
 from torch.utils.data import DataLoader
@@ -13,9 +9,6 @@ from torch.utils.data import DataLoader
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
 from data.sampler import WindowSampler
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-KEPT_BYTES = 32 * 2**20  # the most that it accepts for the second
 
 
 def build_train_loader(
@@ -110,15 +103,6 @@ def _as_it_is(window: Batch) -> Batch:
 
 
 def prepare_worker(worker_id: int = 0) -> None:
-    """Settings of a process that only makes pictures.
-
-    The processes are the parallelism: threads inside each of them would only compete. And the C library keeps freed
-    memory: a picture takes over a megabyte, which it would else fetch anew from the system for each, page by page.
-    """
+    """Settings of a process that only makes pictures: as the processes are the parallelism, one thread each."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # a C library without it (musl)
-            libc = ctypes.CDLL(None)
-            libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-            libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
