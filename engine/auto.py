@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from data.dataset_yaml import read_dataset_yaml
-from data.index import build_index
+from data.index import index_of, scan_split
 from data.mosaic import NUM_TILES
 from data.pcb_drawing import CLASS_NAMES
-from engine.datamodule import MAX_STRIDE_PX, SYNTHETIC, check_sizes
+from engine.datamodule import MAX_STRIDE_PX, SYNTHETIC, check_sizes, index_folder
 from engine.errors import ConfigError
 from engine.memory.allocator import cap_allocator, enable_expandable_segments, resolve_budget
 from engine.memory.config import MemoryConfig
@@ -128,7 +128,7 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
         notes = (f"{root} is not there: classes and boxes are assumed",)
     else:
         dataset = read_dataset_yaml(root)
-        counts = np.sort(np.diff(build_index(dataset, "train").box_offsets))
+        counts = np.sort(np.diff(index_of(scan_split(dataset, "train", index_folder())).box_offsets))
         worst = counts[-NUM_TILES:].sum() if config.data.augment.mosaic > 0 else counts[-1]
         facts = {"num_classes": dataset.num_classes, "boxes_per_image": max(int(worst), 1)}
     spec = StepSpec(

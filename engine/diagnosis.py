@@ -11,8 +11,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
+from data.memory import VALIDATION_WORKERS, worker_count
 from engine.machine import Gpu, Machine, free_disk_bytes
-from engine.memory.host import Platform
+from engine.memory.host import Platform, available_cores
 from engine.memory.units import GIB, MIB, format_bytes
 
 Severity = Literal["ok", "note", "problem"]
@@ -27,8 +28,6 @@ BUSY_SHARE = 0.1
 """Part of a GPU's memory that other programs may hold without a remark."""
 PREFETCHED_WINDOWS = 2
 """Windows that each worker keeps ready (DataLoader's ``prefetch_factor``)."""
-VALIDATION_WORKERS = 2
-"""Most workers of the validation loader."""
 WORKER_BYTES: dict[Platform, int] = dict.fromkeys(("linux", "wsl"), 64 * MIB)
 """RAM of a worker beside its windows; measured: 50 MiB, for it shares what the trainer has loaded."""
 SPAWNED_WORKER_BYTES = 600 * MIB
@@ -75,7 +74,7 @@ def needs_of(config: Any) -> Needs:
         precision=config.model.precision,
         batch_size=config.data.batch_size,
         image_size=config.data.image_size,
-        workers=config.data.workers,
+        workers=worker_count(config.data.workers, available_cores()),
         folder=Path(config.run.folder),
     )
 

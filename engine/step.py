@@ -150,7 +150,7 @@ class TrainingStep:
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
         """Forward pass and un-normalised loss of one micro-batch, which may still be on the host."""
-        micro_batch = micro_batch.to(self.device, non_blocking=True)
+        micro_batch = micro_batch.to(self.device, non_blocking=True).coloured()
         with autocast(self.precision, self.device):
             predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
         return self.loss(
