@@ -87,12 +87,15 @@ def draw_confusion(results: DetectionResults, folder: Path) -> list[Path]:
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     about = f"at confidence {CONFUSION_CONFIDENCE} and IoU {CONFUSION_IOU}"
     paths = [folder / "confusion_matrix.png", folder / "confusion_matrix_normalized.png"]
-    _draw_matrix(results, counts, f"Confusion: boxes, {about}", paths[0], is_share=False)
-    _draw_matrix(results, shares, f"Confusion: share of each true class, {about}", paths[1], is_share=True)
+    _draw_matrix(results, counts, ("Confusion matrix", f"boxes, {about}"), paths[0], is_share=False)
+    shown = ("Confusion matrix, normalised", f"shares of each true class, {about}")
+    _draw_matrix(results, shares, shown, paths[1], is_share=True)
     return paths
 
 
-def _draw_matrix(results: DetectionResults, values: NDArray, name: str, path: Path, is_share: bool) -> None:
+def _draw_matrix(
+    results: DetectionResults, values: NDArray, heading: tuple[str, str], path: Path, is_share: bool
+) -> None:
     num = len(values)
     side = min(max(4.6, 0.42 * num + 2), 20)
     figure = new_figure(side + 0.6, side)
@@ -112,7 +115,7 @@ def _draw_matrix(results: DetectionResults, values: NDArray, name: str, path: Pa
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     axes.set_xlabel("true class", color=MUTED)
     axes.set_ylabel("predicted class", color=MUTED)
-    title(axes, name)
+    title(axes, *heading)
     axes.tick_params(colors=MUTED, length=0)
     axes.spines[:].set_visible(False)
     axes.set_xticks(np.arange(-0.5, num), minor=True)

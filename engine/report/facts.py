@@ -41,7 +41,6 @@ IMBALANCE = 20
 OVERFIT_SHARE = 0.5
 """A best epoch in this first part of a run of some length means that more epochs did harm."""
 MIN_EPOCHS = 10
-CLIPPED_SHARE = 0.5
 PLAN_ERROR = 0.1
 PLAN_KEYS = {
     "device": "device",
@@ -93,10 +92,6 @@ def _training_warnings(history: History, facts: RunFacts) -> Iterator[str]:
     if skipped:
         remedy = "a few are usual in fp16; else lower model.optimizer.lr"
         yield f"{skipped} optimizer steps were skipped for an inf or NaN gradient: {remedy}"
-    clipped = history.get("train/clip_rate", np.zeros(1))[-1]
-    if clipped > CLIPPED_SHARE:
-        remedy = "lower model.optimizer.lr, or raise model.optimizer.max_grad_norm"
-        yield f"{clipped:.0%} of the last epoch's gradients were clipped: {remedy}"
     best = best_epoch(history)
     last = int(history[EPOCH][-1]) + 1 if len(history.get(EPOCH, [])) else 0
     if best is None or last < MIN_EPOCHS:

@@ -24,6 +24,8 @@ from engine.report.style import drawing, new_figure
 log = logging.getLogger(__name__)
 REPORT = "report.html"
 MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
+MAX_NARROW_CLASSES = 12
+"""With more classes, a confusion matrix is too fine for the width of a phone, and is scrolled there."""
 SHOWN_KEYS = (
     "data.root",
     "data.image_size",
@@ -155,18 +157,19 @@ def _class_row(name: str, num_train: int | None, num_truth: int, shares: Iterabl
 
 def _confidence(facts: RunFacts) -> str:
     names = ("PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png")
-    grid = "".join(_picture(facts.folder / name) for name in names)
-    wide = "".join(
-        _picture(facts.folder / name, wide=True) for name in ("confusion_matrix_normalized.png", "confusion_matrix.png")
-    )
-    return (f'<div class="grid">{grid}</div>' if grid else "") + wide
+    pictures = [_picture(facts.folder / name) for name in names]
+    matrices = ("confusion_matrix_normalized.png", "confusion_matrix.png")
+    is_wide = len(facts.results.class_names) > MAX_NARROW_CLASSES if facts.results is not None else False
+    pictures += [_picture(facts.folder / name, wide=is_wide) for name in matrices]
+    return f'<div class="pair">{"".join(pictures)}</div>' if any(pictures) else ""
 
 
 def _predictions(facts: RunFacts) -> str:
     pairs = ""
     for number in range(3):
         truth, found = (facts.folder / f"val_batch{number}_{kind}.jpg" for kind in ("labels", "pred"))
-        pairs += _picture(truth, "What is true.") + _picture(found, f"Found above confidence {facts.confidence:.2f}.")
+        pairs += _picture(truth, "What is true.", wide=True)
+        pairs += _picture(found, f"Found above confidence {facts.confidence:.2f}.", wide=True)
     return f'<div class="pair">{pairs}</div>' if pairs else ""
 
 
@@ -175,11 +178,11 @@ def _mistakes(facts: RunFacts) -> str:
         f"{facts.num_wrong_images} images have mistakes at confidence {facts.confidence:.2f}; the worst first. "
         "Red: missed. Orange: false. Green: right. Where the picture is right and the label wrong, mend the label."
     )
-    return _picture(facts.folder / "worst_mistakes.jpg", caption)
+    return _picture(facts.folder / "worst_mistakes.jpg", caption, wide=True)
 
 
 def _training_data(facts: RunFacts) -> str:
-    batches = "".join(_picture(path) for path in sorted(facts.folder.glob("train_batch*.jpg")))
+    batches = "".join(_picture(path, wide=True) for path in sorted(facts.folder.glob("train_batch*.jpg")))
     note = _note("Training images as the network gets them.") if batches else ""
     return _picture(facts.folder / "labels.png", wide=True) + note + (f'<div class="pair">{batches}</div>')
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from data.index import ImageIndex
-from engine.report.style import INK, MUTED, PALETTE, class_colour, drawable_names, new_figure, tidy, title
+from engine.report.style import INK, MUTED, PALETTE, class_colour, drawable_names, log_scale, new_figure, tidy, title
 
 MAX_CLASSES = 40
 """Bars of a chart; of more classes, those with most boxes are shown."""
@@ -51,7 +51,7 @@ def _draw_classes(axes: Axes, counts: np.ndarray, class_names: list[str]) -> Non
     present = counts[counts > 0]
     is_log = present.size > 0 and present.max() / present.min() >= LOG_RATIO
     if is_log:
-        axes.set_yscale("log")
+        log_scale(axes)
     if len(order) <= MAX_CLASSES // 2:
         for place, c in enumerate(order):
             axes.annotate(f"{counts[c]:,}", (place, counts[c]), (0, 2), textcoords="offset points", ha="center",

@@ -38,7 +38,7 @@ nav a { margin-right: 14px; color: var(--blue); text-decoration: none; white-spa
 .problem { color: #9a3412; }
 ul { padding-left: 20px; }
 .scroll { overflow-x: auto; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 12px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 12px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 12px; }
 figure { margin: 12px 0; min-width: 0; }
 .grid figure, .pair figure { margin: 0; }
@@ -59,5 +59,5 @@ tr + tr { border-top: 1px solid var(--rule); }
 pre { overflow-x: auto; padding: 12px; background: var(--shade); border-radius: 8px; font-size: 13px; }
 summary { cursor: pointer; margin: 12px 0; color: var(--blue); }
 footer { margin: 48px 0 16px; }
-@media (max-width: 640px) { .wide img { max-width: none; width: 720px; } h1 { font-size: 24px; } }
+@media (max-width: 640px) { figure.wide img { max-width: none; width: 760px; } h1 { font-size: 24px; } }
 """

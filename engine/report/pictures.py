@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from matplotlib import font_manager
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
@@ -16,11 +15,12 @@ from data.batch import Batch
 from data.errors import DataError
 from data.image import read_image
 from engine.report.mistakes import FALSE, MISSED, RIGHT, ImageRecord, judge
-from engine.report.style import BAD, BASE_FONT, DOUBTFUL, GOOD, class_colour, drawable_names, font_file
+from engine.report.style import BAD, DOUBTFUL, GOOD, class_colour, drawable_names, font_file, font_files
 
 TILE_PX = 320
 COLUMNS = 4
 TILES = 16
+MISTAKE_TILES, MISTAKE_COLUMNS, MISTAKE_TILE_PX = 9, 3, 480
 CAPTION_PX = 18
 FONT_PX = 12
 GAP_PX = 4
@@ -97,17 +97,17 @@ def draw_mistakes(records: Sequence[ImageRecord], class_names: Sequence[str], co
     judged = [(judge(record, confidence), record) for record in records]
     wrong = sorted((pair for pair in judged if pair[0].severity > 0), key=lambda pair: -pair[0].severity)
     tiles = []
-    for verdict, record in wrong[:TILES]:
+    for verdict, record in wrong[:MISTAKE_TILES]:
         image, caption = _read(record.path)
         order = sorted(verdict.items, key=lambda item: (item.kind != RIGHT, item.score))  # mistakes on top
         marks = []
         for item in order:
             score = "" if item.kind == MISSED else f" {item.score:.2f}"
-            text = "" if item.kind == RIGHT else f"{item.kind}: {names[item.class_id]}{score}"
+            text = "" if item.kind == RIGHT else f"{names[item.class_id]}{score}"
             marks.append(Mark(item.box_xyxy_px, text, KIND_COLOURS[item.kind]))
         tiles.append(Tile(image, f"{verdict.num_missed} missed, {verdict.num_false} false: {caption}", marks))
     if tiles:
-        save_sheet(tiles, path)
+        save_sheet(tiles, path, MISTAKE_COLUMNS, MISTAKE_TILE_PX)
     return len(wrong)
 
 
@@ -181,7 +181,7 @@ def _shortened(text: str, width_px: int) -> str:
 
 
 def _font(text: str) -> ImageFont.FreeTypeFont:
-    return _font_of(font_file(text) or font_manager.findfont(BASE_FONT))
+    return _font_of(font_file(text) or font_files()[0])
 
 
 @cache

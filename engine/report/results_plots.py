@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from engine.report.style import GOOD, INK, MUTED, PALETTE, new_figure, tidy, title
+from engine.report.style import GOOD, INK, MUTED, PALETTE, log_scale, new_figure, tidy, title
 
 History = dict[str, np.ndarray]
 EPOCH = "epoch"
@@ -121,7 +121,7 @@ def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
         axes.axvline(best, color=GOOD, linewidth=1, linestyle=":", zorder=0)
     title(axes, panel.name, panel.about)
     if panel.is_log:
-        axes.set_yscale("log")
+        log_scale(axes)
     else:
         axes.set_ylim(0, None if not panel.is_share else max(_top(panel.columns, history), 0.05))
     axes.set_xlim(min(epochs[0], 1), max(epochs[-1], 2))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -12,6 +14,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from engine.report.memory_plots import INK, MUTED, PALETTE, RULE, SHADE
 
@@ -19,31 +22,32 @@ __all__ = ["INK", "MUTED", "PALETTE", "RULE", "SHADE"]
 GOOD, BAD, DOUBTFUL = "#1a7f37", "#cf222e", "#bc4c00"
 BASE_FONT = "DejaVu Sans"
 OTHER_SCRIPTS = (
-    "Malgun Gothic",  # Windows
-    "Apple SD Gothic Neo",
+    "malgun",  # Windows
+    "AppleSDGothicNeo",
     "AppleGothic",
     "NanumGothic",
-    "Noto Sans CJK KR",
-    "Noto Sans CJK JP",
-    "Noto Sans CJK SC",
-    "Microsoft YaHei",
-    "Yu Gothic",
-    "WenQuanYi Zen Hei",
-    "Noto Sans",
+    "NotoSansKR-Regular",
+    "NotoSansCJK-Regular",
+    "msyh",
+    "YuGothR",
+    "wqy-zenhei",
 )
-"""Fonts for what the base font lacks, Korean first, in the order in which they are tried."""
+"""Files of fonts for what the base font lacks, Korean first, in the order in which they are tried."""
 
 
 @cache
-def installed_fonts() -> tuple[str, ...]:
+def font_files() -> tuple[str, ...]:
     """The base font, which comes with matplotlib, and those of `OTHER_SCRIPTS` that are installed."""
-    names = {font.name for font in font_manager.fontManager.ttflist}
-    return (BASE_FONT, *(name for name in OTHER_SCRIPTS if name in names))
+    installed = {Path(path).stem: path for path in font_manager.findSystemFonts()}
+    others = [installed[stem] for stem in OTHER_SCRIPTS if stem in installed]
+    for path in others:  # matplotlib's own list may be older than the font
+        font_manager.fontManager.addfont(path)
+    return (font_manager.findfont(BASE_FONT), *others)
 
 
 def font_file(text: str) -> str | None:
     """A font file that has every character of a text; None if no installed font has."""
-    return next((path for path in map(_path, installed_fonts()) if _has_all(path, text)), None)
+    return next((path for path in font_files() if _has_all(path, text)), None)
 
 
 def drawable_names(class_names: Sequence[str]) -> list[str]:
@@ -59,7 +63,9 @@ def class_colour(class_id: int) -> str:
 @contextmanager
 def drawing() -> Iterator[None]:
     """Draw with these fonts, and take ``$`` in names as it is."""
-    with matplotlib.rc_context({"font.family": list(installed_fonts()), "text.parse_math": False}):
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # not every font has a bold face
+    families = [_font(path).family_name for path in font_files()]
+    with matplotlib.rc_context({"font.family": families, "text.parse_math": False}):
         yield
 
 
@@ -77,6 +83,14 @@ def tidy(axes: Axes, grid: Any = "y") -> None:
     axes.set_axisbelow(True)
 
 
+def log_scale(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers, for powers are mathematics, which `drawing` takes as text."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def title(axes: Axes, text: str, about: str = "") -> None:
     """A title on the left, with an optional second line in grey."""
     axes.set_title(text, loc="left", color=INK, fontweight="bold", fontsize=11, pad=20 if about else 8)
@@ -84,11 +98,6 @@ def title(axes: Axes, text: str, about: str = "") -> None:
         axes.annotate(
             about, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=MUTED, fontsize=8.5
         )
-
-
-@cache
-def _path(font: str) -> str:
-    return font_manager.findfont(font, fallback_to_default=True)
 
 
 @lru_cache(maxsize=4096)
