@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
+from rich import get_console
 from rich.console import Console
 from rich.text import Text
 
@@ -25,21 +26,26 @@ RELIEF_SHARE = DATA_BOUND_SHARE / 2
 
 
 def advise_before(config: Any) -> list[Finding]:
-    """What this machine lacks for a configuration that `engine.cli` has parsed: problems first, then notes."""
-    machine = examine_machine()
-    findings = check_machine(machine) + check_needs(machine, needs_of(config))
+    """What this machine lacks for a configuration that `engine.cli` has parsed: problems first, then notes.
+
+    Of a machine's GPUs nothing is said to those who train on the CPU.
+    """
+    machine, needs = examine_machine(), needs_of(config)
+    findings = check_needs(machine, needs)
+    if needs.accelerator != "cpu":
+        findings = check_machine(machine) + findings
     return [finding for severity in ("problem", "note") for finding in findings if finding.severity == severity]
 
 
 def print_advice(findings: Iterable[Finding], console: Console | None = None) -> None:
-    """Show findings as short lines: what, evidence and remedy."""
-    console = console or Console()
+    """Show findings as short lines: what, evidence and remedy; above a live line, if there is one."""
+    console = console or get_console()
     for finding in findings:
         line = Text(f"{finding.severity}: ", style=STYLES[finding.severity])
         line.append(f"{finding.what}: {finding.evidence}", style="none")
         if finding.remedy:
             line.append(f": {finding.remedy}", style="cyan")
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not console.is_terminal)  # a file gets whole lines
 
 
 class PaceAdvisor(L.Callback):

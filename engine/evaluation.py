@@ -44,7 +44,6 @@ class Evaluation:
         """Add one batch, which lies on the network's device, and return its detections in original pixels."""
         predictions = predict_raw(network, batch.images, precision)
         sums = self.loss(predictions, batch.boxes_xyxy_px, batch.classes, batch.image_index)
-        self._totals = self._totals + torch.cat([self.gains.apply(sums), sums.normaliser.view(1)])
 
         boxes_xyxy_px = decode_boxes(predictions, head_strides(network))
         found = detections(boxes_xyxy_px, predictions["scores"], self.nms)
@@ -53,7 +52,11 @@ class Evaluation:
             for i, image in enumerate(found)
         ]
         truth_xyxy_px = to_original_px(batch.boxes_xyxy_px, batch.geometry[batch.image_index])
+        totals = self._totals + torch.cat([self.gains.apply(sums), sums.normaliser.view(1)])
+
+        # All or nothing: memory that runs out above leaves no trace, and the batch can be tried again in parts.
         self.metrics.update(found, truth_xyxy_px, batch.classes, batch.image_index)
+        self._totals = totals
         return found
 
     def losses(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 Rows go to ``memory.csv`` and TensorBoard, pictures to ``memory.png`` and ``memory_breakdown.png``, and one
 line at the end says predicted peak, measured peak and error. Nothing here waits for the device. The time
-that sampling takes is counted, and samples are left out while it is above `OVERHEAD_SHARE` of the run.
+that sampling takes is counted, and rows are left out while it is above `OVERHEAD_SHARE` of the run.
 """
 
 from __future__ import annotations
@@ -204,12 +204,13 @@ class MemoryMonitor(L.Callback):
                 self._log.close()
                 self._log = None
                 _warn_of_disk(self._path, error, "no more rows are written; training goes on")
-        if trainer.global_step >= self._scalars_due_step:
-            _log_scalars(trainer, self._sample, images_per_second)
-            self._scalars_due_step = trainer.global_step + trainer.log_every_n_steps
         self._events.clear()
         self._num_images, self._row_written = 0, begun
         self._sampling_seconds += time.perf_counter() - begun
+        # Not counted: its rate is the user's choice, and opening TensorBoard takes as long as 1000 samples.
+        if trainer.global_step >= self._scalars_due_step:
+            _log_scalars(trainer, self._sample, images_per_second)
+            self._scalars_due_step = trainer.global_step + trainer.log_every_n_steps
 
     def _react(self, report: SpillReport, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.mark(SPILL)

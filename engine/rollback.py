@@ -28,15 +28,24 @@ class BatchStatistics:
 
     def save(self) -> None:
         """Remember the statistics as they are now."""
+        self._saved = []  # if memory runs out here, nothing has changed that `restore` should undo
         self._saved = [_flatten(tensors) for tensors in self._tensors_by_kind]
+
+    def restore(self) -> None:
+        """Put the remembered statistics back; allocates nothing."""
+        for tensors, saved in zip(self._tensors_by_kind, self._saved, strict=False):
+            _unflatten(saved, tensors)
 
     def restore_unless(self, good: Tensor) -> None:
         """Put the remembered statistics back where ``good`` (scalar bool, on the device) is false: no host sync."""
         for tensors, saved in zip(self._tensors_by_kind, self._saved, strict=True):
-            chosen = torch.where(good, _flatten(tensors), saved)
-            parts = chosen.split([tensor.numel() for tensor in tensors])
-            torch._foreach_copy_(tensors, [part.view_as(to) for part, to in zip(parts, tensors, strict=True)])
+            _unflatten(torch.where(good, _flatten(tensors), saved), tensors)
 
 
 def _flatten(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])

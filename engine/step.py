@@ -5,6 +5,8 @@ device one by one. So the number of optimizer steps, the schedule and the averag
 
 No line between two optimizer steps waits for the device. Whether a gradient was finite decides on the device, and
 the host reads the outcome of a step only after it has queued the next window's work: see `settle`.
+
+Where memory can run out, `engine.recovery` tries again with less on the device: see `run`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from engine.ema import WeightAverage
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, clip_gradients, step_if
 from engine.precision import AUTOCAST_DTYPE, Precision, autocast
+from engine.recovery import MemorySettings, Ranks, retry
 from engine.rollback import BatchStatistics
 from engine.schedule import Schedule
 from models.loss import DetectionLoss, LossGains, LossSums
@@ -65,6 +68,7 @@ class TrainingStep:
         scaler: torch.amp.GradScaler,
         precision: Precision,
         guard: NonFiniteGuard,
+        memory: MemorySettings,
         take_step: Callable[[], object] | None = None,
     ) -> None:
         """Put the parts together.
@@ -80,6 +84,7 @@ class TrainingStep:
             scaler: fp16 loss scaler, disabled in the other precisions.
             precision: Of the forward and backward pass.
             guard: Told about every outcome.
+            memory: Micro-batch and recompute level, lowered when memory runs out.
             take_step: Called in place of ``optimizer.step``, for a loop that counts.
         """
         self.network = network
@@ -92,21 +97,23 @@ class TrainingStep:
         self.scaler = scaler
         self.precision = precision
         self.guard = guard
+        self.memory = memory
         self.take_step = take_step or optimizer.step
         self.num_steps_taken = 0
         self.batch_statistics = BatchStatistics(network)
+        self.ranks = Ranks()
         self._pending: _Readback | None = None
         parameter = next(network.parameters())
         self.device = parameter.device
         self._input_dtype = parameter.dtype if precision == "fp32" else AUTOCAST_DTYPE[precision]
 
-    def run(self, window: Batch, micro_batch_size: int) -> StepOutcome | None:
-        """Train on one window and return the outcome of the window before it, if there was one."""
-        accumulation = AccumulationWindow(len(window), self.gains, self.scaler)
-        self.batch_statistics.save()
-        for micro_batch in window.split(micro_batch_size):
-            accumulation.backward(self.loss_sums(micro_batch), len(micro_batch))
+    def run(self, window: Batch) -> StepOutcome | None:
+        """Train on one window and return the outcome of the window before it, if there was one.
 
+        Raises:
+            TrainingError: If memory does not suffice even for the lowest settings.
+        """
+        accumulation = retry(lambda: self._accumulate(window), self._lower, self._undo, self.ranks.any)
         losses = accumulation.normalise(self.optimizer)
         grad_norm = clip_gradients(gradients_of(self.optimizer), self.optimizer_config.max_grad_norm)
         finite = grad_norm.isfinite()
@@ -115,7 +122,7 @@ class TrainingStep:
         self.schedule.apply(
             self.optimizer, self.num_steps_taken, self.optimizer_config.lr, self.optimizer_config.momentum
         )
-        step_if(finite, self.optimizer, self.take_step)
+        retry(lambda: step_if(finite, self.optimizer, self.take_step), self._lower, agree=self.ranks.any)
         self.scaler.update()
         self.batch_statistics.restore_unless(finite)
         self.ema.update(self.network, self.num_steps_taken + 1, finite)
@@ -124,14 +131,28 @@ class TrainingStep:
         self._pending = self._read_back(losses, grad_norm, finite, window.names)
         return previous
 
+    def _accumulate(self, window: Batch) -> AccumulationWindow:
+        """Forward and backward passes of all micro-batches of a window."""
+        self.batch_statistics.save()
+        accumulation = AccumulationWindow(len(window), self.gains, self.scaler)
+        for micro_batch in window.split(self.memory.micro_batch_size):
+            accumulation.backward(self.loss_sums(micro_batch), len(micro_batch))
+        return accumulation
+
+    def _undo(self) -> None:
+        """Drop what a failed window has left behind."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.batch_statistics.restore()
+
+    def _lower(self, cause: str) -> None:
+        self.memory.lower(cause, self.num_steps_taken + (self._pending is not None))
+
     def loss_sums(self, micro_batch: Batch) -> LossSums:
         """Forward pass and un-normalised loss of one micro-batch, which may still be on the host."""
         micro_batch = micro_batch.to(self.device, non_blocking=True)
         with autocast(self.precision, self.device):
             predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
-        return self.loss(
-            predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
-        )
+        return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
 
     def settle(self) -> StepOutcome | None:
         """Read the outcome of the last window, if it has not been read, and count its step.
@@ -168,6 +189,7 @@ class TrainingStep:
             "num_steps_taken": self.num_steps_taken,
             "num_skipped": self.guard.num_skipped,
             "scaler": self.scaler.state_dict(),
+            "memory": self.memory.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -176,3 +198,5 @@ class TrainingStep:
         self.guard.num_skipped = state["num_skipped"]
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        if "memory" in state:
+            self.memory.load_state_dict(state["memory"])

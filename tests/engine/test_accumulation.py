@@ -130,9 +130,9 @@ def test_window_gradient__matches_reference() -> None:
 
 def train_three_steps(micro_batch_size: int, dtype: torch.dtype) -> Tensor:
     network = make_network(dtype=dtype)
-    step = make_step(network)
+    step = make_step(network, micro_batch_size)
     for seed in range(3):
-        step.run(make_window(SIXTEEN, seed=seed), micro_batch_size)
+        step.run(make_window(SIXTEEN, seed=seed))
     return flat_weights(network)
 
 

@@ -14,8 +14,11 @@ import pytest
 import torch
 import yaml
 
+from data.batch import Batch
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from engine.evaluation import Evaluation
 from engine.fit import main as fit
+from engine.step import TrainingStep
 from engine.validate import main as validate
 
 FIT_OFFLINE = """
@@ -179,7 +182,6 @@ def test_fit__micro_batch_changes_neither_steps_nor_schedule(data_yaml: Path, tm
 def test_fit__crash_in_validation_leaves_the_trained_weights(
     data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.evaluation import Evaluation
     from engine.module import Detector
 
     seen: dict[str, torch.Tensor] = {}
@@ -206,3 +208,34 @@ def test_quickstart__learns(tmp_path: Path) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     cli = fit(["--config=configs/quickstart.yaml", f"--run.folder={tmp_path / 'run'}"])
     assert cli.model.results.map50 > 0.25
+
+
+@pytest.mark.slow
+def test_fit__goes_on_when_memory_runs_out_in_training_and_in_validation(
+    data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One failure in the second epoch, and one in every validation batch of more than one image."""
+    evaluate, accumulate = Evaluation.update, TrainingStep._accumulate
+    windows: list[int] = []
+
+    def evaluate_one(self: Evaluation, network: torch.nn.Module, batch: Batch, *args: object) -> object:
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+        return evaluate(self, network, batch, *args)
+
+    def fail_once(self: TrainingStep, window: Batch) -> object:
+        windows.append(len(window))
+        if len(windows) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+        return accumulate(self, window)
+
+    monkeypatch.setattr(Evaluation, "update", evaluate_one)
+    monkeypatch.setattr(TrainingStep, "_accumulate", fail_once)
+    cli = fit(arguments(data_yaml, tmp_path / "run", "--data.workers=0"))
+    assert windows == [6, 6, 4, 6, 6, 6, 4]  # the second window of the second epoch, twice
+    assert cli.model.step.num_steps_taken == 6
+    assert cli.model.results.num_images == 6
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    memory = checkpoint["yolofit"]["step"]["memory"]
+    assert memory["current"]["recompute"] == "elementwise"
+    assert [lowering["step"] for lowering in memory["history"]] == [4]

@@ -178,6 +178,26 @@ def test_monitor__ends_with_pictures_and_one_line(
     ]
 
 
+def test_monitor__accounts_for_the_peak_by_phase(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is reserved, 11 GiB throughout, tells nothing: training peaks at 9 GiB, the second validation at 10.5."""
+    module = Steps(clock)
+    validated = []
+    module.validation_step = lambda batch, batch_idx: validated.append(batch_idx)
+
+    def probe() -> MemorySample:
+        peak_gib = 10.5 if len(validated) > STEPS_PER_EPOCH + 4 else 9.0
+        return replace(gpu_probe(), peak_bytes=int(peak_gib * GIB))
+
+    fit(module, MemoryMonitor(tmp_path, probe=probe))
+    head, train, validation, summary = capsys.readouterr().out.splitlines()[-4:]
+    assert head.split()[:3] == ["at", "most", "allocated"]
+    assert train.split()[:3] == ["train", "9.0", "GiB"]
+    assert validation.split()[:3] == ["validation", "10.5", "GiB"]
+    assert "10.5 GiB allocated" in summary
+
+
 def test_monitor__logs_to_all_loggers_but_csv(tmp_path: Path, clock: Clock) -> None:
     recording, csv = RecordingLogger(), CSVLogger(tmp_path)
     fit(Steps(clock), MemoryMonitor(tmp_path, probe=gpu_probe), csv, recording, epochs=1)

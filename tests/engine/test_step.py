@@ -30,9 +30,9 @@ def poison(network: torch.nn.Module, bad: float, at_forward: int) -> list[int]:
 
 
 def test_run__returns_the_outcome_of_the_window_before() -> None:
-    step = make_step(make_network())
-    assert step.run(make_window(COUNTS), 2) is None
-    outcome = step.run(make_window(COUNTS, seed=1), 2)
+    step = make_step(make_network(), micro_batch_size=2)
+    assert step.run(make_window(COUNTS)) is None
+    outcome = step.run(make_window(COUNTS, seed=1))
     assert outcome.finite and outcome.box_loss > 0 and outcome.grad_norm > 0
     assert step.num_steps_taken == 1
     assert step.settle() is not None and step.settle() is None
@@ -41,17 +41,17 @@ def test_run__returns_the_outcome_of_the_window_before() -> None:
 
 def test_run__frees_gradients() -> None:
     network = make_network()
-    make_step(network).run(make_window(COUNTS), 2)
+    make_step(network, micro_batch_size=2).run(make_window(COUNTS))
     assert all(p.grad is None for p in network.parameters())
 
 
 def test_run__learning_rate_follows_the_steps_taken_not_the_micro_batches() -> None:
     rates = {}
     for micro_batch_size in (1, 4):
-        step = make_step(make_network())
+        step = make_step(make_network(), micro_batch_size)
         rates[micro_batch_size] = []
         for seed in range(5):
-            step.run(make_window(COUNTS, seed=seed), micro_batch_size)
+            step.run(make_window(COUNTS, seed=seed))
             rates[micro_batch_size].append(step.optimizer.param_groups[0]["lr"])
     assert rates[1] == rates[4]
     assert len(set(rates[1])) == 5
@@ -64,18 +64,18 @@ def test_run__skips_a_window_with_one_bad_micro_batch(
 ) -> None:
     network = make_network(frozen=False)
     poison(network, bad, at_forward)
-    step = make_step(network)
+    step = make_step(network, micro_batch_size=2)
     windows = [make_window(COUNTS, seed=seed) for seed in range(3)]
-    step.run(windows[0], 2)
+    step.run(windows[0])
     before = {name: tensor.clone() for name, tensor in step.network.state_dict().items()}
     average = {name: tensor.clone() for name, tensor in step.ema.state_dict().items()}
 
-    step.run(windows[1], 2)  # forward passes 3 and 4
+    step.run(windows[1])  # forward passes 3 and 4
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(torch.equal(tensor, average[name]) for name, tensor in step.ema.state_dict().items())
 
     with caplog.at_level(logging.WARNING):
-        outcome = step.run(windows[2], 2)
+        outcome = step.run(windows[2])
     assert not outcome.finite
     assert "image0.jpg" in caplog.text and "image3.jpg" in caplog.text
     step.settle()
@@ -90,9 +90,9 @@ def test_run__skipping_equals_never_having_seen_the_window() -> None:
     windows = [make_window(COUNTS, seed=seed) for seed in range(3)]
     plain_step, poisoned_step = make_step(plain), make_step(poisoned)
     for window in (windows[0], windows[2]):
-        plain_step.run(window, 4)
+        plain_step.run(window)
     for window in windows:
-        poisoned_step.run(window, 4)
+        poisoned_step.run(window)
     assert torch.equal(flat_weights(plain), flat_weights(poisoned))
     for ours, theirs in zip(batch_norms(plain), batch_norms(poisoned), strict=True):
         assert torch.equal(ours.running_var, theirs.running_var)
@@ -105,7 +105,7 @@ def test_run__ends_after_too_many_bad_windows() -> None:
     step = make_step(network, guard=NonFiniteGuard(max_in_a_row=3))
     with pytest.raises(TrainingError, match=r"3 windows in a row .* image0.jpg"):
         for _ in range(10):
-            step.run(make_window(COUNTS), 4)
+            step.run(make_window(COUNTS))
     assert step.guard.num_skipped == 3
 
 
@@ -113,24 +113,24 @@ def test_run__scaler_unscales_once_and_backs_off_on_overflow() -> None:
     network = make_network()
     reference = copy_of(network)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    step = make_step(network, scaler=scaler)
-    step.run(make_window(COUNTS), 1)
-    plain = make_step(reference)
-    plain.run(make_window(COUNTS), 1)
+    step = make_step(network, micro_batch_size=1, scaler=scaler)
+    step.run(make_window(COUNTS))
+    plain = make_step(reference, micro_batch_size=1)
+    plain.run(make_window(COUNTS))
     assert relative_error(flat_weights(network), flat_weights(reference)) < 1e-6
 
     poison(network, float("inf"), 1)
-    step.run(make_window(COUNTS), 1)
+    step.run(make_window(COUNTS))
     step.settle()
     assert scaler.get_scale() == 2.0**9
     assert step.num_steps_taken == 1
 
 
 def test_state_dict__goes_on_where_it_was() -> None:
-    step = make_step(make_network(), scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
-    step.run(make_window(COUNTS), 2)
+    step = make_step(make_network(), micro_batch_size=2, scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
+    step.run(make_window(COUNTS))
     state = step.state_dict()
-    other = make_step(make_network(), scaler=torch.amp.GradScaler("cpu"))
+    other = make_step(make_network(), micro_batch_size=2, scaler=torch.amp.GradScaler("cpu"))
     other.load_state_dict(state)
     assert other.num_steps_taken == 1
     assert other.scaler.get_scale() == 8.0
@@ -141,10 +141,10 @@ def test_state_dict__goes_on_where_it_was() -> None:
 def test_run__keeps_weights_and_states_fp32(precision: str, name: str) -> None:
     network = make_network(frozen=False)
     config = OptimizerConfig(name=name)
-    step = make_step(network, precision=precision, optimizer=build_optimizer(network, config, 16))
+    step = make_step(network, micro_batch_size=2, precision=precision, optimizer=build_optimizer(network, config, 16))
     dtypes = []
     network.model[0].conv.register_forward_hook(lambda m, i, output: dtypes.append(output.dtype))
-    step.run(make_window(COUNTS), 2)
+    step.run(make_window(COUNTS))
     assert set(dtypes) == {torch.bfloat16 if precision == "bf16" else torch.float32}
     assert_fp32(network, step.optimizer)
     num_trained = sum(p.requires_grad for p in network.parameters())
@@ -153,8 +153,8 @@ def test_run__keeps_weights_and_states_fp32(precision: str, name: str) -> None:
 
 def test_assert_fp32__names_what_is_not() -> None:
     network = make_network()
-    step = make_step(network)
-    step.run(make_window(COUNTS), 2)
+    step = make_step(network, micro_batch_size=2)
+    step.run(make_window(COUNTS))
     state = next(iter(step.optimizer.state.values()))
     state["exp_avg"] = state["exp_avg"].half()
     with pytest.raises(AssertionError, match=r"exp_avg is torch\.float16"):

@@ -11,6 +11,7 @@ from data.batch import Batch
 from engine.ema import EmaConfig, WeightAverage
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, build_optimizer
+from engine.recovery import MemorySettings
 from engine.schedule import Schedule, ScheduleConfig
 from engine.step import TrainingStep
 from models.loss import DetectionLoss, LossGains
@@ -61,7 +62,9 @@ def make_lively_network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn
     return network.to(dtype)
 
 
-def make_step(network: nn.Module, max_grad_norm: float = 10.0, **changes: object) -> TrainingStep:
+def make_step(
+    network: nn.Module, micro_batch_size: int = 4, max_grad_norm: float = 10.0, **changes: object
+) -> TrainingStep:
     """A training step in FP32 (or the network's own dtype) with AdamW and a short schedule."""
     config = OptimizerConfig(lr=1e-3, max_grad_norm=max_grad_norm)
     parts = {
@@ -75,6 +78,7 @@ def make_step(network: nn.Module, max_grad_norm: float = 10.0, **changes: object
         "scaler": torch.amp.GradScaler("cpu", enabled=False),
         "precision": "fp32",
         "guard": NonFiniteGuard(max_in_a_row=5),
+        "memory": MemorySettings(network, batch_size=16, micro_batch_size=micro_batch_size),
     }
     return TrainingStep(**(parts | changes))
 

@@ -97,11 +97,11 @@ def test_apply_recompute__autocast_no_worse_than_none(level: str) -> None:
 def test_apply_recompute__same_weights_after_five_accumulated_steps(level: str) -> None:
     plain = make_network(dtype=torch.float64)
     lean = copy_of(plain)
-    plain_step, lean_step = make_step(plain), make_step(lean)
+    plain_step, lean_step = make_step(plain, 3), make_step(lean, 3)
     apply_recompute(lean, level)
     for seed in range(5):
         for step in (plain_step, lean_step):
-            step.run(make_window(COUNTS, seed=seed), 3)
+            step.run(make_window(COUNTS, seed=seed))
     assert relative(flat_weights(lean), flat_weights(plain)) <= 1e-10
 
 
