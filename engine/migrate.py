@@ -191,7 +191,7 @@ def translate(arguments: dict[str, Any], num_classes: int | None = None, is_comp
                 result.becomes(theirs, {RENAMED[key]: value})
         elif key in LEFT_OUT:
             default, reason = LEFT_OUT[key]
-            if not (is_complete and value == default):
+            if value != default or not (is_complete or key in ("task", "mode")):
                 result.becomes(theirs, {}, f"left out: {reason}")
         elif key not in OTHER_MODES:
             result.becomes(theirs, {}, "left out: no argument of Ultralytics' training, which would have refused it")
