@@ -18,7 +18,8 @@ NAMES = ["ic", "led", "diode"]
 
 
 def record(detections: list[list[float]], truth: list[list[float]], path: str = "x.png") -> ImageRecord:
-    return ImageRecord(path, np.array(detections, np.float32).reshape(-1, 6), np.array(truth, np.float32).reshape(-1, 5))
+    found, true = (np.array(rows, np.float32) for rows in (detections, truth))
+    return ImageRecord(path, found.reshape(-1, 6), true.reshape(-1, 5))
 
 
 BOX, FAR = [10, 10, 50, 50], [100, 100, 150, 150]
