@@ -48,9 +48,9 @@ def test_translate__the_command_that_users_have() -> None:
 
 
 def test_parse_command__takes_line_ends_and_comments_as_people_write_them() -> None:
-    text = "yolo detect train \\\n  data='my data.yaml' \\\n  batch=16 \\           # 실제 배치\n  device=0,1 \\\n amp=False"
+    lines = ("yolo detect train \\", " data='my data.yaml' \\", " batch=16 \\      # 실제 배치", " device=0,1 \\", " amp=False")
     arguments = {"task": "detect", "mode": "train", "data": "my data.yaml", "batch": 16, "device": "0,1", "amp": False}
-    assert parse_command(text) == arguments
+    assert parse_command("\n".join(lines)) == arguments
 
 
 @pytest.mark.parametrize(
