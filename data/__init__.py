@@ -3,7 +3,8 @@
 The path of an image, one file per step:
 
     dataset_yaml   what the user points at: class names and the folders of each split
-    index, labels  every image path and box of a split, in packed arrays
+    index, labels  every image path and box of a split, in packed arrays; ``listing`` finds the files, ``scan`` reads
+                   them (``coco`` and ``voc`` for other formats), ``index_file`` keeps the result
     sampler        which images make up which window, as ``(epoch, index)`` keys
     dataset        key -> sample: reads the image, then ``augment`` (training) or ``letterbox`` (validation)
     augment        the training recipe: mosaic -> affine -> colour -> flips -> extra transforms

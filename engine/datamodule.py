@@ -47,8 +47,8 @@ class DetectionData(L.LightningDataModule):
         Args:
             root: A ``data.yaml`` in Ultralytics' form, or ``synthetic`` for drawn circuit boards. Only read.
             batch_size: Effective batch: images per optimizer step, over all devices. Any number; exact.
-            micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the batch, or ``auto``:
-                the fastest that stays within ``memory.budget``.
+            micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the batch; or
+                ``auto``, the fastest that stays within ``memory.budget``.
             image_size: Side of the network's square input in pixels, a multiple of 32. VRAM grows with its square.
             workers: Processes that prepare images; 0 prepares them in this one. Each keeps up to two windows in RAM.
             augment: How training images are varied.
@@ -58,19 +58,9 @@ class DetectionData(L.LightningDataModule):
             max_epochs: From ``trainer.max_epochs``.
         """
         super().__init__()
+        check_sizes(batch_size, micro_batch_size, image_size)
         if micro_batch_size == "auto":
-            raise ConfigError("data.micro_batch_size: auto: is resolved by engine.fit; in a program, give a number")
-        for key, value in (("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
-            if value < 1:
-                raise ConfigError(f"data.{key}: {value}: must be at least 1")
-        if micro_batch_size > batch_size:
-            raise ConfigError(
-                f"data.micro_batch_size: {micro_batch_size}: is more than data.batch_size ({batch_size}), the images "
-                "of a whole optimizer step: lower it or raise data.batch_size"
-            )
-        if image_size < MAX_STRIDE_PX or image_size % MAX_STRIDE_PX:
-            nearest = max(round(image_size / MAX_STRIDE_PX), 1) * MAX_STRIDE_PX
-            raise ConfigError(f"data.image_size: {image_size}: must be a multiple of 32: use {nearest}")
+            raise ConfigError("data.micro_batch_size: auto: is settled by engine.fit; in a program, give a number")
         if workers < 0:
             raise ConfigError(f"data.workers: {workers}: must not be negative")
         self.batch_size = batch_size
@@ -127,6 +117,25 @@ class DetectionData(L.LightningDataModule):
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
         )
+
+
+def check_sizes(batch_size: int, micro_batch_size: int | Literal["auto"], image_size: int) -> None:
+    """Refuse sizes that cannot be trained with.
+
+    Raises:
+        ConfigError: Naming the key, the value, the rule and the remedy.
+    """
+    for key, value in (("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
+        if value != "auto" and value < 1:
+            raise ConfigError(f"data.{key}: {value}: must be at least 1")
+    if micro_batch_size != "auto" and micro_batch_size > batch_size:
+        raise ConfigError(
+            f"data.micro_batch_size: {micro_batch_size}: is more than data.batch_size ({batch_size}), the images "
+            "of a whole optimizer step: lower it or raise data.batch_size"
+        )
+    if image_size < MAX_STRIDE_PX or image_size % MAX_STRIDE_PX:
+        nearest = max(round(image_size / MAX_STRIDE_PX), 1) * MAX_STRIDE_PX
+        raise ConfigError(f"data.image_size: {image_size}: must be a multiple of 32: use {nearest}")
 
 
 def _synthetic_yaml(config: SyntheticConfig) -> Path:

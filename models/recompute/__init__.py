@@ -42,7 +42,6 @@ from models.recompute.input_only import KeepInputsOnly
 from models.recompute.norm_act import BatchNormAct
 
 Level = Literal["none", "elementwise", "block"]
-MIN_TORCH_FOR_BLOCK = "2.15"  # 2.11 frees a repeated layer's saved tensors too early; none between was tried
 
 
 def apply_recompute(
@@ -62,14 +61,9 @@ def apply_recompute(
         A function that undoes it, as ``remove_recompute(network)`` does.
 
     Raises:
-        ValueError: If a level or an index does not exist, or torch is too old for `block`.
+        ValueError: If a level or an index does not exist.
     """
     num_layers = len(network.model)
-    if "block" in (level, *(per_layer or {}).values()) and torch.__version__ < MIN_TORCH_FOR_BLOCK:
-        raise ValueError(
-            f"model.recompute: block: needs torch {MIN_TORCH_FOR_BLOCK}, this is {torch.__version__}: "
-            "upgrade torch or use elementwise"
-        )
     levels = dict.fromkeys(range(num_layers), level) | dict(per_layer or {})
     for index, layer_level in levels.items():
         if layer_level not in get_args(Level):
@@ -97,7 +91,7 @@ def can_repeat(layer: nn.Module) -> bool:
 
 def _transform(layer: nn.Module, level: Level) -> None:
     for module in layer.modules():
-        if _is_conv_unit(module):
+        if is_conv_unit(module):
             module.forward = partial(_conv_unit, module)
         elif isinstance(module, nn.MaxPool2d | Attention):
             module.forward = partial(_keep_inputs_only, module)
@@ -105,7 +99,7 @@ def _transform(layer: nn.Module, level: Level) -> None:
     layer.forward = partial(forward, layer)
 
 
-def _is_conv_unit(module: nn.Module) -> bool:
+def is_conv_unit(module: nn.Module) -> bool:
     """Whether a module is ``act(bn(conv(x)))`` with operations that `BatchNormAct` knows."""
     return (
         type(module) in (Conv, DWConv)
@@ -147,7 +141,7 @@ def _block(layer: nn.Module, x: Tensor) -> Tensor:
 
 def layer_forward(layer: nn.Module, x: Any) -> Any:
     """Forward of a top-level layer that is not `none`, without the saved tensor hooks around it."""
-    return _conv_unit(layer, x) if _is_conv_unit(layer) else type(layer).forward(layer, x)
+    return _conv_unit(layer, x) if is_conv_unit(layer) else type(layer).forward(layer, x)
 
 
 _FORWARDS = (_conv_unit, _keep_inputs_only, _elementwise, _block)
