@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,6 @@ from PIL import Image
 
 from engine.errors import ConfigError
 
-log = logging.getLogger(__name__)
 PACKAGES = {
     "WandbLogger": ("wandb",),
     "MLFlowLogger": ("mlflow", "mlflow_skinny"),
@@ -42,6 +40,20 @@ def check_logger_packages(loggers: Any) -> None:
                 f"trainer.logger: {name}: needs the package {packages[0]}, which is not installed: "
                 f"pip install {packages[0]}, or leave trainer.logger out: metrics.csv and TensorBoard need nothing"
             )
+
+
+def combined_loggers(configured: Any, defaults: Sequence[Logger]) -> list[Logger]:
+    """The loggers of a run: the default ones, and those that ``trainer.logger`` adds; none if it is false.
+
+    Args:
+        configured: ``trainer.logger``, instantiated: None, a bool, a logger or several.
+        defaults: metrics.csv, which pictures and report are drawn from, and TensorBoard.
+    """
+    if configured is False:
+        return []
+    if configured is None or configured is True:
+        return list(defaults)
+    return [*defaults, *(configured if isinstance(configured, Sequence) else [configured])]
 
 
 def send_pictures(loggers: Iterable[Logger], pictures: Sequence[Path], step: int) -> None:

@@ -237,8 +237,9 @@ def _tell(output: Path, facts: DataFacts | None, machine: Machine, translation: 
         text.append(f"  ({line.remark})" if line.remark else "", style="none")
         console.print(text, soft_wrap=True)
     console.print(Text(f"written: {output}"), soft_wrap=True)
-    console.print(Text(f"next: python -m engine.doctor --config {output}"), soft_wrap=True)
-    console.print(Text(f"      python -m engine.fit --config {output}"), soft_wrap=True)
+    remarks = (("doctor", "what this machine lacks"), ("plan", "the memory it will need"), ("fit", "train"))
+    for command, remark in remarks:
+        console.print(Text(f"next: python -m engine.{command} --config {output}  # {remark}"), soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

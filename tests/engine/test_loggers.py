@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from engine import loggers as loggers_module
 from engine.errors import ConfigError
-from engine.loggers import check_logger_packages, send_pictures
+from engine.loggers import check_logger_packages, combined_loggers, send_pictures
 
 
 @pytest.fixture
@@ -41,6 +41,14 @@ def test_check__passes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         check_logger_packages(given)
     monkeypatch.setattr(loggers_module, "find_spec", lambda package: object() if package == "mlflow_skinny" else None)
     check_logger_packages({"class_path": "lightning.pytorch.loggers.MLFlowLogger"})
+
+
+def test_combined__adds_to_the_defaults(tmp_path: Path) -> None:
+    default, other = CSVLogger(tmp_path), CSVLogger(tmp_path, name="other")
+    for configured, expected in (
+        (None, [default]), (True, [default]), (False, []), (other, [default, other]), ([other], [default, other])
+    ):  # fmt: skip
+        assert combined_loggers(configured, [default]) == expected
 
 
 def test_pictures__are_in_tensorboard(tmp_path: Path, picture: Path) -> None:

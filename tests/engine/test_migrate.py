@@ -48,7 +48,7 @@ def test_translate__the_command_that_users_have() -> None:
 
 
 def test_parse_command__takes_line_ends_and_comments_as_people_write_them() -> None:
-    lines = ("yolo detect train \\", " data='my data.yaml' \\", " batch=16 \\      # 실제 배치", " device=0,1 \\", " amp=False")
+    lines = ["yolo detect train \\", " data='my data.yaml' \\", " batch=16 \\   # 실제 배치", " device=0,1 amp=False"]
     arguments = {"task": "detect", "mode": "train", "data": "my data.yaml", "batch": 16, "device": "0,1", "amp": False}
     assert parse_command("\n".join(lines)) == arguments
 
