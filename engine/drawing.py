@@ -14,37 +14,41 @@ from models.postprocess import Detections
 
 COLOURS = [tuple(round(255 * part) for part in colour) for colour in matplotlib.colormaps["tab10"].colors]
 MIN_FONT_PX = 11
+MIN_SIDE_PX = 640  # smaller pictures are enlarged, or labels would hide the objects
+Place = tuple[float, float, float, float]
 WIDE_FONTS = ("Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo", "UnDotum", "Unifont")
 """Fonts with Korean letters, on Linux, Windows and macOS; none comes with Python."""
 
 
 def draw_detections(image: np.ndarray, found: Detections, class_names: list[str]) -> np.ndarray:
-    """A copy of a picture with a box and, where there is room, a name and score for each detection.
+    """A picture with a box and, where there is room, a name and score for each detection, at least `MIN_SIDE_PX` large.
 
-    Line and letters grow with the picture, letters less where objects are small. A label goes above its box, else
-    below, else inside; one that would cover another is left out: the better score wins.
+    Line and letters grow with the picture, letters less where objects are small. A label goes above its box, below
+    or inside, if possible where it covers no box; one that would cover another is left out: the better score wins.
 
     Args:
         image: uint8 (height, width, 3), RGB.
         found: Boxes in pixels of the picture, by descending score.
         class_names: By class number.
     """
-    canvas = Image.fromarray(image)
+    factor = -(-MIN_SIDE_PX // max(image.shape[:2]))
+    canvas = Image.fromarray(image).resize((image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
-    boxes = found.boxes_xyxy_px.cpu().numpy()
+    boxes = found.boxes_xyxy_px.cpu().numpy() * factor
     classes, scores = found.classes.tolist(), found.scores.tolist()
-    side = max(image.shape[:2])
-    line_px = max(1, round(side / 640))
+    side = max(canvas.size)
+    line_px = max(2, round(side / 1000))
     for box, c in zip(boxes[::-1], classes[::-1], strict=True):  # the best ones on top
         draw.rectangle(_in_order(box), outline=COLOURS[c % len(COLOURS)], width=line_px)
 
     font_px = _font_px(boxes, side)
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[Place] = []
+    corners = boxes.tolist()
     for box, c, score in zip(boxes, classes, scores, strict=True):
         text = f"{class_names[c]} {score:.2f}"
         font = _font(font_px, text.isascii())
         size = draw.textlength(text, font) + font_px * 0.5, font_px * 1.3
-        place = _free_place(box, size, image.shape[1], image.shape[0], taken)
+        place = _free_place(box, size, canvas.size, taken, corners)
         if place is None:
             continue
         taken.append(place)
@@ -61,25 +65,33 @@ def _in_order(box: np.ndarray) -> list[float]:
 
 
 def _font_px(boxes: np.ndarray, side: int) -> int:
-    """Letters of a ninetieth of the picture, but not much taller than the objects."""
+    """Letters of a ninetieth of the picture, but no taller than a third of most objects' shorter side."""
     size = side / 90
     if len(boxes):
-        size = min(size, 0.6 * float(np.median((boxes[:, 2:] - boxes[:, :2]).min(axis=1))))
+        size = min(size, 0.33 * float(np.median((boxes[:, 2:] - boxes[:, :2]).min(axis=1))))
     return max(MIN_FONT_PX, side // 250, round(size))
 
 
 def _free_place(
-    box: np.ndarray, size: tuple[float, float], width: int, height: int, taken: list[tuple[float, float, float, float]]
-) -> tuple[float, float, float, float] | None:
-    """Where a label of this size covers no other and lies within the picture; None if nowhere."""
+    box: np.ndarray, size: tuple[float, float], frame: tuple[int, int], taken: list[Place], boxes: list[list[float]]
+) -> Place | None:
+    """Where a label of this size covers no other and lies within the picture: best where it covers no box either."""
+    width, height = frame
     left = float(min(max(box[0], 0), max(width - size[0], 0)))
-    for top in (float(box[1]) - size[1], float(box[3]), float(box[1])):
-        place = left, top, left + size[0], top + size[1]
-        if top < 0 or place[3] > height or place[2] > width:
-            continue
-        if all(place[0] >= x2 or x1 >= place[2] or place[1] >= y2 or y1 >= place[3] for x1, y1, x2, y2 in taken):
-            return place
-    return None
+    right = float(min(box[2], width) - size[0])
+    above, below, inside = float(box[1]) - size[1], float(box[3]), float(box[1])
+    places = [(x, y, x + size[0], y + size[1]) for y in (above, below, inside) for x in (left, right)]
+    free = [
+        place
+        for place in places
+        if min(place) >= 0 and place[2] <= width and place[3] <= height and not any(_overlaps(place, x) for x in taken)
+    ]
+    clear = (place for place in free if not any(_overlaps(place, other) for other in boxes))
+    return next(clear, free[0] if free else None)
+
+
+def _overlaps(place: Place, other: Place) -> bool:
+    return place[0] < other[2] and other[0] < place[2] and place[1] < other[3] and other[1] < place[3]
 
 
 def _contrast(colour: tuple[int, ...]) -> tuple[int, int, int]:

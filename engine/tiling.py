@@ -17,7 +17,7 @@ from torchvision.ops import box_area
 
 from models.postprocess import Detections
 
-BORDER_PX = 2.0  # a box that ends this close to a border is taken for cut
+BORDER_SHARE = 1 / 64  # of the tile: a box that ends this close to a border is taken for cut; networks err
 MIN_SHARE = 0.5  # of the smaller box that must lie in the other for a cut box to be the same object
 
 
@@ -84,9 +84,10 @@ def merge(
 def _is_cut(boxes_N4: Tensor, tile: Tile, height: int, width: int) -> Tensor:
     """Whether each box, in pixels of its tile, ends at a side of the tile that is not the picture's."""
     left, top, right, bottom = boxes_N4.unbind(1)
-    inner_width, inner_height = tile.right - tile.left - BORDER_PX, tile.bottom - tile.top - BORDER_PX
-    cut = (left <= BORDER_PX) & (tile.left > 0) | (right >= inner_width) & (tile.right < width)
-    return cut | (top <= BORDER_PX) & (tile.top > 0) | (bottom >= inner_height) & (tile.bottom < height)
+    tile_width, tile_height = tile.right - tile.left, tile.bottom - tile.top
+    border_px = max(tile_width, tile_height) * BORDER_SHARE
+    cut = (left <= border_px) & (tile.left > 0) | (right >= tile_width - border_px) & (tile.right < width)
+    return cut | (top <= border_px) & (tile.top > 0) | (bottom >= tile_height - border_px) & (tile.bottom < height)
 
 
 def _merge_class(boxes_N4: Tensor, cut_N: Tensor, max_iou: float) -> tuple[Tensor, Tensor]:
