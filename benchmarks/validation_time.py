@@ -1,6 +1,6 @@
 """NMS and matching against those of Ultralytics' validator, on the same predictions: alternating, medians.
 
-Both sides start at decoded boxes and scores and end at AP at ten IoUs, precision, recall, F1 over confidence and the
+Both sides start at decoded boxes and class logits and end at AP at ten IoUs, precision, recall, F1 over confidence and the
 confusion matrix. Ours also computes COCO's AP by size.
 
 python benchmarks/validation_time.py --out benchmarks/results/validation_time.json
@@ -75,8 +75,9 @@ def ultralytics(batches: list[Batch]) -> dict[str, float]:
     metrics, confusion = DetMetrics(names), ConfusionMatrix(names=names)
     validator = SimpleNamespace(iouv=torch.linspace(0.5, 0.95, 10))
     for boxes, logits, truth, classes in batches:
-        predictions = torch.cat([box_convert(boxes, "xyxy", "cxcywh").transpose(1, 2), logits.sigmoid()], 1)
+        centre_boxes = box_convert(boxes, "xyxy", "cxcywh").transpose(1, 2)
         start = time.perf_counter()
+        predictions = torch.cat([centre_boxes, logits.sigmoid()], 1)  # their head does this, our NMS the sigmoid
         found = non_max_suppression(predictions, 0.001, 0.7, nc=NUM_CLASSES, multi_label=True, max_det=300)
         middle = time.perf_counter()
         for rows, true_boxes, true_classes in zip(found, truth, classes, strict=True):
