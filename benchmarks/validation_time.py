@@ -1,7 +1,7 @@
 """NMS and matching against those of Ultralytics' validator, on the same predictions: alternating, medians.
 
-Both sides start at decoded boxes and class logits and end at AP at ten IoUs, precision, recall, F1 over confidence and the
-confusion matrix. Ours also computes COCO's AP by size.
+Both sides start at decoded boxes and class logits and end at AP at ten IoUs, precision, recall, F1 over confidence
+and the confusion matrix. Ours also computes COCO's AP by size.
 
 python benchmarks/validation_time.py --out benchmarks/results/validation_time.json
 """

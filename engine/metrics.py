@@ -307,13 +307,19 @@ def _coco(
 
 def _coco_dataset(images: tuple[Tensor, ...], num_classes: int) -> COCO:
     """Rows of x1, y1, x2, y2, class and, for detections, score, of each image, in COCO's form."""
-    annotations = []
-    for i, rows in enumerate(images):
-        for x1, y1, x2, y2, c, *score in rows.double().tolist():
-            width, height = x2 - x1, y2 - y1
-            annotation = {"id": len(annotations) + 1, "image_id": i, "category_id": int(c), "iscrowd": 0}
-            annotation |= {"bbox": [x1, y1, width, height], "area": width * height}
-            annotations.append(annotation | {"score": score[0]} if score else annotation)
+    rows = [[i, *row] for i, boxes in enumerate(images) for row in boxes.double().tolist()]
+    annotations = [
+        {
+            "id": number,
+            "image_id": i,
+            "category_id": int(c),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "score": score[0] if score else 1.0,
+            "iscrowd": 0,
+        }
+        for number, (i, x1, y1, x2, y2, c, *score) in enumerate(rows, start=1)
+    ]
     dataset = COCO()
     dataset.dataset = {
         "images": [{"id": i} for i in range(len(images))],
