@@ -25,7 +25,7 @@ from engine.metrics import DetectionMetrics
 from models.postprocess import NmsConfig, detections
 
 NUM_BATCHES, BATCH_SIZE, NUM_ANCHORS, NUM_CLASSES, NUM_TRUTH = 16, 16, 8400, 25, 30
-ROUNDS = 5
+ROUNDS = 15
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes (B, A, 4), logits (B, C, A), true boxes (B, N, 4), classes
 
 
