@@ -20,11 +20,13 @@ from engine.auto import MemoryAhead, settle_memory, settle_without_plan
 from engine.checkpoint_io import SafeCheckpointIO
 from engine.datamodule import DetectionData
 from engine.errors import ConfigError
+from engine.loggers import check_logger_packages, combined_loggers
 from engine.memory.config import MemoryConfig
 from engine.module import Detector
 from engine.monitor import MemoryMonitor
 from engine.progress import TrainingProgress
 from engine.report.memory_log import OOM_RECOVERY
+from engine.reporter import RunReporter
 from engine.run import RunConfig, default_callbacks, default_loggers, prepare_run_folder
 from engine.throughput import Throughput
 
@@ -131,6 +133,7 @@ class CommandLine(LightningCLI):
             value = self.config.trainer[key]
             if value != self.parser.get_default(f"trainer.{key}"):
                 raise ConfigError(f"trainer.{key}: {value}: yolofit does this itself: use {instead}")
+        check_logger_packages(self.config.trainer.logger)
 
     def instantiate_classes(self) -> None:
         """Nothing yet: `build` does."""
@@ -160,9 +163,10 @@ class CommandLine(LightningCLI):
             return super().instantiate_trainer(callbacks=callbacks, logger=False)
         folder = prepare_run_folder(config.run, config.ckpt_path)
         self.config.run.folder = folder
-        callbacks += [PaceAdvisor(throughput, self.datamodule.workers), self._memory_monitor(folder)]
+        advisor = PaceAdvisor(throughput, self.datamodule.workers)
+        callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
         callbacks += default_callbacks(folder, config.run)
-        logger = default_loggers(folder) if config.trainer.logger is None else config.trainer.logger
+        logger = combined_loggers(config.trainer.logger, default_loggers(folder))
         return super().instantiate_trainer(
             callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
         )

@@ -5,6 +5,7 @@ Lightning's "batch" is our window: one ``training_step`` is one optimizer step, 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,10 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from data.batch import Batch
-from engine.checkpoint import check_network, network_description, read_checkpoint, weights_of
+from engine.checkpoint import load_weights, network_description
 from engine.ema import EmaConfig, WeightAverage
 from engine.errors import ConfigError, config_key
 from engine.evaluation import Evaluation
@@ -69,7 +71,8 @@ class Detector(L.LightningModule):
             micro_batch_size: Images on the device at a time, taken from ``data``.
             image_size: Side of the network's input in pixels, taken from ``data``.
             network: Which YOLO11; n, s, m, l and x have 2.6, 9.5, 20.1, 25.4 and 57.0 million parameters.
-            weights: A yolofit checkpoint to start from; without one, weights are random.
+            weights: A file to start from: an Ultralytics ``.pt``, a yolofit checkpoint, a state dict or safetensors; its
+                classes may differ. Nothing in it is run. Without one, weights are random.
             precision: Of forward and backward passes. bf16 and fp16 halve the activations; fp16 needs a GPU.
             recompute: What backward computes again instead of keeping. ``elementwise`` brings the memory of a step of
                 YOLO11l at 640 to about 0.36 without repeating a convolution, ``block`` to 0.23 by repeating layers.
@@ -237,9 +240,8 @@ class Detector(L.LightningModule):
         return network_description(self.network_name, self.class_names, self.image_size)
 
     def _load_weights(self, path: Path) -> None:
-        checkpoint = read_checkpoint(path, "model.weights")
-        check_network(checkpoint, self.description, "model.weights")
-        self.network.load_state_dict(weights_of(checkpoint))
+        transfer = load_weights(self.network, path, self.description, "model.weights")
+        rank_zero_only(print)(transfer.table(), file=sys.stderr)
 
 
 def _freeze(network: torch.nn.Module, num_layers: int, batch_norm: bool) -> None:

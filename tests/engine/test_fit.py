@@ -94,8 +94,10 @@ class TestFinishedRun:
         names = {name for name in names if not name.startswith("tensorboard/")}
         assert list((finished_run / "tensorboard").glob("events.*"))
         checkpoints = {f"checkpoints/{name}.ckpt" for name in ("best", "best.previous", "last", "last.previous")}
-        assert names <= checkpoints | {"config.yaml", "metrics.csv", "memory.csv", "memory.png"}
-        assert names >= {"checkpoints/best.ckpt", "checkpoints/last.previous.ckpt", "metrics.csv", "memory.png"}
+        always = {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv", "memory.csv"}
+        assert names >= always | {"memory.png", "results.png", "report.html"}
+        pictures = {name for name in names if name.endswith((".png", ".jpg"))}
+        assert names - pictures <= always | checkpoints | {"report.html"}
 
     def test_metrics__one_row_per_epoch_with_every_column(self, finished_run: Path) -> None:
         rows = list(csv.DictReader((finished_run / "metrics.csv").open()))
