@@ -71,8 +71,8 @@ class Detector(L.LightningModule):
             micro_batch_size: Images on the device at a time, taken from ``data``.
             image_size: Side of the network's input in pixels, taken from ``data``.
             network: Which YOLO11; n, s, m, l and x have 2.6, 9.5, 20.1, 25.4 and 57.0 million parameters.
-            weights: A file to start from: an Ultralytics ``.pt``, a yolofit checkpoint, a state dict or safetensors; its
-                classes may differ. Nothing in it is run. Without one, weights are random.
+            weights: A file to start from: an Ultralytics ``.pt``, a yolofit checkpoint, a state dict or safetensors;
+                its classes may differ. Nothing in it is run. Without one, weights are random.
             precision: Of forward and backward passes. bf16 and fp16 halve the activations; fp16 needs a GPU.
             recompute: What backward computes again instead of keeping. ``elementwise`` brings the memory of a step of
                 YOLO11l at 640 to about 0.36 without repeating a convolution, ``block`` to 0.23 by repeating layers.
