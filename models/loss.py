@@ -211,7 +211,8 @@ class _ClassificationSum(torch.autograd.Function):
         for logits_bCA, score_bA, class_bA in _split(chunk, logits_BCA, score_BA, class_BA):
             logits_bCA = logits_bCA.to(score_BA.dtype)
             positive_bA = logits_bCA.gather(1, class_bA[:, None])[:, 0]
-            total += F.softplus(logits_bCA).sum() - (positive_bA * score_bA).sum()
+            # Not in place: compiled by torch 2.11, that would make the gradient 0.
+            total = total + F.softplus(logits_bCA).sum() - (positive_bA * score_bA).sum()
         return total
 
     @staticmethod

@@ -42,7 +42,6 @@ from models.recompute.input_only import KeepInputsOnly
 from models.recompute.norm_act import BatchNormAct
 
 Level = Literal["none", "elementwise", "block"]
-MIN_TORCH_FOR_BLOCK = "2.15"  # 2.11 frees a repeated layer's saved tensors too early; none between was tried
 
 
 def apply_recompute(
@@ -62,14 +61,9 @@ def apply_recompute(
         A function that undoes it, as ``remove_recompute(network)`` does.
 
     Raises:
-        ValueError: If a level or an index does not exist, or torch is too old for `block`.
+        ValueError: If a level or an index does not exist.
     """
     num_layers = len(network.model)
-    if "block" in (level, *(per_layer or {}).values()) and torch.__version__ < MIN_TORCH_FOR_BLOCK:
-        raise ValueError(
-            f"model.recompute: block: needs torch {MIN_TORCH_FOR_BLOCK}, this is {torch.__version__}: "
-            "upgrade torch or use elementwise"
-        )
     levels = dict.fromkeys(range(num_layers), level) | dict(per_layer or {})
     for index, layer_level in levels.items():
         if layer_level not in get_args(Level):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from models.recompute import recipes
 from models.recompute.repeat import Surroundings
@@ -28,13 +28,14 @@ class DroppedLayer:
         self._input, self._input_requires_grad = recipes.pack(x), x.requires_grad
         self._surroundings = Surroundings(x.device.type)
         self._num_slots = 0
-        self._values: dict[int, Tensor | recipes.Recipe] = {}
+        self._values: dict[int, tuple[Tensor | recipes.Recipe, GradientEdge | None]] = {}
+        self._output: Tensor | None = None
 
     def run(self, x: Tensor) -> Tensor:
         """The first pass."""
         with saved_tensors_hooks(self._drop, self._refill):
             out = self._forward(x)
-        recipes.keep(out)
+        self._output = recipes.keep(out)
         return out
 
     def _drop(self, _: Tensor) -> int:
@@ -44,11 +45,13 @@ class DroppedLayer:
     def _refill(self, slot: int) -> Tensor:
         if slot not in self._values:
             self._repeat()
-        return recipes.unpack(self._values.pop(slot))
+        packed, _ = self._values.pop(slot)
+        return recipes.unpack(packed)
 
     def _repeat(self) -> None:
         """The second pass."""
         self._values = {}
+        self._output = None  # whatever needed it is behind us
         x = recipes.unpack(self._input).detach().requires_grad_(self._input_requires_grad)
         with self._surroundings.again(), saved_tensors_hooks(self._keep, recipes.unpack):
             self._forward(x)
@@ -57,5 +60,8 @@ class DroppedLayer:
         )
 
     def _keep(self, tensor: Tensor) -> Tensor | recipes.Recipe:
-        packed = self._values[len(self._values)] = recipes.pack(tensor)
+        packed = recipes.pack(tensor)
+        # The second graph dies with this pass, and its nodes are emptied, unless its edges are held.
+        edge = get_gradient_edge(tensor) if isinstance(packed, recipes.Recipe) else None
+        self._values[len(self._values)] = packed, edge
         return packed

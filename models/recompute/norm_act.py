@@ -47,32 +47,32 @@ class BatchNormAct(torch.autograd.Function):
         ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, norm: nn.Module, silu: bool
     ) -> Tensor:
         """Normalise by the batch's statistics, or by the running ones if ``norm`` is in eval mode (frozen)."""
-        ctx.save_for_backward(x_BCHW)
         ctx.scale_shift, ctx.by_batch, ctx.silu = (weight_C, bias_C), norm.training, silu
         if not norm.training:
             variance_C = norm.running_var + norm.eps
-            ctx.statistics, ctx.invstd = (norm.running_mean, variance_C), variance_C.rsqrt()
-            return normalise_activate(x_BCHW, *ctx.scale_shift, *ctx.statistics, silu)
+            ctx.save_for_backward(x_BCHW, norm.running_mean, variance_C, variance_C.rsqrt())
+            return normalise_activate(x_BCHW, *ctx.scale_shift, norm.running_mean, variance_C, silu)
         running = (None, None)
         if not is_repeating.get():
             norm.num_batches_tracked.add_(1)
             running = norm.running_mean, norm.running_var
-        out, mean_C, ctx.invstd = torch.native_batch_norm(
+        out, mean_C, invstd_C = torch.native_batch_norm(
             x_BCHW, weight_C, bias_C, *running, True, norm.momentum, norm.eps
         )
-        ctx.statistics = mean_C, ctx.invstd.pow(-2)
+        ctx.save_for_backward(x_BCHW, mean_C, invstd_C.pow(-2), invstd_C)
         return _silu_(out) if silu else out
 
     @staticmethod
     def output(ctx: Any) -> Tensor:
         """The result of ``forward``, computed again."""
-        return normalise_activate(*ctx.saved_tensors, *ctx.scale_shift, *ctx.statistics, ctx.silu)
+        x_BCHW, mean_C, variance_C, _ = ctx.saved_tensors
+        return normalise_activate(x_BCHW, *ctx.scale_shift, mean_C, variance_C, ctx.silu)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor | None, ...]:
         """Through SiLU, then through BatchNorm, with PyTorch's own kernels."""
-        (x_BCHW,), (mean_C, variance_C) = ctx.saved_tensors, ctx.statistics
+        x_BCHW, mean_C, variance_C, invstd_C = ctx.saved_tensors
         if ctx.silu:
             normalised = normalise_activate(x_BCHW, *ctx.scale_shift, mean_C, variance_C, silu=False)
             grad_BCHW = _silu_backward_into(grad_BCHW, normalised, grad_input=normalised)
@@ -83,7 +83,7 @@ class BatchNormAct(torch.autograd.Function):
             mean_C,
             variance_C,
             mean_C,
-            ctx.invstd,
+            invstd_C,
             ctx.by_batch,
             0.0,
             list(ctx.needs_input_grad[:3]),

@@ -69,10 +69,12 @@ def unpack(packed: Tensor | Recipe) -> Tensor:
     return packed.make() if isinstance(packed, Recipe) else packed
 
 
-def keep(tensor: Tensor) -> None:
-    """Let recipes end at this tensor: those made while it exists keep it."""
+def keep(tensor: Tensor) -> Tensor:
+    """Let recipes end at this tensor: those made while the result of `keep`, the same tensor detached, exists."""
+    kept = tensor.detach()
     if tensor.grad_fn is not None:
-        tensor.grad_fn.metadata[_KEPT] = TensorWeakRef(tensor)
+        tensor.grad_fn.metadata[_KEPT] = TensorWeakRef(kept)
+    return kept
 
 
 def _trace(node: Node | None, index: int, sources: list[Any]) -> Recipe | None:

@@ -148,14 +148,6 @@ def test_apply_recompute__rejects_what_does_not_exist() -> None:
         apply_recompute(network, "none", {24: "block"})
 
 
-def test_apply_recompute__refuses_block_on_an_old_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = make_network()
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.11.0+cpu"))
-    with pytest.raises(ValueError, match=r"model\.recompute: block: needs torch 2\.15, this is 2\.11"):
-        apply_recompute(network, "elementwise", {0: "block"})
-    apply_recompute(network, "elementwise")
-
-
 def test_rank_layers__early_layers_save_most_for_their_price() -> None:
     gains = rank_layers(make_network(), torch.empty(4, 3, 320, 320, device="meta"))
     rates = [gain.saved_bytes / gain.repeated_flops for gain in gains]
