@@ -15,8 +15,10 @@ from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from engine.checkpoint_io import SafeCheckpointIO
 from engine.datamodule import DetectionData
 from engine.errors import ConfigError
+from engine.memory.config import MemoryConfig
 from engine.module import Detector
 from engine.progress import TrainingProgress
 from engine.run import RunConfig, default_callbacks, default_loggers, prepare_run_folder
@@ -40,6 +42,8 @@ NEEDLESS_WARNINGS = (
     ".*in eval mode at the start of training.*",  # the averaged network is, always
     ".*exists and is not empty.*",  # checkpoints and logs share the run folder
     ".*LeafSpec.*",
+    ".*your dataloader is not resumable.*",  # the sampler is told where to go on
+    ".*smaller than the logging interval.*",
     ".*overridden `transfer_batch_to_device`.*",
 )
 ULTRALYTICS_KEYS = {
@@ -74,6 +78,7 @@ class CommandLine(LightningCLI):
             ConfigError: If the configuration is wrong.
         """
         self.writes_run = writes_run
+        self.checkpoint_io = SafeCheckpointIO()
         _quiet_libraries()
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
@@ -97,6 +102,7 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys beside ``trainer``, ``model`` and ``data``, and the links between keys."""
         parser.add_class_arguments(RunConfig, "run")
+        parser.add_class_arguments(MemoryConfig, "memory")
         parser.add_argument("--ckpt_path", type=Path | None, help="Checkpoint to resume or to validate.")
         if not self.writes_run:
             parser.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print JSON only.")
@@ -147,7 +153,9 @@ class CommandLine(LightningCLI):
         self.config.run.folder = folder
         callbacks += default_callbacks(folder, config.run)
         logger = default_loggers(folder) if config.trainer.logger is None else config.trainer.logger
-        return super().instantiate_trainer(callbacks=callbacks, logger=logger, default_root_dir=folder)
+        return super().instantiate_trainer(
+            callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
+        )
 
     def save_config(self) -> None:
         """Write ``config.yaml``, complete and fit to run again, into the run folder."""

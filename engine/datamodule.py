@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import albumentations as A
 import lightning as L
@@ -32,7 +33,7 @@ class DetectionData(L.LightningDataModule):
         self,
         root: str,
         batch_size: int = 16,
-        micro_batch_size: int = 16,
+        micro_batch_size: int | Literal["auto"] = "auto",
         image_size: int = 640,
         workers: int = 4,
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008  frozen
@@ -46,7 +47,8 @@ class DetectionData(L.LightningDataModule):
         Args:
             root: A ``data.yaml`` in Ultralytics' form, or ``synthetic`` for drawn circuit boards. Only read.
             batch_size: Effective batch: images per optimizer step, over all devices. Any number; exact.
-            micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the batch.
+            micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the batch, or ``auto``:
+                the fastest that stays within ``memory.budget``.
             image_size: Side of the network's square input in pixels, a multiple of 32. VRAM grows with its square.
             workers: Processes that prepare images; 0 prepares them in this one. Each keeps up to two windows in RAM.
             augment: How training images are varied.
@@ -56,6 +58,8 @@ class DetectionData(L.LightningDataModule):
             max_epochs: From ``trainer.max_epochs``.
         """
         super().__init__()
+        if micro_batch_size == "auto":
+            raise ConfigError("data.micro_batch_size: auto: is resolved by engine.fit; in a program, give a number")
         for key, value in (("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
             if value < 1:
                 raise ConfigError(f"data.{key}: {value}: must be at least 1")
@@ -95,14 +99,24 @@ class DetectionData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Windows of ``batch_size`` images, shuffled anew each epoch."""
+        epoch, start_window = self._position()
         return build_train_loader(
             self.train_dataset,
             self.batch_size,
             self.workers,
-            epoch=self.trainer.current_epoch,
+            epoch=epoch,
+            start_window=start_window,
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
         )
+
+    def _position(self) -> tuple[int, int]:
+        """Where training starts or goes on: the epoch, and the windows of it that a resumed run has behind it."""
+        loop = self.trainer.fit_loop
+        progress = loop.epoch_loop.batch_progress
+        if progress.is_last_batch:  # the checkpoint was written at the end of an epoch, validation included
+            return loop.epoch_progress.current.ready, 0
+        return loop.epoch_progress.current.processed, progress.current.processed
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the size of a micro-batch: what fits in training fits in validation."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.cli import CommandLine
-from engine.errors import run_command
+from engine.errors import TrainingError, run_command
 
 
 def main(args: list[str] | None = None) -> CommandLine:
@@ -11,6 +11,8 @@ def main(args: list[str] | None = None) -> CommandLine:
     cli = CommandLine(args, writes_run=True).build()
     cli.save_config()
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
+    if cli.checkpoint_io.failure:
+        raise TrainingError(cli.checkpoint_io.failure)
     return cli
 
 

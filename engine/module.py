@@ -5,8 +5,9 @@ Lightning's "batch" is our window: one ``training_step`` is one optimizer step, 
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -44,12 +45,12 @@ class Detector(L.LightningModule):
         self,
         class_names: list[str],
         batch_size: int,
-        micro_batch_size: int,
+        micro_batch_size: int | Literal["auto"],
         image_size: int,
         network: NetworkName = "yolo11l",
         weights: Path | None = None,
         precision: Precision = "fp32",
-        recompute: Level = "none",
+        recompute: Level | Literal["auto"] = "auto",
         recompute_layers: dict[int, Level] | None = None,
         freeze_batch_norm: bool = False,
         freeze_layers: int = 0,
@@ -72,6 +73,7 @@ class Detector(L.LightningModule):
             precision: Of forward and backward passes. bf16 and fp16 halve the activations; fp16 needs a GPU.
             recompute: What backward computes again instead of keeping. ``elementwise`` brings the memory of a step of
                 YOLO11l at 640 to about 0.36 without repeating a convolution, ``block`` to 0.23 by repeating layers.
+                ``auto``: the cheapest with which ``memory.budget`` is kept.
             recompute_layers: Other levels for single layers, by their number, such as ``{0: block, 2: block}``.
             freeze_batch_norm: Normalise with the running statistics and leave them as they are. Makes accumulation
                 exact to the last bit of rounding; sensible with pretrained weights and small micro-batches.
@@ -100,6 +102,8 @@ class Detector(L.LightningModule):
             self._load_weights(weights)
         self.loss = DetectionLoss(head_strides(self.network))
         self.ema = WeightAverage(self.network, ema)
+        if recompute == "auto":
+            raise ConfigError("model.recompute: auto: is resolved by engine.fit; in a program, give a level")
         with config_key("model.recompute"):
             apply_recompute(self.network, recompute, recompute_layers)
         layers = dict(recompute_layers or {})
@@ -111,6 +115,8 @@ class Detector(L.LightningModule):
 
         self.step: TrainingStep | None = None
         self.last_outcome: StepOutcome | None = None
+        self.epoch_statistics = EpochStatistics(optimizer.max_grad_norm)
+        self.validation_summary: dict[str, float] = {}
         self._step_state: dict[str, Any] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -159,15 +165,16 @@ class Detector(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Start counting anew."""
         self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
-        self.validation_summary: dict[str, float] = {}
+        self.validation_summary = {}
 
     def training_step(self, window: Batch, batch_idx: int) -> None:
         """One optimizer step."""
         self._record(self.step.run(window))
+        if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._record(self.step.settle())  # the epoch's means are shown before `on_train_epoch_end`
 
     def on_train_epoch_end(self) -> None:
-        """Count the last step before anything is saved, log, and check what every precision promises."""
-        self._record(self.step.settle())
+        """Log, and check what every precision promises."""
         summary = self.epoch_statistics.summary() | {"train/lr": self._learning_rate()}
         self.log_dict(summary | self.validation_summary)
         assert_fp32(self.network, self.optimizers().optimizer)
@@ -209,11 +216,15 @@ class Detector(L.LightningModule):
         """Add what Lightning does not know: plain values only, so that loading never runs code."""
         checkpoint["yolofit"] = self.description
         if self.step is not None:
+            self._record(self.step.settle())
             checkpoint["yolofit"]["step"] = self.step.state_dict()
+            checkpoint["yolofit"]["epoch_statistics"] = asdict(self.epoch_statistics)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
         self._step_state = checkpoint["yolofit"].get("step")
+        if "epoch_statistics" in checkpoint["yolofit"]:
+            self.epoch_statistics = EpochStatistics(**checkpoint["yolofit"]["epoch_statistics"])
 
     @property
     def description(self) -> dict[str, Any]:

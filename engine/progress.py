@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from collections.abc import Callable
 from math import nan
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
+from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from engine.throughput import Throughput
 
 GIB = 1024**3
 REFRESH_SECONDS = 0.25
+BAR_WIDTH = 16
 COLUMNS = {  # name: width; a row fits a terminal of 80 characters
-    "epoch": 7,
+    "epoch": 9,
     "box": 6,
     "cls": 6,
     "dfl": 6,
@@ -37,11 +38,13 @@ class TrainingProgress(ProgressBar):
     def __init__(self, throughput: Throughput) -> None:
         super().__init__()
         self.throughput = throughput
-        self.console = Console()
+        self.console = get_console()  # shared, so that others' lines go above the live one
         self._enabled = True
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._refreshed = 0.0
+        self._epoch_started = 0.0
+        self._pause_seconds: float | None = None  # of an epoch beside its steps: loader's start, validation
 
     def disable(self) -> None:
         """Show nothing."""
@@ -58,17 +61,19 @@ class TrainingProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the live line."""
-        self._open(trainer, trainer.num_training_batches, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+        self._epoch_started = time.monotonic()
+        description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._open(description, int(trainer.num_training_batches), "waiting for the first images")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the live line, a few times a second at most."""
-        self._advance(batch_idx + 1, lambda: self._live_text(trainer, pl_module))
+        self._advance(batch_idx + 1, lambda: self._live_text(trainer, pl_module, batch_idx + 1))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show validation in the live line."""
-        self._open(trainer, sum(trainer.num_val_batches), "validation")
+        self._open("validation", int(sum(trainer.num_val_batches)))
 
     def on_validation_batch_end(
         self,
@@ -89,6 +94,8 @@ class TrainingProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's row."""
         self._close()
+        in_steps_seconds = self.throughput.seconds_per_step * int(trainer.num_training_batches)
+        self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
         if self._enabled:
             self.console.print(_row(self._cells(trainer, pl_module)), highlight=False)
 
@@ -100,21 +107,23 @@ class TrainingProgress(ProgressBar):
         """Give the terminal back."""
         self._close()
 
-    def _open(self, trainer: L.Trainer, total: int | float, description: str) -> None:
+    def _open(self, description: str, total: int, text: str = "") -> None:
         self._close()
         if not self._enabled or not self.console.is_terminal:
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=BAR_WIDTH),
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}"),
         )
         self._live = Progress(*columns, console=self.console, transient=True, auto_refresh=False)
-        self._task = self._live.add_task(description, total=total, text="")
+        self._task = self._live.add_task(description, total=total, text=text)
+        self._text_width = self.console.width - len(f"{description}  {total}/{total}  ") - BAR_WIDTH
         self._live.start()
+        self._refreshed = 0.0  # the first step shows at once
 
-    def _advance(self, completed: int, text: Any) -> None:
+    def _advance(self, completed: int, text: Callable[[], str]) -> None:
         now = time.monotonic()
         if self._live is None or now - self._refreshed < REFRESH_SECONDS:
             return
@@ -126,17 +135,24 @@ class TrainingProgress(ProgressBar):
             self._live.stop()
         self._live = self._task = None
 
-    def _live_text(self, trainer: L.Trainer, module: L.LightningModule) -> str:
-        outcome = module.last_outcome
-        losses = (
-            f"box {outcome.box_loss:.2f} cls {outcome.cls_loss:.2f} dfl {outcome.dfl_loss:.2f}  " if outcome else ""
-        )
-        speed = f"{self.throughput.images_per_second:.0f} img/s  wait {self.throughput.data_wait_share:.0%}"
-        memory = f"  {gpu_gib(module.device)} GiB" if module.device.type == "cuda" else ""
-        return f"{losses}{speed}{memory}  ETA {self._eta(trainer)}"
+    def _live_text(self, trainer: L.Trainer, module: L.LightningModule, num_steps_done: int) -> str:
+        parts = []
+        if module.last_outcome is not None:
+            losses = {name: getattr(module.last_outcome, f"{name}_loss") for name in ("box", "cls", "dfl")}
+            parts.append(" ".join(f"{name} {value:.2f}" for name, value in losses.items()))
+        if self.throughput.seconds_per_step:
+            parts += [f"{self.throughput.images_per_second:.0f} img/s", f"wait {self.throughput.data_wait_share:.0%}"]
+        if module.device.type == "cuda":
+            parts.append(f"{gpu_gib(module.device)} GiB")
+        if self.throughput.seconds_per_step:
+            parts.append(f"ETA {self._eta(trainer, trainer.current_epoch, num_steps_done)}")
+        text = "  ".join(parts)
+        if len(text) > self._text_width and module.last_outcome is not None:
+            text = "  ".join(parts[1:])  # the losses stand in the epoch's row too
+        return text
 
     def _cells(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[str, ...]:
-        metrics = module.epoch_statistics.summary() | trainer.callback_metrics
+        metrics = trainer.callback_metrics | module.epoch_statistics.summary()  # the former's are the last epoch's
         return (
             f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
             *(f"{float(metrics[f'train/{name}_loss']):.2f}" for name in ("box", "cls", "dfl")),
@@ -144,12 +160,21 @@ class TrainingProgress(ProgressBar):
             f"{self.throughput.images_per_second:.0f}",
             f"{self.throughput.data_wait_share:.0%}",
             gpu_gib(module.device),
-            self._eta(trainer),
+            self._eta(trainer, trainer.current_epoch + 1, 0),
         )
 
-    def _eta(self, trainer: L.Trainer) -> str:
-        steps = trainer.num_training_batches * trainer.max_epochs - trainer.global_step
-        return str(timedelta(seconds=round(max(steps, 0) * self.throughput.seconds_per_step)))
+    def _eta(self, trainer: L.Trainer, num_epochs_done: int, num_steps_done: int) -> str:
+        """Time to the end; in the first epoch without the validations, whose duration is not known yet."""
+        num_epochs = trainer.max_epochs - num_epochs_done
+        num_steps = int(trainer.num_training_batches) * num_epochs - num_steps_done
+        seconds = num_steps * self.throughput.seconds_per_step + num_epochs * (self._pause_seconds or 0.0)
+        return f"{'>' if self._pause_seconds is None else ''}{format_duration(seconds)}"
+
+
+def format_duration(seconds: float) -> str:
+    """Hours, minutes and seconds, such as ``1:02:03`` or, after four days, ``100:00:00``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def gpu_gib(device: torch.device) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from engine.errors import ConfigError
+from engine.resume import MidEpochCheckpoints
 
 MONITOR = "val/map50_95"
 CHECKPOINTS = "checkpoints"
@@ -22,6 +26,8 @@ class RunConfig:
     """Receives everything the run writes. If another run is in it, ``-2``, ``-3``, ... is appended."""
     patience: int = 100
     """Epochs without a better mAP50-95 after which training stops; 0 trains to the end."""
+    checkpoint_minutes: float = 10.0
+    """``last.ckpt`` is written at the end of every epoch and after so many minutes; 0 for the former only."""
 
 
 def prepare_run_folder(config: RunConfig, ckpt_path: Path | None) -> Path:
@@ -44,17 +50,41 @@ def prepare_run_folder(config: RunConfig, ckpt_path: Path | None) -> Path:
     return folder
 
 
+class MetricsCsv(CSVLogger):
+    """``metrics.csv``, a row per epoch; a resumed run goes on in it, where Lightning's own begins a new one."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name="", version="")
+        self._path = folder / "metrics.csv"
+
+    @property
+    def experiment(self) -> ExperimentWriter:
+        """The writer, which has written what an earlier part of the run had."""
+        if self._experiment is None:
+            kept = self._path.with_suffix(".csv.kept")
+            if self._path.exists():
+                os.replace(self._path, kept)
+            writer = super().experiment
+            if kept.exists():
+                with kept.open(newline="", encoding="utf-8") as file:
+                    writer.metrics = list(csv.DictReader(file))
+                writer.save()
+                kept.unlink()
+        return super().experiment
+
+
 def default_loggers(folder: Path) -> list[Logger]:
     """``metrics.csv`` in the run folder, and TensorBoard's files in a folder of their own."""
-    return [CSVLogger(folder, name="", version=""), TensorBoardLogger(folder, name="tensorboard", version="")]
+    return [MetricsCsv(folder), TensorBoardLogger(folder, name="tensorboard", version="")]
 
 
 def default_callbacks(folder: Path, config: RunConfig) -> list[Callback]:
-    """``best.ckpt`` by mAP50-95, ``last.ckpt`` of the newest epoch, and the end of patience."""
+    """``best.ckpt`` by mAP50-95, ``last.ckpt`` of the newest state, and the end of patience."""
     place = {"dirpath": folder / CHECKPOINTS, "enable_version_counter": False}
     callbacks: list[Callback] = [
         ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **place),
         ModelCheckpoint(filename="last", **place),
+        MidEpochCheckpoints(folder / CHECKPOINTS / "last.ckpt", config.checkpoint_minutes),
     ]
     if config.patience > 0:
         patience = EarlyStopping(MONITOR, mode="max", patience=config.patience, check_finite=False, strict=False)

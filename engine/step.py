@@ -152,9 +152,7 @@ class TrainingStep:
         micro_batch = micro_batch.to(self.device, non_blocking=True)
         with autocast(self.precision, self.device):
             predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
-        return self.loss(
-            predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
-        )
+        return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
 
     def settle(self) -> StepOutcome | None:
         """Read the outcome of the last window, if it has not been read, and count its step.

@@ -18,6 +18,8 @@ class Throughput(L.Callback):
     """
 
     def __init__(self) -> None:
+        self.num_steps_measured = 0
+        """All but the first step after each pause."""
         self._steps: deque[tuple[float, float, int]] = deque(maxlen=WINDOW_STEPS)  # seconds, waiting, images
         self._step_ended: float | None = None
         self._waited = 0.0
@@ -40,7 +42,11 @@ class Throughput(L.Callback):
         return sum(step[0] for step in self._steps) / len(self._steps) if self._steps else 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the pause for validation."""
+        """Forget the pause between epochs."""
+        self._step_ended = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the pause for a validation within an epoch (``trainer.val_check_interval``)."""
         self._step_ended = None
 
     def on_train_batch_start(
@@ -57,4 +63,5 @@ class Throughput(L.Callback):
         now = time.perf_counter()
         if self._step_ended is not None:
             self._steps.append((now - self._step_ended, self._waited, len(batch)))
+            self.num_steps_measured += 1
         self._step_ended = now

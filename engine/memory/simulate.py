@@ -10,8 +10,8 @@ a large network runs on them in seconds on any machine. Two tools turn that into
   can be followed in the same way.
 * `cuda_autocast_on_meta` casts as CUDA autocast does; the meta device has no autocast of its own.
 
-`simulate_step` puts both together. What they cannot see is memory inside a kernel (convolution workspaces), the
-caching allocator's fragmentation and the CUDA context.
+`engine.simulation` puts both together with the parts of a training step. What they cannot see is memory inside a kernel
+(the caller may estimate it), the caching allocator's fragmentation and the CUDA context.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 CUDA_ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every allocation up to a multiple of this."""
+ROUNDING = "allocator_rounding"
+"""Category of what storages take beyond their size because they are rounded up."""
+
+WORKSPACES = "workspaces"
+"""Category of what kernels take beside their results."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -62,6 +66,8 @@ class StorageTracker(TorchDispatchMode):
     Args:
         device_type: Only storages of this device are followed (``"meta"``, ``"cpu"`` or ``"cuda"``).
         round_to_bytes: Every storage counts as a multiple of this; see ``CUDA_ALLOCATION_BYTES``.
+        workspace_bytes: From an operator and its arguments to the bytes that its kernel takes and gives back while it
+            runs, beside its results; they get the category ``WORKSPACES``.
 
     Attributes:
         live_bytes: Bytes of all storages alive now.
@@ -69,8 +75,14 @@ class StorageTracker(TorchDispatchMode):
         category: Name given to storages born from now on; set it by ``phase``.
     """
 
-    def __init__(self, device_type: str = "meta", round_to_bytes: int = 1) -> None:
+    def __init__(
+        self,
+        device_type: str = "meta",
+        round_to_bytes: int = 1,
+        workspace_bytes: Callable[[Any, tuple], int] = lambda func, args: 0,
+    ) -> None:
         super().__init__()
+        self.workspace_bytes = workspace_bytes
         self.device_type = device_type
         self.round_to_bytes = round_to_bytes
         self.live_bytes = 0
@@ -79,12 +91,14 @@ class StorageTracker(TorchDispatchMode):
         self._log: list[tuple[int, int]] = []  # (storage number, bytes gained or lost)
         self._log_start = 0
         self._categories: list[str] = []  # by storage number
+        self._requested_bytes: list[int] = []  # by storage number, before rounding
         self._alive: dict[int, tuple[int, int, weakref.ref]] = {}  # by address
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Run the operator and log each storage that it returns for the first time."""
         result = func(*args, **(kwargs or {}))
-        self.track(tree_iter(result), category=None)
+        self.track((result,) if isinstance(result, Tensor) else tree_iter(result), category=None)
+        self._use_workspace(self.workspace_bytes(func, args))
         return result
 
     def track(self, values: Iterable[Any], category: str | None) -> None:
@@ -105,16 +119,28 @@ class StorageTracker(TorchDispatchMode):
     def _birth(self, storage: torch.UntypedStorage, category: str) -> None:
         number, address = len(self._categories), storage._cdata
         num_bytes = -(-storage.nbytes() // self.round_to_bytes) * self.round_to_bytes
-        self._categories.append(category)
         self._alive[address] = (number, num_bytes, weakref.ref(storage, lambda _: self._death(address)))
-        self._log.append((number, num_bytes))
-        self.live_bytes += num_bytes
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self._gain(storage.nbytes(), num_bytes, category)
 
     def _death(self, address: int) -> None:
         number, num_bytes, _ = self._alive.pop(address)
+        self._lose(number, num_bytes)
+
+    def _gain(self, requested_bytes: int, num_bytes: int, category: str) -> None:
+        self._log.append((len(self._categories), num_bytes))
+        self._categories.append(category)
+        self._requested_bytes.append(requested_bytes)
+        self.live_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _lose(self, number: int, num_bytes: int) -> None:
         self._log.append((number, -num_bytes))
         self.live_bytes -= num_bytes
+
+    def _use_workspace(self, num_bytes: int) -> None:
+        if num_bytes:
+            self._gain(num_bytes, num_bytes, WORKSPACES)
+            self._lose(len(self._categories) - 1, num_bytes)
 
     @contextmanager
     def phase(self, category: str) -> Iterator[None]:
@@ -131,11 +157,13 @@ class StorageTracker(TorchDispatchMode):
         self._log_start = len(self._log)
 
     def breakdown(self) -> dict[str, int]:
-        """Bytes by category at the peak since ``reset_peak``; they add up to ``peak_bytes``."""
+        """Bytes by category at the peak since ``reset_peak``; with ``ROUNDING`` they add up to ``peak_bytes``."""
         live: Counter[str] = Counter()
         at_peak, peak_bytes, live_bytes = Counter(), -1, 0
         for position, (number, num_bytes) in enumerate(self._log):
-            live[self._categories[number]] += num_bytes
+            requested_bytes = self._requested_bytes[number] * (1 if num_bytes > 0 else -1)
+            live[self._categories[number]] += requested_bytes
+            live[ROUNDING] += num_bytes - requested_bytes
             live_bytes += num_bytes
             if position >= self._log_start - 1 and live_bytes > peak_bytes:
                 at_peak, peak_bytes = Counter(live), live_bytes
@@ -157,6 +185,11 @@ class cuda_autocast_on_meta(TorchFunctionMode):
         self.dtype = dtype
         self._depth = 0
         self._weight_casts: dict[Tensor, Tensor] = {}
+
+    @property
+    def weight_casts(self) -> list[Tensor]:
+        """The copies of weights in lower precision that are kept now."""
+        return list(self._weight_casts.values())
 
     def __enter__(self) -> cuda_autocast_on_meta:
         """Start to cast; may be nested and entered again."""
@@ -204,71 +237,3 @@ def _is_full(value: Any) -> bool:
 
 def _full(tensor: Tensor) -> Tensor:
     return tensor.float() if _is_lower(tensor) else tensor
-
-
-@dataclass(frozen=True)
-class StepMemory:
-    """What one simulated training step needs."""
-
-    peak_bytes: int
-    """Most bytes alive at one time."""
-    breakdown_bytes: dict[str, int]
-    """The same bytes by category, largest first."""
-
-
-def simulate_step(
-    network: nn.Module,
-    images_BCHW: Tensor,
-    loss: Callable[[Any], Tensor],
-    autocast_dtype: torch.dtype | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    round_to_bytes: int = CUDA_ALLOCATION_BYTES,
-) -> StepMemory:
-    """Run forward, loss, backward and optimizer step on the meta device and report the peak.
-
-    The optimizer's state exists before the step, as in every step of a training but the first; gradients do
-    not, because they are set to None after each step.
-
-    Args:
-        network: On the meta device, in training mode.
-        images_BCHW: Meta tensor in the dtype in which the network gets its images.
-        loss: From the network's output to a scalar; it may empty a mutable output to free predictions early.
-        autocast_dtype: Precision of the forward pass as under CUDA autocast; None for none.
-        optimizer: Over the network's parameters.
-        round_to_bytes: See :class:`StorageTracker`.
-    """
-    parameters = list(network.parameters())
-    autocast = nullcontext() if autocast_dtype is None else cuda_autocast_on_meta(autocast_dtype)
-    tracker = StorageTracker("meta", round_to_bytes)
-    tracker.track([*parameters, *network.buffers()], "weights")
-    tracker.track([images_BCHW], "inputs")
-    with tracker:
-        if optimizer is not None:
-            _first_step(optimizer, tracker)
-        tracker.reset_peak()
-        with autocast:
-            with tracker.phase("activations"):
-                predictions = network(images_BCHW)
-            with tracker.phase("loss"):
-                value = loss(predictions)
-        del predictions
-        with tracker.phase("activation gradients"):
-            value.backward()
-        tracker.track([parameter.grad for parameter in parameters], "gradients")
-        if optimizer is not None:
-            with tracker.phase("optimizer step"):
-                optimizer.step()
-    step = StepMemory(tracker.peak_bytes, tracker.breakdown())
-    for parameter in parameters:
-        parameter.grad = None
-    return step
-
-
-def _first_step(optimizer: torch.optim.Optimizer, tracker: StorageTracker) -> None:
-    """Let the optimizer create its state, and name it."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    tracker.track(tree_iter(list(optimizer.state.values())), "optimizer")

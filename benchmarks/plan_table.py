@@ -1,0 +1,59 @@
+"""The default table of ``python -m engine.plan``: what every combination needs, who holds it, and how long that took.
+
+python benchmarks/plan_table.py --out benchmarks/results/plan_meta.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from engine.memory.plan import MARGIN_SHARE, MICRO_BATCH_COST
+from engine.memory.units import GIB
+from engine.plan import as_json, default_question, make_plan
+from engine.planning import plan_step
+
+BUDGETS_GIB = (24, 16, 12, 8, 6, 4, 3, 2)
+
+
+def main() -> None:
+    """Plan and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out
+    start_seconds, start_cpu_seconds = time.perf_counter(), time.process_time()
+    question = default_question()
+    plan = make_plan(question)
+    about = {
+        "what": "yolo11l, 25 classes, 50 boxes an image, AdamW; effective batch 32",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "device": "meta",
+        "margin_share": MARGIN_SHARE,
+        "micro_batch_cost_images": MICRO_BATCH_COST,
+        "table_seconds": round(time.perf_counter() - start_seconds, 1),
+        "table_cpu_seconds": round(time.process_time() - start_cpu_seconds, 1),
+    }
+    by_budget = []
+    for image_size in question.image_sizes:
+        for budget_gib in BUDGETS_GIB:
+            spec = replace(question.spec, image_size=image_size)
+            found = plan_step(spec, budget_gib * GIB, question.batch_size).recommended
+            entry = {"budget_gib": budget_gib, "image_size": image_size, "extra_time": round(found.extra_time, 3)}
+            for key in ("micro_batch", "accumulate", "recompute", "recompute_layers", "peak_bytes"):
+                entry[key] = getattr(found, key)
+            by_budget.append(entry)
+            print(entry)
+    out.write_text(json.dumps(about | as_json(plan) | {"recommended_by_budget": by_budget}, indent=2) + "\n")
+    print(about)
+
+
+if __name__ == "__main__":
+    main()

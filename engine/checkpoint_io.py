@@ -1,0 +1,125 @@
+"""Checkpoint files that survive: a crash or a power cut while one is written leaves the one before it whole.
+
+A checkpoint is written beside its place, flushed to the disk, and only then renamed onto it. The file that it replaces
+stays as ``*.previous.ckpt``. The ZIP format of ``torch.save`` holds a checksum of every tensor, which is compared before
+a checkpoint is used: bits that have changed on the disk are noticed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from engine.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Reads and writes the checkpoints of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: str | None = None
+        """Why the newest checkpoint could not be written; None if it could."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; if the disk refuses, say so and let training go on: the next one may succeed."""
+        try:
+            write_checkpoint(checkpoint, Path(path))
+            self.failure = None
+        except OSError as error:
+            self.failure = f"{path}: cannot be written ({error.strerror}): what was saved before is still there"
+            log.warning(self.failure)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Verify a checkpoint and read it.
+
+        Raises:
+            ConfigError: If it is damaged.
+        """
+        verify_checkpoint(Path(path), "--ckpt_path")
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint in the place of ``path`` in one step, and keep what was there as `previous_of` it.
+
+    Raises:
+        OSError: If it cannot be written; then ``path`` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            _keep(path, previous_of(path))
+        os.replace(partial, path)
+        _flush_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint is kept that was at ``path`` before: ``last.previous.ckpt`` for ``last.ckpt``."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def verify_checkpoint(path: Path, key: str) -> None:
+    """Compare a checkpoint's checksums.
+
+    Args:
+        path: The file.
+        key: The option that named it, for messages.
+
+    Raises:
+        ConfigError: If it is missing, cut off or changed; names the one before it, if that is whole.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{key}: {path}: no such file: give a checkpoint such as runs/fit/checkpoints/last.ckpt")
+    damage = _damage(path)
+    if damage is None:
+        return
+    previous = previous_of(path)
+    is_whole = previous.is_file() and _damage(previous) is None
+    remedy = f"use {previous}, the one before it, which is whole" if is_whole else "use another checkpoint"
+    raise ConfigError(f"{key}: {path}: is damaged ({damage}): {remedy}")
+
+
+def _keep(path: Path, previous: Path) -> None:
+    previous.unlink(missing_ok=True)
+    try:
+        os.link(path, previous)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, previous)
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None if name is None else f"wrong checksum of {name}"
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where folders can be flushed (not on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

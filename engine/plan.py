@@ -1,0 +1,285 @@
+"""Plan the VRAM of training, without a GPU: ``python -m engine.plan [--config FILE] [--budget 16GiB] [--json]``.
+
+A table says what each micro-batch, image size, precision and recompute level needs; below it stands the fastest
+combination that fits the budget, as keys of a configuration. With the options of ``engine.fit``, such as
+``--config FILE``, it plans for that configuration, else for YOLO11l. The exit status is 2 if nothing fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from data.dataset_yaml import read_dataset_yaml
+from data.index import build_index
+from data.mosaic import NUM_TILES
+from data.pcb_drawing import CLASS_NAMES
+from engine.errors import ConfigError, config_key, run_command
+from engine.memory.allocator import resolve_budget
+from engine.memory.config import MemoryConfig
+from engine.memory.plan import Plan, PlanRow, Recommendation, margin_of, verdict_of
+from engine.memory.units import GIB, format_bytes, parse_bytes
+from engine.plan_report import advice, legend, table
+from engine.planning import levels_available, predict, recommend
+from engine.precision import Precision
+from engine.simulation import StepSpec
+from models.recompute import Level
+
+DEFAULT_BUDGET_BYTES = 16 * GIB
+DEFAULT_BATCH_SIZE = 32
+DEFAULT_MICRO_BATCHES = [16, 32]
+DEFAULT_IMAGE_SIZES = [640, 800]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be planned."""
+
+    spec: StepSpec
+    budget_bytes: int
+    batch_size: int
+    """Images of an optimizer step on one device."""
+    num_devices: int
+    micro_batches: list[int]
+    image_sizes: list[int]
+    """The recommendation is for the first."""
+    configured: tuple[int, Level] | None = None
+    """Micro-batch and recompute level that the configuration has now."""
+    notes: tuple[str, ...] = ()
+    """What had to be assumed."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Print the plan.
+
+    Raises:
+        ConfigError: If nothing fits, after the table; or if an option is wrong.
+    """
+    options, config_args = _parser().parse_known_args(args)
+    question = _question(options, config_args)
+    if options.json:
+        print(json.dumps(as_json(make_plan(question)), indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(_about(question), "", sep="\n")
+    console.print(table(table_rows(question)), legend(question.budget_bytes), "", sep="\n")
+    recommended = _recommend(question)
+    console.print(advice(recommended, question.budget_bytes, question.batch_size * question.num_devices))
+
+
+def make_plan(question: Question) -> Plan:
+    """Table and recommendation.
+
+    Raises:
+        ConfigError: If nothing fits.
+    """
+    budget_bytes = question.budget_bytes
+    return Plan(budget_bytes, margin_of(budget_bytes), tuple(table_rows(question)), _recommend(question))
+
+
+def table_rows(question: Question) -> list[PlanRow]:
+    """A row for each image size, micro-batch, precision and recompute level."""
+    rows = []
+    for image_size in question.image_sizes:
+        for micro_batch in question.micro_batches:
+            for precision in get_args(Precision):
+                spec = replace(question.spec, image_size=image_size, precision=precision)
+                for level in levels_available():
+                    rows.append(_row(question, spec, micro_batch, level))
+    return rows
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values; ``recompute_layers`` is there only for a mixture of levels."""
+    keys = ("micro_batch", "accumulate", "recompute", "precision", "peak_bytes")
+    recommended = {key: getattr(plan.recommended, key) for key in keys}
+    if plan.recommended.recompute_layers:
+        recommended["recompute_layers"] = plan.recommended.layer_levels
+    rows = [asdict(row) for row in plan.rows]
+    return {"budget_bytes": plan.budget_bytes, "rows": rows, "recommended": recommended}
+
+
+def _row(question: Question, spec: StepSpec, micro_batch: int, level: Level) -> PlanRow:
+    components = predict(spec, _largest(question), level, micro_batch, micro_batch < question.batch_size)
+    peak_bytes = sum(components.values())
+    return PlanRow(
+        micro_batch=micro_batch,
+        image_size=spec.image_size,
+        precision=spec.precision,
+        recompute=level,
+        peak_bytes=peak_bytes,
+        components=components,
+        verdict=verdict_of(peak_bytes, question.budget_bytes),
+    )
+
+
+def _about(question: Question) -> str:
+    spec = question.spec
+    lines = [
+        f"{spec.network}, {spec.num_classes} classes, {spec.boxes_per_image} boxes an image, {spec.optimizer.name}; "
+        f"{question.batch_size} images an optimizer step"
+        + (f" on each of {question.num_devices} devices" if question.num_devices > 1 else ""),
+        *question.notes,
+    ]
+    if question.configured is not None:
+        micro_batch, level = question.configured
+        if micro_batch <= _largest(question):
+            row = _row(question, replace(spec, image_size=question.image_sizes[0]), micro_batch, level)
+            lines.append(
+                f"as configured (micro-batch {micro_batch}, {spec.precision}, {level}): "
+                f"{format_bytes(row.peak_bytes)}, {row.verdict}"
+            )
+    return "\n".join(lines)
+
+
+def _largest(question: Question) -> int:
+    return max(question.batch_size, *question.micro_batches)
+
+
+def _recommend(question: Question) -> Recommendation:
+    spec = replace(question.spec, image_size=question.image_sizes[0])
+    return recommend(spec, question.budget_bytes, question.batch_size, largest=_largest(question))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.plan",
+        description="Plan the VRAM of training, without a GPU.",
+        epilog="All options of engine.fit, such as --config FILE or --model.network yolo11s, say what is planned.",
+        allow_abbrev=False,
+    )
+    budget = "most VRAM to use (default: the configuration's, else what the GPU here has free, else 16GiB)"
+    batch = "micro-batches of the table (default: 16,32, or the effective batch, a half and a quarter of it)"
+    size = "image sizes of the table, the first one for the recommendation (default: the configuration's, else 640,800)"
+    boxes = "ground-truth boxes of every image (default: those of the data set's worst mosaic, else 50)"
+    parser.add_argument("--budget", metavar="SIZE", help=budget)
+    parser.add_argument("--batch", metavar="N,N", help=batch)
+    parser.add_argument("--image-size", metavar="N,N", help=size)
+    parser.add_argument("--boxes-per-image", metavar="N", type=int, help=boxes)
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    return parser
+
+
+def _question(options: argparse.Namespace, config_args: list[str]) -> Question:
+    question = _configured_question(config_args) if config_args else default_question()
+    spec = question.spec
+    if options.boxes_per_image is not None:
+        if options.boxes_per_image < 1:
+            raise ConfigError(f"--boxes-per-image: {options.boxes_per_image}: must be at least 1")
+        spec = replace(spec, boxes_per_image=options.boxes_per_image)
+    budget_bytes = question.budget_bytes
+    if options.budget:
+        with config_key("--budget"):
+            budget_bytes = parse_bytes(options.budget)
+    image_sizes = _numbers("--image-size", options.image_size, question.image_sizes)
+    for image_size in image_sizes:
+        if image_size % 32:
+            raise ConfigError(f"--image-size: {image_size}: must be a multiple of 32")
+    return replace(
+        question,
+        spec=spec,
+        budget_bytes=budget_bytes,
+        micro_batches=_numbers("--batch", options.batch, question.micro_batches),
+        image_sizes=image_sizes,
+    )
+
+
+def _numbers(option: str, text: str | None, default: list[int]) -> list[int]:
+    if text is None:
+        return default
+    words = text.split(",")
+    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        raise ConfigError(f"{option}: {text}: must be whole numbers above 0 with commas between, such as 16,32")
+    return list(dict.fromkeys(int(word) for word in words))
+
+
+def default_question() -> Question:
+    """The well-known table: YOLO11l, 32 images a step, 16 GiB."""
+    return Question(
+        spec=StepSpec(),
+        budget_bytes=DEFAULT_BUDGET_BYTES,
+        batch_size=DEFAULT_BATCH_SIZE,
+        num_devices=1,
+        micro_batches=DEFAULT_MICRO_BATCHES,
+        image_sizes=DEFAULT_IMAGE_SIZES,
+    )
+
+
+def _configured_question(args: list[str]) -> Question:
+    from engine.cli import CommandLine  # seconds to import, and not needed for the default table
+
+    config = CommandLine(args).config
+    spec, notes = _spec(config)
+    num_devices = _num_devices(config.trainer.devices)
+    batch_size = -(-config.data.batch_size // num_devices)
+    configured = (config.data.micro_batch_size, config.model.recompute)
+    is_plain = isinstance(configured[0], int) and configured[1] in get_args(Level)
+    return Question(
+        spec=spec,
+        budget_bytes=_configured_budget(config.get("memory.budget", "auto")),
+        batch_size=batch_size,
+        num_devices=num_devices,
+        micro_batches=sorted({-(-batch_size // parts) for parts in (4, 2, 1)}),
+        image_sizes=[config.data.image_size],
+        configured=configured if is_plain else None,
+        notes=notes,
+    )
+
+
+def _num_devices(devices: int | str | list[int]) -> int:
+    """How many devices Lightning will use; 1 if that depends on the machine (auto, -1)."""
+    if isinstance(devices, list):
+        return len(devices)
+    return int(devices) if str(devices).isdigit() else 1
+
+
+def _configured_budget(budget: str | float) -> int:
+    """The budget that a run with this key would have here; without a GPU, a size or the default."""
+    if torch.cuda.is_available():
+        return resolve_budget(MemoryConfig(budget=budget), torch.device("cuda", torch.cuda.current_device()))
+    try:
+        return parse_bytes(str(budget))
+    except ValueError:  # auto, or a fraction of a GPU that is not here
+        return DEFAULT_BUDGET_BYTES
+
+
+def _spec(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
+    """The step of a configuration, and what had to be assumed about the data set."""
+    model, root = config.model, config.data.root
+    facts, notes = {}, ()
+    if root == "synthetic":
+        facts = {"num_classes": len(CLASS_NAMES)}
+    elif not Path(root).exists():
+        notes = (f"{root} is not there: classes and boxes are assumed",)
+    else:
+        dataset = read_dataset_yaml(root)
+        counts = np.sort(np.diff(build_index(dataset, "train").box_offsets))
+        worst = counts[-NUM_TILES:].sum() if config.data.augment.mosaic > 0 else counts[-1]
+        facts = {"num_classes": dataset.num_classes, "boxes_per_image": max(int(worst), 1)}
+    spec = StepSpec(
+        network=model.network,
+        image_size=config.data.image_size,
+        precision=model.precision,
+        optimizer=_optimizer(model.optimizer),
+        freeze_batch_norm=model.freeze_batch_norm,
+        freeze_layers=model.freeze_layers,
+        **facts,
+    )
+    return spec, notes
+
+
+def _optimizer(config: Any) -> Any:
+    """The optimizer's section as the dataclass that it stands for."""
+    values = config.as_dict() if hasattr(config, "as_dict") else vars(config)
+    return type(StepSpec.optimizer)(**values)
+
+
+if __name__ == "__main__":
+    run_command(main)

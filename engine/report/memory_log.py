@@ -1,0 +1,150 @@
+"""``memory.csv``: one row per sample of a run's memory, in the column names of ``nvidia-smi --query-gpu``."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import math
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from engine.memory.probe import MemorySample
+from engine.memory.units import MIB, format_bytes
+
+Phase = Literal["train", "validation"]
+Columns = dict[str, list]
+TIMESTAMP, TIME, STEP, PHASE = "timestamp", "time [s]", "step", "phase"
+KINDS = ("allocated", "reserved", "peak", "used", "total")
+ALLOCATED, RESERVED, PEAK, USED, TOTAL = MEMORY = tuple(f"memory.{kind} [MiB]" for kind in KINDS)
+UTILISATION, TEMPERATURE = "utilization.gpu [%]", "temperature.gpu"
+SPEED, EVENT = "images_per_second", "event"
+COLUMNS = (TIMESTAMP, TIME, STEP, PHASE, *MEMORY, UTILISATION, TEMPERATURE, SPEED, EVENT)
+TEXT_COLUMNS = (TIMESTAMP, PHASE, EVENT)
+VALIDATION, RESUMED, SPILL = "validation", "resumed", "spill"
+OOM_RECOVERY, OUT_OF_MEMORY = "oom recovery", "out of memory"
+EVENT_SEPARATOR = "; "
+
+
+class MemoryLog:
+    """Appends to ``memory.csv``, row by row; the clock of a resumed run goes on from its last row."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or the one that an earlier part of the run has left.
+
+        Raises:
+            OSError: If it cannot be opened.
+        """
+        earlier = path.read_bytes() if path.exists() else b""
+        has_header = b"\n" in earlier
+        times = read_memory_log(path)[TIME] if has_header else []
+        self.num_earlier_rows = len(times)
+        self._clock_start = time.monotonic() - (times[-1] if times else 0.0)
+        # Without a buffer: a row that the disk refuses is not tried again when the file is closed.
+        self._file = path.open("ab" if has_header else "wb", buffering=0)
+        if not has_header:
+            self._append(COLUMNS)
+        elif not earlier.endswith(b"\n"):  # cut off when the run was killed
+            self._append(())
+
+    def write(
+        self, step: int, phase: Phase, sample: MemorySample, images_per_second: float | None, events: list[str]
+    ) -> None:
+        """Append one row; what is None stays empty.
+
+        Raises:
+            OSError: If the disk is full.
+        """
+        now = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        seconds = time.monotonic() - self._clock_start
+        memory = [getattr(sample, f"{kind}_bytes") for kind in KINDS]
+        mib = ["" if num_bytes is None else f"{num_bytes / MIB:.1f}" for num_bytes in memory]
+        speed = "" if images_per_second is None else f"{images_per_second:.1f}"
+        device = (sample.utilisation_percent, sample.temperature_c)  # csv writes None as nothing
+        self._append((now, f"{seconds:.3f}", step, phase, *mib, *device, speed, EVENT_SEPARATOR.join(events)))
+
+    def close(self) -> None:
+        """Write nothing more."""
+        self._file.close()
+
+    def _append(self, cells: tuple) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        row = line.getvalue().encode()
+        if self._file.write(row) < len(row):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def read_memory_log(path: Path) -> Columns:
+    """The columns of a ``memory.csv`` by name: texts, or numbers as floats, NaN where nothing stands."""
+    columns: Columns = {name: [] for name in COLUMNS}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row[EVENT] is None:  # cut off when the run was killed
+                continue
+            for name in COLUMNS:
+                is_text = name in TEXT_COLUMNS
+                columns[name].append(row[name] if is_text else float(row[name] or math.nan))
+    return columns
+
+
+def has_event(columns: Columns, event: str) -> list[bool]:
+    """For each row, whether ``event`` is noted there."""
+    return [event in noted.split(EVENT_SEPARATOR) for noted in columns[EVENT]]
+
+
+def is_gpu(columns: Columns) -> bool:
+    """Whether the rows are about a GPU; else they are about the RAM of the process."""
+    return _largest_bytes(columns[PEAK]) is not None
+
+
+def phase_table(columns: Columns) -> list[str]:
+    """What training and validation took at most, and what others held, as lines of a table.
+
+    Torch's peak only ever rises, so that of a phase is known if it rose there; else it is below the other's.
+    """
+    lines = [f"{'at most':12}{'allocated':>12}{'reserved':>12}{'used':>12}{'beside torch':>14}"]
+    own_peaks: dict[str, float] = {}
+    highest = 0.0
+    for phase, peak in zip(columns[PHASE], columns[PEAK], strict=True):
+        if peak > highest:
+            own_peaks[phase] = highest = peak
+    for phase in dict.fromkeys(columns[PHASE]):
+        rows = [row for row, other in enumerate(columns[PHASE]) if other == phase]
+        reserved, used = ([columns[name][row] for row in rows] for name in (RESERVED, USED))
+        beside = [in_use - ours for in_use, ours in zip(used, reserved, strict=True)]
+        sizes = [format_bytes(_largest_bytes(values) or 0) for values in (reserved, used, beside)]
+        allocated = format_bytes(round(own_peaks.get(phase, highest) * MIB))
+        allocated = allocated if phase in own_peaks else f"< {allocated}"
+        lines.append(f"{phase:12}{allocated:>12}{sizes[0]:>12}{sizes[1]:>12}{sizes[2]:>14}")
+    return lines
+
+
+def summary_line(columns: Columns, planned_bytes: int | None, context_bytes: int) -> str:
+    """Predicted peak, measured peak and error, in one line.
+
+    Args:
+        columns: From `read_memory_log`.
+        planned_bytes: The predicted peak, CUDA's context included; None if there was no plan.
+        context_bytes: What the process holds beside torch's allocator.
+    """
+    allocated, reserved, used = (_largest_bytes(columns[name]) for name in (PEAK, RESERVED, USED))
+    if allocated is None or reserved is None:
+        return f"memory: the process held at most {format_bytes(used or 0)} of RAM"
+    measured_bytes = reserved + context_bytes
+    parts = f"{format_bytes(allocated)} allocated, {format_bytes(reserved)} reserved"
+    line = f"measured peak {format_bytes(measured_bytes)} ({parts}, {format_bytes(context_bytes)} CUDA)"
+    if planned_bytes is not None:
+        error = planned_bytes / measured_bytes - 1
+        line = f"predicted peak {format_bytes(planned_bytes)}, {line}, error {error:+.1%}"
+    if num_recoveries := sum(has_event(columns, OOM_RECOVERY)):
+        line += f", {num_recoveries} {'recovery' if num_recoveries == 1 else 'recoveries'} from out of memory"
+    return f"memory: {line}"
+
+
+def _largest_bytes(mib: list[float]) -> int | None:
+    known = [value for value in mib if not math.isnan(value)]
+    return round(max(known) * MIB) if known else None

@@ -1,0 +1,101 @@
+"""A checkpoint is either there and whole, or the one before it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint_io import SafeCheckpointIO, previous_of, verify_checkpoint, write_checkpoint
+from engine.errors import ConfigError
+
+
+def checkpoint(value: int) -> dict:
+    return {"weights": torch.full((1000,), value), "epoch": value}
+
+
+def read(path: Path) -> int:
+    return torch.load(path, weights_only=True)["epoch"]
+
+
+def test_write__keeps_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    for value in range(3):
+        write_checkpoint(checkpoint(value), path)
+    assert read(path) == 2
+    assert read(previous_of(path)) == 1
+    assert sorted(os.listdir(path.parent)) == ["last.ckpt", "last.previous.ckpt"]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace", "link"])
+def test_write__cut_off_anywhere_leaves_a_whole_checkpoint(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(checkpoint(1), path)
+
+    def power_cut(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, function, power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(checkpoint(2), path)
+    monkeypatch.undo()
+    verify_checkpoint(path, "--ckpt_path")
+    assert read(path) == 1
+    write_checkpoint(checkpoint(3), path)
+    assert read(path) == 3
+
+
+def test_save__with_a_full_disk_warns_and_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    io, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint(checkpoint(1), path)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    io.save_checkpoint(checkpoint(2), path)
+    assert io.failure in caplog.messages
+    assert "No space left on device" in io.failure
+    monkeypatch.undo()
+    assert read(path) == 1
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+    io.save_checkpoint(checkpoint(3), path)
+    assert io.failure is None
+    assert read(path) == 3
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_load__notices_a_flipped_bit(seed: int, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(checkpoint(1), path)
+    write_checkpoint(checkpoint(2), path)
+    content = bytearray(path.read_bytes())
+    start = content.index(torch.full((1000,), 2).numpy().tobytes())  # inside of the weights
+    position = start + random.Random(seed).randrange(8000)
+    content[position] ^= 1 << (seed % 8)
+    path.write_bytes(bytes(content))
+    with pytest.raises(ConfigError, match=r"is damaged .*: use .*last\.previous\.ckpt, the one before it"):
+        SafeCheckpointIO().load_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_load__notices_a_truncated_file(share: float, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(checkpoint(1), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ConfigError, match=r"last\.ckpt: is damaged .*: use another checkpoint"):
+        SafeCheckpointIO().load_checkpoint(path)
+
+
+def test_load__says_that_there_is_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--ckpt_path: .*none\.ckpt: no such file"):
+        SafeCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
