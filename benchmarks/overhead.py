@@ -61,8 +61,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     torch.manual_seed(0)
     names = [f"class{i}" for i in range(NUM_CLASSES)]
-    module = Detector(names, arguments.images, arguments.images, arguments.image_size, network="yolo11n", recompute="none")
-    step = training_step(copy.deepcopy(module.network), arguments.images, arguments.images)
+    num_images, size = arguments.images, arguments.image_size
+    module = Detector(names, num_images, num_images, size, network="yolo11n", recompute="none")
+    step = training_step(copy.deepcopy(module.network), num_images, num_images)
     others = {"bare": BareLoop(copy.deepcopy(module.network), arguments.images), "step": step.run}
     loader = AlternatingLoader(random_window(arguments.images, arguments.image_size), others, arguments.rounds)
     with tempfile.TemporaryDirectory() as folder:

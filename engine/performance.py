@@ -13,8 +13,8 @@ def set_backends(precision: Precision, deterministic: bool = False) -> None:
     TF32 multiplies with 10 bits of mantissa and adds in FP32: several times faster than FP32 on NVIDIA's Ampere and
     newer. It concerns ``fp32`` only, where it is switched on; the products of ``bf16`` and ``fp16`` are short anyway.
 
-    cuDNN's benchmark tries the algorithms for each new shape of a convolution, and remembers the fastest. Which one that
-    is may differ from run to run, and so may the last bits of the result; trying takes workspace memory.
+    cuDNN's benchmark tries the algorithms for each new shape of a convolution, and remembers the fastest. Which one
+    that is may differ from run to run, and so may the last bits of the result; trying takes workspace memory.
 
     Args:
         precision: Of the forward and backward passes.
