@@ -80,9 +80,11 @@ def main() -> None:
     window = random_window(arguments.images, arguments.image_size)
     theirs = UltralyticsLoop(copy.deepcopy(network))
     functions = {"ultralytics": lambda: theirs(window)}
-    for level in ("none", "elementwise"):
-        step = training_step(copy.deepcopy(network), arguments.images, arguments.images, recompute=level)
-        functions[f"ours, {level}"] = lambda step=step: step.run(window)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for level in ("none", "elementwise"):
+            converted = copy.deepcopy(network).to(memory_format=layout)
+            step = training_step(converted, arguments.images, arguments.images, recompute=level)
+            functions[f"ours, {level}, {str(layout)[6:]}"] = lambda step=step: step.run(window)
     seconds = alternate(functions, arguments.rounds)
     what = f"yolo11n, {arguments.images} x {arguments.image_size}, fp32: an optimizer step, loader aside"
     write(arguments.out, what, {"rounds": arguments.rounds} | compare(seconds, "ultralytics"))
