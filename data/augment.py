@@ -1,11 +1,11 @@
-"""The training augmentation, read from top to bottom: mosaic, affine warp, colour, flips.
+"""The training augmentation, read from top to bottom: mosaic, affine warp, mixup, cutmix, colour, flips.
 
 Every random number of a sample comes from one generator, seeded by (seed, epoch, index).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -13,12 +13,16 @@ import numpy as np
 from data.affine import draw_affine_matrix, visible_window, warp
 from data.color import shift_hsv
 from data.errors import DataError
+from data.mix import cutmix, mixup
 from data.mosaic import NUM_TILES, build_mosaic, draw_mosaic_centre
+from data.place import Tile, mosaic_tiles, only_scales_and_shifts, place_tiles
 from data.sampler import SampleKey
 from data.source import ImageSource, LabelledImage
 
 _RANGES = {  # key: (lowest, highest) that makes sense
     "mosaic": (0, 1),
+    "mixup": (0, 1),
+    "cutmix": (0, 1),
     "degrees": (0, 180),
     "translate": (0, 1),
     "scale": (0, 0.95),
@@ -38,8 +42,12 @@ class AugmentConfig:
 
     mosaic: float = 1.0
     """Probability of putting four images together into one."""
+    mixup: float = 0.0
+    """Probability of blending a second picture in, which costs as much time again."""
+    cutmix: float = 0.0
+    """Probability of pasting part of a second picture in, which costs as much time again."""
     close_mosaic: int = 10
-    """Epochs at the end of the run without mosaic; a run of no more epochs than this has none at all."""
+    """Epochs at the end of the run without mosaic, mixup and cutmix; a shorter run than this has none at all."""
     degrees: float = 0.0
     """Rotation by up to so many degrees, either way (0 to 180)."""
     translate: float = 0.1
@@ -69,14 +77,15 @@ class AugmentConfig:
         if self.close_mosaic < 0:
             raise DataError(f"data.augment.close_mosaic is {self.close_mosaic}: give 0 or more epochs")
 
-    def mosaic_probability(self, epoch: int, max_epochs: int) -> float:
-        """Probability of a mosaic in one epoch of a run: none in the last ``close_mosaic`` epochs."""
-        return 0.0 if epoch >= max_epochs - self.close_mosaic else self.mosaic
+    def in_epoch(self, epoch: int, max_epochs: int) -> AugmentConfig:
+        """What holds in one epoch of a run: single pictures in the last ``close_mosaic`` epochs."""
+        is_closed = epoch >= max_epochs - self.close_mosaic
+        return replace(self, mosaic=0.0, mixup=0.0, cutmix=0.0) if is_closed else self
 
 
 def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
     """The generator of all random draws of one sample."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, key.epoch, key.index])))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *key])))
 
 
 def augment(
@@ -84,41 +93,74 @@ def augment(
     index: int,
     rng: np.random.Generator,
     config: AugmentConfig,
-    mosaic_probability: float,
+    pool: np.ndarray | None = None,
 ) -> LabelledImage:
     """Make one training picture.
 
     Args:
         source: The images of the training split, of size ``source.image_size``.
-        index: The image that the sample is about; mosaic partners are drawn from the whole source.
+        index: The image that the sample is about.
         rng: The sample's generator.
-        config: Ranges and probabilities.
-        mosaic_probability: Takes the place of ``config.mosaic``, for it depends on the epoch.
+        config: Ranges and probabilities, of the epoch: see `AugmentConfig.in_epoch`.
+        pool: The images that others are mixed in from, see `data.partners`; None for all.
 
     Returns:
         A square picture of the image size, its boxes inside it.
-
-    Memory: the mosaic canvas, 12 * image_size**2 bytes, for a moment.
     """
-    size = source.image_size
-    if rng.random() < mosaic_probability:
-        tiles = [index, *rng.integers(len(source), size=NUM_TILES - 1).tolist()]
-        centre_xy = draw_mosaic_centre(rng, size)
-        matrix, scale = _draw_matrix(rng, (2 * size, 2 * size), size, config)
-        window = visible_window(matrix, size)
-        picture = build_mosaic(source.load, tiles, centre_xy, size, window)
-    else:
-        picture = source.load(index)
-        matrix, scale = _draw_matrix(rng, picture.image.shape[:2], size, config)
-    picture = warp(picture, matrix, scale, size)
+    picture, gains = augment_without_colour(source, index, rng, config, pool)
+    return picture._replace(image=shift_hsv(picture.image, gains)) if gains.any() else picture
+
+
+def augment_without_colour(
+    source: ImageSource,
+    index: int,
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    pool: np.ndarray | None = None,
+) -> tuple[LabelledImage, np.ndarray]:
+    """As `augment`, but only tells how the colours are to be changed: the gains of hue, saturation and value."""
+    partners = np.arange(len(source)) if pool is None else pool
+    picture = _compose(source, index, rng, config, partners)
+    for probability, mix in ((config.mixup, mixup), (config.cutmix, cutmix)):
+        if rng.random() < probability:
+            other = int(partners[rng.integers(len(partners))])
+            picture = mix(picture, _compose(source, other, rng, config, partners), rng)
     gains = rng.uniform(-1, 1, size=3) * (config.hsv_h, config.hsv_s, config.hsv_v)
-    if gains.any():
-        picture = picture._replace(image=shift_hsv(picture.image, gains))
     if rng.random() < config.flipud:
         picture = flip(picture, axis=0)
     if rng.random() < config.fliplr:
         picture = flip(picture, axis=1)
-    return picture
+    return picture, gains
+
+
+def _compose(
+    source: ImageSource,
+    index: int,
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    pool: np.ndarray,
+) -> LabelledImage:
+    """Mosaic or single image, warped to the image size.
+
+    Memory: 12 * image_size**2 bytes for a moment, for a mosaic that is rotated, sheared or tilted; else nothing.
+    """
+    size = source.image_size
+    if rng.random() < config.mosaic:
+        images = [index, *pool[rng.integers(len(pool), size=NUM_TILES - 1)].tolist()]
+        centre_xy = draw_mosaic_centre(rng, size)
+        matrix, scale = _draw_matrix(rng, (2 * size, 2 * size), size, config)
+        if only_scales_and_shifts(matrix):
+            tiles = mosaic_tiles(images, centre_xy)
+            return place_tiles(source.load, tiles, (2 * size, 2 * size), matrix, scale, size)
+        window = visible_window(matrix, size)
+        return warp(build_mosaic(source.load, images, centre_xy, size, window), matrix, scale, size)
+    picture = source.load(index)
+    height, width = picture.image.shape[:2]
+    matrix, scale = _draw_matrix(rng, (height, width), size, config)
+    if only_scales_and_shifts(matrix):
+        whole = Tile(index, (0, 0), is_left=False, is_top=False)
+        return place_tiles(lambda _: picture, [whole], (width, height), matrix, scale, size)
+    return warp(picture, matrix, scale, size)
 
 
 def _draw_matrix(

@@ -8,12 +8,16 @@ Shapes: B images, S image size, N boxes of all images together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from data.color import shift_hsv_on_device
 
 
 @dataclass
@@ -68,6 +72,8 @@ class Sample:
     """Path of the image file, for messages."""
     geometry: ImageGeometry | None = None
     """One row: how to map boxes back to the original picture; validation only."""
+    hsv_gains_3: Tensor | None = None
+    """float32 (3,), if the colours are still to be changed."""
 
 
 @dataclass
@@ -86,6 +92,8 @@ class Batch:
     """Paths of the B image files, for messages."""
     geometry: ImageGeometry | None = None
     """How to map boxes back to the original pictures; validation only."""
+    hsv_gains_B3: Tensor | None = None
+    """float32 (B, 3), if the colours are still to be changed: see `coloured`."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -97,6 +105,8 @@ class Batch:
         tensors = [self.images, self.boxes_xyxy_px, self.classes, self.image_index]
         if self.geometry is not None:
             tensors += vars(self.geometry).values()
+        if self.hsv_gains_B3 is not None:
+            tensors.append(self.hsv_gains_B3)
         return sum(tensor.nbytes for tensor in tensors)
 
     def split(self, micro_batch_size: int) -> list[Batch]:
@@ -116,6 +126,12 @@ class Batch:
         """Copy to a device; ``non_blocking`` overlaps with the host when the batch is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def coloured(self) -> Batch:
+        """The batch with its colours changed, if that was left to the device; for every micro-batch there."""
+        if self.hsv_gains_B3 is None:
+            return self
+        return replace(self, images=shift_hsv_on_device(self.images, self.hsv_gains_B3), hsv_gains_B3=None)
+
     def pin_memory(self) -> Batch:
         """Copy into page-locked memory (the DataLoader calls this in its pinning thread)."""
         return self._map(Tensor.pin_memory)
@@ -128,6 +144,7 @@ class Batch:
             image_index=self.image_index[boxes] - images.start,
             names=self.names[images],
             geometry=self.geometry and self.geometry[images],
+            hsv_gains_B3=None if self.hsv_gains_B3 is None else self.hsv_gains_B3[images],
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
@@ -138,23 +155,40 @@ class Batch:
             image_index=function(self.image_index),
             names=self.names,
             geometry=self.geometry and self.geometry.map(function),
+            hsv_gains_B3=None if self.hsv_gains_B3 is None else function(self.hsv_gains_B3),
         )
 
 
-def collate(samples: list[Sample]) -> Batch:
+def empty_images(num_images: int, image_size: int) -> Tensor:
+    """uint8 (num_images, 3, image_size, image_size), unset; in a worker in shared memory, to be sent uncopied."""
+    shape = (num_images, 3, image_size, image_size)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def collate(samples: list[Sample], images: Tensor | None = None) -> Batch:
     """Put samples together into one batch, in their order; all geometry or none.
 
-    Memory: one copy of the images.
+    Args:
+        samples: What to put together.
+        images: uint8 (B, 3, S, S) that the samples' images are views of, if they are; else they are copied.
     """
     counts = torch.tensor([len(sample.classes) for sample in samples])
     return Batch(
-        images=torch.stack([sample.image for sample in samples]),
+        images=torch.stack([sample.image for sample in samples]) if images is None else images,
         boxes_xyxy_px=torch.cat([sample.boxes_xyxy_px for sample in samples]),
         classes=torch.cat([sample.classes for sample in samples]),
         image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
         names=[sample.name for sample in samples],
         geometry=_collate_geometry([sample.geometry for sample in samples]),
+        hsv_gains_B3=_collate_gains([sample.hsv_gains_3 for sample in samples]),
     )
+
+
+def _collate_gains(rows: list[Tensor | None]) -> Tensor | None:
+    return None if any(row is None for row in rows) else torch.stack(rows)
 
 
 def _collate_geometry(rows: list[ImageGeometry | None]) -> ImageGeometry | None:

@@ -3,10 +3,10 @@
 .. code-block:: yaml
 
     path: .               # optional: root of the data set, relative to this file
-    train: images/train   # a folder, a list file (.txt), or several of them
+    train: images/train   # a folder, a list file (.txt), a COCO file (.json), or several of them
     val: images/val
     test: images/test     # optional
-    names: [resistor, capacitor]   # or {0: resistor, 1: capacitor}
+    names: [resistor, capacitor]   # or {0: resistor, 1: capacitor}; may be left out if all sources are COCO files
     nc: 2                 # optional, must agree with names
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from data.coco import read_category_names
 from data.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -34,7 +35,7 @@ class DatasetYaml:
     names: tuple[str, ...]
     """Class names; a label's class id is an index into it."""
     splits: dict[str, tuple[Path, ...]]
-    """Per split (``train``, ``val``, ``test``): folders of images and list files, in order."""
+    """Per split (``train``, ``val``, ``test``): folders of images, list files and COCO files, in order."""
 
     @property
     def num_classes(self) -> int:
@@ -42,7 +43,7 @@ class DatasetYaml:
         return len(self.names)
 
     def sources(self, split: str) -> tuple[Path, ...]:
-        """Folders and list files of one split.
+        """Folders, list files and COCO files of one split.
 
         Raises:
             DataError: If the file has no such split.
@@ -71,12 +72,13 @@ def read_dataset_yaml(file: Path | str) -> DatasetYaml:
     given = [split for split in SPLITS if content.get(split) not in (None, "", [])]
     if "train" not in given:
         raise DataError(f"{file}: no key 'train': name the folder of the training images")
-    return DatasetYaml(
-        file=file,
-        root=root,
-        names=_names(file, content),
-        splits={split: _sources(file, root, split, content[split]) for split in given},
-    )
+    splits = {split: _sources(file, root, split, content[split]) for split in given}
+    files = [source for sources in splits.values() for source in sources]
+    if content.get("names") is None and all(source.suffix.lower() == ".json" for source in files):
+        names = read_category_names(min(files, key=lambda source: source.stat().st_size))  # the quickest to parse
+    else:
+        names = _names(file, content)
+    return DatasetYaml(file, root, names, splits)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -129,5 +131,5 @@ def _resolve(file: Path, root: Path, split: str, entry: str) -> Path:
             return candidate
     raise DataError(
         f"{file}: {split} is {entry!r}, but {candidates[0]} does not exist: "
-        f"give a folder or list file relative to 'path' or to this file"
+        f"give a folder, a list file or a COCO file, relative to 'path' or to this file"
     )

@@ -1,21 +1,37 @@
-"""Reads one image file into RGB bytes.
+"""Reads one image file into RGB bytes, or only its size.
 
 Whatever the file holds (grey, palette, alpha, 16 bits, an EXIF rotation), OpenCV turns it into upright
 8-bit RGB. It also fills the missing rest of a cut-off file with grey and says so only on standard error, so
-the end of JPEG and PNG files is looked for here.
+the end of JPEG and PNG files is looked for here. The file's content decides what it is, not its suffix.
 """
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import ExifTags
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from data.errors import DataError
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the segments that state the size
 PNG_START, PNG_END = b"\x89PNG", b"IEND"
+TAIL_BYTES = 4096  # some programs append a few bytes of their own after the end
+MIN_SIDE_PX = 10  # as in Ultralytics: nothing can be learned from less
+MAX_PIXELS = 178_956_970  # 0.5 GiB decoded, in each worker; Pillow's limit for decompression bombs
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+REDUCED_FLAGS = {  # the names of the last three speak of grey or BGR; with this bit they mean RGB
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
+}
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -30,16 +46,43 @@ def read_image(path: Path | str) -> np.ndarray:
     Raises:
         DataError: If the file cannot be read, is no image or is cut off.
     """
+    return decode_image(read_bytes(path), path)
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The content of an image file, not looked into.
+
+    Raises:
+        DataError: If the file cannot be read or is empty.
+    """
     try:
         content = Path(path).read_bytes()  # cv2.imread fails on unusual characters under Windows
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): restore or remove the image") from None
     if not content:
         raise DataError(f"{path}: the file is empty: restore or remove the image and its label file")
+    return content
+
+
+def decode_image(content: bytes, path: Path | str, reduction: int = 1) -> np.ndarray:
+    """Decode the content of an image file.
+
+    Args:
+        content: All of it.
+        path: Where it is from, for messages.
+        reduction: 2, 4 or 8 gives a picture of a half, a quarter or an eighth of the size, rounded up: averaged, and
+            for a JPEG file also decoded, at that size.
+
+    Returns:
+        uint8 (height, width, 3), RGB.
+
+    Raises:
+        DataError: If it is no image or is cut off.
+    """
     if _is_truncated(content):
         raise DataError(f"{path}: the file is cut off: restore or remove the image and its label file")
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED_FLAGS[reduction])
     except cv2.error:  # for instance more pixels than OpenCV allows
         image = None
     if image is None:
@@ -47,11 +90,89 @@ def read_image(path: Path | str) -> np.ndarray:
     return image
 
 
+def read_size(path: Path | str) -> tuple[int, int]:
+    """Size of an image as `read_image` returns it, from the first and last bytes of the file where they tell.
+
+    JPEG and PNG files are not decoded; others, which are rare, are: only that shows that they are whole.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Height and width in pixels, upright.
+
+    Raises:
+        DataError: If `read_image` would refuse the file, or if it has a side below `MIN_SIDE_PX` or more than
+            `MAX_PIXELS` pixels. Damage in the middle of a JPEG or PNG file shows only when it is decoded.
+    """
+    header = _read_header(path)
+    if header is None:
+        height, width = read_image(path).shape[:2]
+    else:
+        height, width = header
+    if height * width > MAX_PIXELS:
+        raise DataError(f"{path}: has more than {MAX_PIXELS} pixels: resize it or cut it into tiles")
+    if header is not None and _is_file_truncated(path):
+        raise DataError(f"{path}: the file is cut off: restore or remove the image and its label file")
+    if min(height, width) < MIN_SIDE_PX:
+        raise DataError(f"{path}: is {width} x {height} pixels: nothing can be learned below {MIN_SIDE_PX}: remove it")
+    return height, width
+
+
+def _read_header(path: Path | str) -> tuple[int, int] | None:
+    """Upright height and width of a JPEG or PNG file; None for other files, and for those with a broken header.
+
+    Pillow's readers are called by name: importing Ultralytics replaces ``Image.open`` by a function that installs
+    packages when it meets a file that is no image.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(len(PNG_START))
+            file.seek(0)
+            if start == PNG_START:
+                image: ImageFile = PngImageFile(file)
+                has_exif = "exif" in image.info  # asked blindly, Pillow decodes a PNG file first
+            elif start.startswith(JPEG_START):
+                image, has_exif = JpegImageFile(file), True
+            else:
+                return None
+            orientation = image.getexif().get(ExifTags.Base.Orientation) if has_exif else None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # what Pillow raises for broken headers
+        return None
+    width, height = image.size
+    return (width, height) if orientation in TURNED else (height, width)
+
+
+def jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Height and width that a JPEG file's header states (not turned by EXIF); None if it is no JPEG file."""
+    if not content.startswith(JPEG_START):
+        return None
+    position = len(JPEG_START)
+    while position + 9 <= len(content) and content[position] == 0xFF and content[position + 1] != JPEG_SCAN:
+        if content[position + 1] in JPEG_FRAMES:
+            height, width = struct.unpack(">HH", content[position + 5 : position + 9])
+            return (height, width) if height and width else None
+        is_fill_byte = content[position + 1] == 0xFF
+        position += 1 if is_fill_byte else 2 + int.from_bytes(content[position + 2 : position + 4])
+    return None
+
+
+def _is_file_truncated(path: Path | str) -> bool:
+    """`_is_truncated` of a file, reading all of it only if its end is not where it should be."""
+    with Path(path).open("rb") as file:
+        start = file.read(len(PNG_START))
+        file.seek(-min(TAIL_BYTES, file.seek(0, 2)), 2)
+        tail = file.read()
+    if start.startswith(JPEG_START) and tail.endswith(JPEG_END):
+        return False
+    return _is_truncated(start + tail if start == PNG_START else read_bytes(path))
+
+
 def _is_truncated(content: bytes) -> bool:
     if content.startswith(JPEG_START):
-        return content.find(JPEG_END, _jpeg_scan_start(content)) < 0
+        return not content.endswith(JPEG_END) and content.find(JPEG_END, _jpeg_scan_start(content)) < 0
     if content.startswith(PNG_START):
-        return PNG_END not in content[-4096:]  # some programs append a few bytes of their own
+        return PNG_END not in content[-TAIL_BYTES:]
     return False
 
 

@@ -3,27 +3,34 @@
 A million small Python objects cost gigabytes, and every worker process that looks at one of them copies the
 page it lies on (the reference count is a write). Here image ``i`` owns
 ``path_offsets[i]:path_offsets[i + 1]`` of one long byte string and ``box_offsets[i]:box_offsets[i + 1]`` of
-one long table: five arrays, whatever the number of images.
+one long table: six arrays, whatever the number of images. With a cache folder they lie in a file that is mapped
+into memory, so that processes share them, and only files that have changed are read again.
 
 Shapes: I images, N boxes of all images together.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+from data.coco import CocoFile
 from data.dataset_yaml import DatasetYaml
 from data.errors import DataError
-from data.labels import read_labels
+from data.index_file import IndexFileError, index_file_path, load_table, reload_table, save_table
+from data.labels import NOTICE_KINDS, UNLABELLED
+from data.listing import Listing, label_candidates, list_coco, list_file, list_folder, stamp_of
+from data.scan import ScanTask, scan_images
+from data.scan_table import Origin, ScanTable, Source, concatenate, offsets_of, ragged_rows
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+COCO_SUFFIX = ".json"
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +39,7 @@ logger = logging.getLogger(__name__)
 class ImageIndex:
     """The images of one split and their boxes.
 
-    Memory: about 20 bytes a box, and 16 bytes and the path an image.
+    Memory: about 20 bytes a box, and 24 bytes and the path an image.
     """
 
     path_bytes: np.ndarray
@@ -45,6 +52,10 @@ class ImageIndex:
     """int32 (N,)."""
     box_offsets: np.ndarray
     """int64 (I + 1,), where each image's boxes begin."""
+    sizes_hw: np.ndarray
+    """int32 (I, 2), upright height and width of each image file in pixels."""
+    origin: Origin | None = None
+    """The index file that the arrays are mapped from, if any: other processes map it too."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -60,92 +71,204 @@ class ImageIndex:
         rows = slice(*self.box_offsets[image : image + 2])
         return self.boxes_xyxy_rel[rows], self.classes[rows]
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the name of the index file rather than its content."""
+        if self.origin is not None:
+            return _reload_index, (self.origin,)
+        return ImageIndex, tuple(getattr(self, column.name) for column in fields(self))
 
-def build_index(dataset: DatasetYaml, split: str) -> ImageIndex:
+
+def build_index(dataset: DatasetYaml, split: str, cache_folder: Path | None = None, workers: int = 1) -> ImageIndex:
     """List the images of a split, in a fixed order, and read all their labels.
 
-    What was repaired in the labels is logged as one counted warning.
+    Images that cannot be used are left out; they, and what was repaired in the labels, are logged as counted
+    warnings. Labels that are wrong are refused.
 
     Args:
-        dataset: The data set.
+        dataset: The data set; only read.
         split: ``train``, ``val`` or ``test``.
+        cache_folder: Keeps the index here, in a file that is mapped into memory and made again for what has
+            changed; None keeps it in memory only.
+        workers: Processes that read many images' headers and labels.
 
     Returns:
         The images in the order of the sources, by path within a folder.
 
     Raises:
-        DataError: If the split has no images or no label files, or a label is malformed.
+        DataError: If the split has no usable image or no label files, or a label is malformed.
     """
-    paths = [path for source in dataset.sources(split) for path in _list_images(source, dataset.root)]
-    boxes, classes, counts = [], [], []
-    notices: Counter[str] = Counter()
-    for path in paths:
-        label_file = find_label_file(path)
-        if label_file is None:
-            notices["images without a label file"] += 1
-            counts.append(0)
-            continue
-        labels = read_labels(label_file, dataset.num_classes)
-        notices += labels.notices
-        boxes.append(labels.boxes_xyxy_rel)
-        classes.append(labels.classes)
-        counts.append(len(labels.classes))
-    if not boxes:
-        expected = _label_candidates(paths[0])[0]
-        raise DataError(f"{dataset.file}: no {split} image has a label file: {paths[0]} needs {expected}")
-    if notices:
-        logger.warning("%s: %s", split, ", ".join(f"{count} {kind}" for kind, count in notices.items()))
-    encoded = [os.fsencode(path) for path in paths]
+    table = scan_split(dataset, split, cache_folder, workers)
+    _report_rejects(dataset, split, table)
+    _report_notices(dataset, split, table)
+    return index_of(table)
+
+
+def scan_split(dataset: DatasetYaml, split: str, cache_folder: Path | None = None, workers: int = 1) -> ScanTable:
+    """What is known about every listed image of a split, whether it can be used or not.
+
+    Args:
+        dataset: As in `build_index`.
+        split: As in `build_index`.
+        cache_folder: As in `build_index`.
+        workers: As in `build_index`.
+
+    Raises:
+        DataError: If a source cannot be listed; what is wrong with single images is in the table.
+    """
+    sources = dataset.sources(split)
+    key = json.dumps({"names": dataset.names, "sources": [str(source) for source in sources]})
+    file = index_file_path(cache_folder, dataset.file, split) if cache_folder else None
+    known = _load_if_valid(file, key)
+    table = _update(dataset, split, known, workers)
+    if file is None or table is known:
+        return table
+    del known  # Windows cannot replace a file that is mapped
+    try:
+        save_table(file, table, key)
+        return load_table(file, key)  # mapped now, and shared between processes
+    except (OSError, IndexFileError) as error:
+        logger.warning("%s: cannot keep the index (%s): labels will be read again at each start", file, error)
+        return table
+
+
+def _load_if_valid(file: Path | None, key: str) -> ScanTable | None:
+    if file is None or not file.exists():
+        return None
+    try:
+        return load_table(file, key)
+    except IndexFileError as error:
+        logger.warning("%s: it is made again", error)
+        return None
+
+
+def _update(dataset: DatasetYaml, split: str, known: ScanTable | None, workers: int) -> ScanTable:
+    """The table of a split: rows of ``known`` where the files have not changed, scanned ones elsewhere."""
+    known = known or concatenate([])
+    known_rows = _rows_by_source(known)
+    coco = functools.cache(lambda file: CocoFile(file, dataset.root, dataset.names))
+    tasks: list[ScanTask] = []
+    rows: list[np.ndarray] = []
+    sources: list[Source] = []
+    for source in dataset.sources(split):
+        stamp = stamp_of(source)
+        candidates = known_rows.get((str(source), stamp), range(0))
+        if source.suffix.lower() == COCO_SUFFIX:
+            paths = [known.path(row) for row in candidates] or coco(source).paths  # the same file names the same images
+            listing = list_coco(source, paths)
+        else:
+            listing = list_folder(source) if source.is_dir() else list_file(source, dataset.root)
+            candidates = known_rows.get((str(source), None), range(0))
+        found = _match(known, candidates, listing)
+        for position in np.flatnonzero(found < 0):
+            path = listing.paths[position]
+            objects = coco(source).objects(path) if source.suffix.lower() == COCO_SUFFIX else None
+            found[position] = len(known) + len(tasks)
+            tasks.append(ScanTask(path, listing.stamps[position], objects))
+        rows.append(found)
+        sources.append(Source(str(source), stamp, len(found)))
+    scanned = scan_images(tasks, dataset.names, workers, f"scanning {split}")
+    return _merge(known, scanned, np.concatenate(rows), tuple(sources))
+
+
+def _rows_by_source(known: ScanTable) -> dict[tuple[str, tuple[int, int] | None], range]:
+    """The rows of each source, by its path alone and by its path and stamp."""
+    found: dict[tuple[str, tuple[int, int] | None], range] = {}
+    start = 0
+    for source in known.sources:
+        rows = range(start, start + source.num_images)
+        found[source.path, source.stamp] = found[source.path, None] = rows
+        start = rows.stop
+    return found
+
+
+def _match(known: ScanTable, candidates: range, listing: Listing) -> np.ndarray:
+    """The known row of each listed image whose files have not changed, int64; -1 for those to scan.
+
+    Rejected rows are scanned again: what was wrong may have been put right without changing a file.
+    """
+    encoded = [os.fsencode(path) for path in listing.paths]
+    rows = np.arange(candidates.start, candidates.stop)
+    if not _holds_paths(known, candidates, encoded):
+        row_of = {os.fsencode(known.path(row)): row for row in candidates}
+        rows = np.array([row_of.get(path, -1) for path in encoded], np.int64)
+    is_same = rows >= 0
+    is_same[is_same] = (known.stamps[rows[is_same]] == listing.stamps[is_same]).all(axis=1)
+    is_same &= ~np.isin(rows, list(known.rejects))
+    return np.where(is_same, rows, -1)
+
+
+def _holds_paths(known: ScanTable, rows: range, encoded: list[bytes]) -> bool:
+    """Whether these rows hold exactly these paths; compared in one piece."""
+    offsets = known.path_offsets[rows.start : rows.stop + 1]
+    if len(rows) != len(encoded) or not np.array_equal(np.diff(offsets), [len(path) for path in encoded]):
+        return False
+    return known.path_bytes[offsets[0] : offsets[-1]].tobytes() == b"".join(encoded)
+
+
+def _merge(known: ScanTable, scanned: ScanTable, rows: np.ndarray, sources: tuple[Source, ...]) -> ScanTable:
+    """The given rows of both tables, one after the other; ``known`` itself if that is the same."""
+    is_known = rows < len(known)
+    if sources == known.sources and np.array_equal(rows[is_known], np.flatnonzero(is_known)):
+        again = {int(row): scanned.rejects.get(int(rows[row]) - len(known)) for row in np.flatnonzero(~is_known)}
+        if again == known.rejects:
+            return known
+    table = concatenate([known, scanned]) if len(known) else scanned
+    if not np.array_equal(rows, np.arange(len(table))):
+        table = table.take(rows)
+    return dataclasses.replace(table, sources=sources, origin=None)
+
+
+def _report_rejects(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
+    """Refuse wrong labels and a split without images; warn of images that are left out."""
+    labels = [reject.message for reject in table.rejects.values() if reject.is_label]
+    images = [reject.message for reject in table.rejects.values() if not reject.is_label]
+    hint = f"python -m engine.inspect --root {dataset.file} lists them all"
+    if labels:
+        others = f" (and {len(labels) - 1} more label files are wrong: {hint})" if len(labels) > 1 else ""
+        raise DataError(f"{labels[0]}{others}")
+    if len(images) == len(table):
+        raise DataError(f"{dataset.file}: none of the {len(table)} {split} images can be used: {images[0]}")
+    if images:
+        logger.warning("%s: %d images left out: %s (%s)", split, len(images), images[0], hint)
+
+
+def _report_notices(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
+    """Warn of what was repaired; refuse a split in which no image has a label file."""
+    counts = dict(zip(NOTICE_KINDS, table.notices.sum(axis=0, dtype=np.int64).tolist(), strict=True))
+    if counts[UNLABELLED] == len(table) - len(table.rejects):
+        first = next(row for row in range(len(table)) if row not in table.rejects)
+        expected = label_candidates(table.path(first))[0]
+        raise DataError(
+            f"{dataset.file}: no {split} image has a label file: {table.path(first)} needs {expected} (or a .xml file "
+            "of Pascal VOC; COCO: name the .json file in data.yaml)"
+        )
+    if any(counts.values()):
+        logger.warning("%s: %s", split, ", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+
+
+def index_of(table: ScanTable) -> ImageIndex:
+    """The rows of a table that can be used; rejected ones have no boxes, so the boxes stay where they are."""
+    path_bytes, path_offsets = table.path_bytes, table.path_offsets
+    rows = np.arange(len(table))
+    if table.rejects:
+        rows = np.setdiff1d(rows, list(table.rejects))
+        path_index, path_offsets = ragged_rows(path_offsets, rows)
+        path_bytes = path_bytes[path_index]
     return ImageIndex(
-        path_bytes=np.frombuffer(b"".join(encoded), np.uint8),
-        path_offsets=_offsets([len(path) for path in encoded]),
-        boxes_xyxy_rel=np.concatenate(boxes),
-        classes=np.concatenate(classes),
-        box_offsets=_offsets(counts),
+        path_bytes=path_bytes,
+        path_offsets=path_offsets,
+        boxes_xyxy_rel=table.boxes_xyxy_rel,
+        classes=table.classes,
+        box_offsets=offsets_of(np.diff(table.box_offsets)[rows]) if table.rejects else table.box_offsets,
+        sizes_hw=table.sizes_hw[rows] if table.rejects else table.sizes_hw,
+        origin=table.origin,
     )
 
 
-def find_label_file(image: Path) -> Path | None:
-    """The image's label file: in the ``labels`` folder that mirrors ``images``, or beside the image."""
-    return next((file for file in _label_candidates(image) if file.is_file()), None)
+def _reload_index(origin: Origin) -> ImageIndex:
+    """The same index in another process.
 
-
-def _label_candidates(image: Path) -> list[Path]:
-    beside = image.with_suffix(".txt")
-    if "images" not in beside.parts:
-        return [beside]
-    after = beside.parts[::-1].index("images")  # counted from the end, so the last such folder is replaced
-    return [Path(*beside.parts[: -after - 1], "labels", *beside.parts[-after:]), beside]
-
-
-def _list_images(source: Path, root: Path) -> list[Path]:
-    images = list(_walk(source) if source.is_dir() else _read_list(source, root))
-    if not images:
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{source}: holds no image: expected files ending in {suffixes}")
-    return images
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Images at any depth, sorted; without hidden files (macOS leaves ``._x.jpg``) and linked folders."""
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(parent, name)
-
-
-def _read_list(file: Path, root: Path) -> Iterator[Path]:
-    """Images named in a list file, relative to the file or to the data set's root."""
-    if file.suffix.lower() != ".txt":
-        raise DataError(f"{file}: expected a folder of images or a list of images ending in .txt")
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if entry := line.strip():
-            image = next((path for path in (file.parent / entry, root / entry) if path.is_file()), None)
-            if image is None:
-                raise DataError(f"{file}:{number}: no image {entry!r}: correct or remove the line")
-            yield image
-
-
-def _offsets(counts: list[int]) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+    Raises:
+        DataError: If the file was made again in the meantime.
+    """
+    return index_of(reload_table(origin))

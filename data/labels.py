@@ -1,9 +1,11 @@
 """Parses YOLO label files: one object per line, ``class cx cy width height`` in fractions of the image.
 
-A line with more columns is a polygon, ``class x1 y1 x2 y2 x3 y3 ...``, and is reduced to its bounding box.
+A line with more columns is a polygon or a rotated box, ``class x1 y1 x2 y2 x3 y3 ...``, and is reduced to its
+bounding box.
 
-What is put right, and counted: boxes that reach beyond the image are clipped, boxes without area and repeated
-lines are dropped. Everything else that is wrong is refused: a silent repair would train on wrong labels.
+What is put right, and counted: polygons are reduced, boxes that reach beyond the image are clipped, boxes
+without area and repeated lines are dropped. Everything else that is wrong is refused: a silent repair would
+train on wrong labels. `ObjectList` holds these rules for every format.
 """
 
 from __future__ import annotations
@@ -18,8 +20,18 @@ import numpy as np
 from data.errors import DataError
 
 RANGE_TOLERANCE = 0.01  # as in Ultralytics: annotation tools overshoot the image's edge by rounding
+SHAPE_TOLERANCE = 0.02  # of the aspect ratio: resizing rounds
 CLIP_NOTICE = 1e-3  # reaching less than this beyond the edge is rounding, not worth a warning
 MIN_POLYGON_COLUMNS = 7  # a class and three points
+NOTICE_KINDS = (  # what is put right or left out, in the order in which it is told
+    "polygons and rotated boxes reduced to boxes",
+    "boxes clipped to the image",
+    "boxes without area dropped",
+    "repeated objects dropped",
+    "crowd regions dropped",
+    "images without a label file",
+)
+REDUCED, CLIPPED, WITHOUT_AREA, REPEATED, CROWD, UNLABELLED = NOTICE_KINDS
 
 Row = tuple[int, float, float, float, float]  # class, then x1, y1, x2, y2
 
@@ -32,7 +44,20 @@ class Labels(NamedTuple):
     classes: np.ndarray
     """int32 (n,)."""
     notices: Counter[str]
-    """How many objects were put right, by kind."""
+    """How many objects were put right, by `NOTICE_KINDS`."""
+
+
+class PixelObjects(NamedTuple):
+    """The objects of one image as COCO and Pascal VOC give them: in pixels."""
+
+    where: str
+    """What an error names: the file, and the image in it."""
+    size_hw: tuple[int, int] | None
+    """Height and width of the annotated image, if the file says."""
+    rows: list[Row]
+    """Class and corners in pixels, finite."""
+    notices: Counter[str]
+    """How many objects were left out or reduced already."""
 
 
 def read_labels(file: Path | str, num_classes: int) -> Labels:
@@ -54,23 +79,71 @@ def read_labels(file: Path | str, num_classes: int) -> Labels:
         raise DataError(f"{file}: cannot be read ({error.strerror}): restore or remove it") from None
     except UnicodeDecodeError:
         raise DataError(f"{file}: is not text: expected lines of 'class cx cy width height'") from None
-    notices: Counter[str] = Counter()
-    rows: dict[Row, None] = {}  # keeps the order and drops repetitions
+    objects = ObjectList()
     for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        row = _clip(_parse_row(line, f"{file}:{number}", num_classes), notices)
+        if line.strip():
+            objects.add(*_parse_row(line, f"{file}:{number}", num_classes, objects.notices))
+    return objects.labels()
+
+
+class ObjectList:
+    """Collects the objects of one image; clips, drops and counts."""
+
+    def __init__(self) -> None:
+        self.notices: Counter[str] = Counter()
+        self._rows: dict[Row, None] = {}  # keeps the order and drops repetitions
+
+    def add(self, class_id: int, x1: float, y1: float, x2: float, y2: float) -> None:
+        """Add one object: its class, and finite corners in fractions of the image."""
+        row = (class_id, _clip(x1), _clip(y1), _clip(x2), _clip(y2))
         if row[3] <= row[1] or row[4] <= row[2]:
-            notices["boxes without area dropped"] += 1
-        elif row in rows:
-            notices["repeated lines dropped"] += 1
+            self.notices[WITHOUT_AREA] += 1
+        elif row in self._rows:
+            self.notices[REPEATED] += 1
         else:
-            rows[row] = None
-    table = np.array(list(rows), np.float64).reshape(-1, 5)
-    return Labels(table[:, 1:].astype(np.float32), table[:, 0].astype(np.int32), notices)
+            self._rows[row] = None
+            if max(-x1, -y1, x2 - 1, y2 - 1) > CLIP_NOTICE:
+                self.notices[CLIPPED] += 1
+
+    def labels(self) -> Labels:
+        """What is left of them."""
+        table = np.array(list(self._rows), np.float64).reshape(-1, 5)
+        return Labels(table[:, 1:].astype(np.float32), table[:, 0].astype(np.int32), self.notices)
 
 
-def _parse_row(line: str, where: str, num_classes: int) -> Row:
+def labels_from_pixels(objects: PixelObjects, size_hw: tuple[int, int]) -> Labels:
+    """Bring objects from pixels to fractions of the image, under the rules of `ObjectList`.
+
+    An image that has been resized since it was annotated is as good as before; one that has been turned or
+    cropped is not.
+
+    Args:
+        objects: What the annotation file says.
+        size_hw: Upright height and width of the image file.
+
+    Raises:
+        DataError: If the image has another shape than the annotated one, or a box lies outside it.
+    """
+    height, width = objects.size_hw or size_hw
+    if abs(height * size_hw[1] - width * size_hw[0]) > SHAPE_TOLERANCE * height * size_hw[1]:
+        raise DataError(
+            f"{objects.where}: annotated at {width} x {height} pixels, but the image has {size_hw[1]} x "
+            f"{size_hw[0]}: turn the image back or annotate it again"
+        )
+    collected = ObjectList()
+    collected.notices.update(objects.notices)
+    for class_id, x1, y1, x2, y2 in objects.rows:
+        corners = (x1 / width, y1 / height, x2 / width, y2 / height)
+        if min(corners) < -RANGE_TOLERANCE or max(corners) > 1 + RANGE_TOLERANCE:
+            raise DataError(
+                f"{objects.where}: box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies outside the image of {width} x {height} "
+                "pixels: correct or remove it"
+            )
+        collected.add(class_id, *corners)
+    return collected.labels()
+
+
+def _parse_row(line: str, where: str, num_classes: int, notices: Counter[str]) -> Row:
     columns = line.split()
     is_polygon = len(columns) >= MIN_POLYGON_COLUMNS and len(columns) % 2 == 1
     if len(columns) != 5 and not is_polygon:
@@ -87,6 +160,7 @@ def _parse_row(line: str, where: str, num_classes: int) -> Row:
                 f"and height (pixels divided by the size)"
             )
     if is_polygon:
+        notices[REDUCED] += 1
         xs, ys = coordinates[0::2], coordinates[1::2]
         return class_id, min(xs), min(ys), max(xs), max(ys)
     cx, cy, width, height = coordinates
@@ -114,9 +188,5 @@ def _check_class(value: float, where: str, num_classes: int) -> int:
     return int(value)
 
 
-def _clip(row: Row, notices: Counter[str]) -> Row:
-    class_id, *corners = row
-    clipped = [min(max(value, 0.0), 1.0) for value in corners]
-    if max(abs(new - old) for new, old in zip(clipped, corners, strict=True)) > CLIP_NOTICE:
-        notices["boxes clipped to the image"] += 1
-    return class_id, *clipped
+def _clip(value: float) -> float:
+    return min(max(value, 0.0), 1.0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data.batch import Batch, collate
+from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
 from data.sampler import WindowSampler
 
@@ -20,6 +23,8 @@ def build_train_loader(
     start_window: int = 0,
     num_replicas: int = 1,
     rank: int = 0,
+    prefetch: int = 2,
+    repeats: np.ndarray | None = None,
 ) -> DataLoader[Batch]:
     """Shuffled windows of augmented pictures.
 
@@ -31,6 +36,8 @@ def build_train_loader(
         start_window: Windows of the first epoch to leave out, when resuming in its middle.
         num_replicas: Number of devices; this process gets its share of each window.
         rank: Which of them this process is.
+        prefetch: Windows that each worker makes ahead.
+        repeats: How often each image is shown per epoch, on average, see `data.balance`; None for once.
 
     Returns:
         A loader whose length is the number of windows in an epoch.
@@ -38,7 +45,7 @@ def build_train_loader(
     Raises:
         DataError: If some window has fewer images than there are devices.
 
-    Memory: each worker keeps up to two windows of 3 * image_size**2 bytes an image ready.
+    Memory: up to ``num_workers * prefetch`` windows of 3 * image_size**2 bytes an image; see `data.memory`.
     """
     sampler = WindowSampler(
         len(dataset),
@@ -49,8 +56,9 @@ def build_train_loader(
         num_replicas=num_replicas,
         rank=rank,
         start_window=start_window,
+        repeats=repeats,
     )
-    return _build_loader(dataset, sampler, num_workers)
+    return _build_loader(dataset, sampler, num_workers, prefetch)
 
 
 def build_validation_loader(
@@ -77,24 +85,36 @@ def build_validation_loader(
         DataError: If some batch has fewer images than there are devices.
     """
     sampler = WindowSampler(len(dataset), batch_size, seed=0, shuffle=False, num_replicas=num_replicas, rank=rank)
-    return _build_loader(dataset, sampler, num_workers)
+    return _build_loader(dataset, sampler, num_workers, prefetch=2)
 
 
 def _build_loader(
-    dataset: TrainDataset | ValidationDataset, sampler: WindowSampler, num_workers: int
+    dataset: TrainDataset | ValidationDataset, sampler: WindowSampler, num_workers: int, prefetch: int
 ) -> DataLoader[Batch]:
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_start_worker,
         persistent_workers=num_workers > 0,
+        prefetch_factor=prefetch if num_workers else None,
     )
 
 
-def _use_one_thread(worker_id: int) -> None:
-    """The processes are the parallelism: threads inside each of them would only compete."""
+def _as_it_is(window: Batch) -> Batch:
+    """The datasets make whole windows."""
+    return window
+
+
+def _start_worker(worker_id: int) -> None:
+    """Ctrl-C reaches the whole process group; what it means is for the training process, which needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare_worker()
+
+
+def prepare_worker() -> None:
+    """Settings of a process that only makes pictures: as the processes are the parallelism, one thread each."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,15 +1,22 @@
-"""yolofit checkpoints: Lightning's, plus a description of the network in plain values. Reading one never runs code."""
+"""Checkpoints and weights from elsewhere, with messages that name the option. Reading a file never runs code.
+
+A yolofit checkpoint is Lightning's, plus a description of the network in plain values under ``yolofit``.
+"""
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import ConfigError
+from models.network import NetworkName, build_network
+from models.saved_weights import SavedWeights, WeightsError, read_weights
+from models.weights import Transfer, transfer_weights
 
 AVERAGED_WEIGHTS = "ema.network."
 EXAMPLE = "runs/fit/checkpoints/best.ckpt"
@@ -72,3 +79,89 @@ def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if name.startswith(AVERAGED_WEIGHTS)
     }
+
+
+def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str) -> Transfer:
+    """Start a network from a file of any kind that `models.saved_weights` reads; its classes may be others.
+
+    Args:
+        network: Takes what fits.
+        path: The file.
+        ours: The `network_description` of the network.
+        key: The option that named the file, for messages.
+
+    Returns:
+        What was loaded and what was not; its ``table()`` is for people.
+
+    Raises:
+        ConfigError: If the file cannot be read, or holds another network.
+    """
+    try:
+        saved = read_weights(path)
+        if saved.network is not None and _base(saved.network) != ours["network"]:
+            remedy = "set model.network to it" if _base(saved.network) in get_args(NetworkName) else "use other weights"
+            raise WeightsError(f"holds a {saved.network}, the run's network is a {ours['network']}: {remedy}")
+        return transfer_weights(network, saved, ours["class_names"])
+    except WeightsError as error:
+        raise ConfigError(f"{key}: {path}: {error}") from error
+
+
+@dataclass
+class LoadedNetwork:
+    """A network as a file has it, with everything it takes to use it."""
+
+    network: nn.Module
+    """In evaluation mode, FP32, on the CPU."""
+    name: str
+    """Such as ``yolo11l``."""
+    class_names: list[str]
+    """By class number."""
+    image_size: int
+    """Side of its square input in pixels."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What it takes to build the network again."""
+        return network_description(self.name, self.class_names, self.image_size)
+
+
+def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedNetwork:
+    """Build the very network that a file describes, of any kind that `models.saved_weights` reads.
+
+    Args:
+        path: The file.
+        key: The option that named it, for messages.
+        default_image_size: Where the file does not know its own.
+
+    Raises:
+        ConfigError: If the file cannot be read, or does not hold all of one of our networks.
+    """
+    try:
+        saved = read_weights(path)
+        if saved.network not in get_args(NetworkName):
+            known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
+            raise WeightsError(f"{known}: give a yolofit checkpoint or an Ultralytics file of a YOLO11 detector")
+        num_classes = _num_classes(saved)
+        names = saved.class_names or [f"class {number}" for number in range(num_classes)]
+        if len(names) != num_classes:
+            raise WeightsError(f"names {len(names)} classes, but its head tells {num_classes} apart")
+        network = build_network(saved.network, len(names))
+        network.load_state_dict(saved.state)
+    except WeightsError as error:
+        raise ConfigError(f"{key}: {path}: {error}") from error
+    except RuntimeError as error:  # names or shapes that differ
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ConfigError(f"{key}: {path}: does not hold all of a {saved.network} ({reason[:200]})") from error
+    return LoadedNetwork(network.eval(), saved.network, names, saved.image_size or default_image_size)
+
+
+def _base(network: str) -> str:
+    """``yolo11n`` of ``yolo11n-seg``: the same up to the head."""
+    return network.split("-")[0]
+
+
+def _num_classes(saved: SavedWeights) -> int:
+    counts = {tensor.shape[0] for name, tensor in saved.state.items() if name.endswith(".2.bias") and ".cv3." in name}
+    if len(counts) != 1:
+        raise WeightsError("has no detection head: its number of classes is not to be found")
+    return counts.pop()

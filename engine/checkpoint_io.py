@@ -1,8 +1,8 @@
 """Checkpoint files that survive: a crash or a power cut while one is written leaves the one before it whole.
 
 A checkpoint is written beside its place, flushed to the disk, and only then renamed onto it. The file that it replaces
-stays as ``*.previous.ckpt``. The ZIP format of ``torch.save`` holds a checksum of every tensor, which is compared before
-a checkpoint is used: bits that have changed on the disk are noticed.
+stays as ``*.previous.ckpt``. The ZIP format of ``torch.save`` holds a checksum of every tensor, which is compared
+before a checkpoint is used: bits that have changed on the disk are noticed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         if path.exists():
             _keep(path, previous_of(path))
-        os.replace(partial, path)
+        partial.replace(path)
         _flush_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def verify_checkpoint(path: Path, key: str) -> None:
 def _keep(path: Path, previous: Path) -> None:
     previous.unlink(missing_ok=True)
     try:
-        os.link(path, previous)
+        previous.hardlink_to(path)
     except OSError:  # a file system without links
         shutil.copyfile(path, previous)
 

@@ -15,12 +15,16 @@ from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from engine.advice import PaceAdvisor
+from engine.auto import MemoryAhead, settle_memory, settle_without_plan
 from engine.checkpoint_io import SafeCheckpointIO
 from engine.datamodule import DetectionData
 from engine.errors import ConfigError
 from engine.memory.config import MemoryConfig
 from engine.module import Detector
+from engine.monitor import MemoryMonitor
 from engine.progress import TrainingProgress
+from engine.report.memory_log import OOM_RECOVERY
 from engine.run import RunConfig, default_callbacks, default_loggers, prepare_run_folder
 from engine.throughput import Throughput
 
@@ -79,6 +83,7 @@ class CommandLine(LightningCLI):
         """
         self.writes_run = writes_run
         self.checkpoint_io = SafeCheckpointIO()
+        self.memory_ahead: MemoryAhead | None = None
         _quiet_libraries()
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
@@ -137,6 +142,10 @@ class CommandLine(LightningCLI):
             ConfigError: If the configuration turns out to be wrong.
         """
         try:
+            if self.writes_run:
+                self.memory_ahead = settle_memory(self.config)
+            else:
+                settle_without_plan(self.config)
             super().instantiate_classes()
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
@@ -151,14 +160,32 @@ class CommandLine(LightningCLI):
             return super().instantiate_trainer(callbacks=callbacks, logger=False)
         folder = prepare_run_folder(config.run, config.ckpt_path)
         self.config.run.folder = folder
+        callbacks += [PaceAdvisor(throughput, self.datamodule.workers), self._memory_monitor(folder)]
         callbacks += default_callbacks(folder, config.run)
         logger = default_loggers(folder) if config.trainer.logger is None else config.trainer.logger
         return super().instantiate_trainer(
             callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
         )
 
+    def _memory_monitor(self, folder: Path) -> MemoryMonitor:
+        """The monitor of a run's memory, which shares what is known ahead and can lower the model's settings."""
+        ahead, memory = self.memory_ahead, self.model.memory
+        monitor = MemoryMonitor(
+            folder,
+            self.config_init.memory,
+            plan=ahead.plan if ahead else None,
+            budget_bytes=ahead.budget_bytes if ahead else None,
+            adapt=lambda: memory.lower("VRAM is spilling", self.model.step.num_steps_taken),
+        )
+        memory.on_recovery = lambda sentence: monitor.mark(OOM_RECOVERY)
+        if ahead is not None:
+            memory.what_fits = ahead.what_fits
+        return monitor
+
     def save_config(self) -> None:
-        """Write ``config.yaml``, complete and fit to run again, into the run folder."""
+        """Write ``config.yaml``, complete and fit to run again, and ``plan.json`` into the run folder."""
+        if self.memory_ahead is not None:
+            self.memory_ahead.save(self.config.run.folder)
         path = self.config.run.folder / "config.yaml"
         self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 

@@ -13,13 +13,25 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from data.augment import AugmentConfig
+from data.balance import BalanceConfig, image_repeats
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
 from data.dataset_yaml import read_dataset_yaml
-from data.index import build_index
+from data.index import ImageIndex, build_index
 from data.loader import build_train_loader, build_validation_loader
+from data.memory import (
+    VALIDATION_WORKERS,
+    CacheMode,
+    Host,
+    measure_volume,
+    open_caches,
+    plan_loading,
+    worker_count,
+)
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.errors import ConfigError
+from engine.machine import free_disk_bytes, shm_free_bytes
+from engine.memory.host import available_cores, ram_available_bytes
 from models import cache_folder
 
 SYNTHETIC = "synthetic"
@@ -35,9 +47,11 @@ class DetectionData(L.LightningDataModule):
         batch_size: int = 16,
         micro_batch_size: int | Literal["auto"] = "auto",
         image_size: int = 640,
-        workers: int = 4,
+        workers: int | Literal["auto"] = "auto",
+        cache: CacheMode = "auto",
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008  frozen
         transforms: list[A.BasicTransform] | None = None,
+        balance: BalanceConfig = BalanceConfig(),  # noqa: B008
         synthetic: SyntheticConfig = SyntheticConfig(),  # noqa: B008
         seed: int = 0,
         max_epochs: int = 100,
@@ -47,36 +61,33 @@ class DetectionData(L.LightningDataModule):
         Args:
             root: A ``data.yaml`` in Ultralytics' form, or ``synthetic`` for drawn circuit boards. Only read.
             batch_size: Effective batch: images per optimizer step, over all devices. Any number; exact.
-            micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the batch, or ``auto``:
-                the fastest that stays within ``memory.budget``.
+            micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the batch; or
+                ``auto``, the fastest that stays within ``memory.budget``.
             image_size: Side of the network's square input in pixels, a multiple of 32. VRAM grows with its square.
             workers: Processes that prepare images; 0 prepares them in this one. Each keeps up to two windows in RAM.
+                ``auto``: one for each core but one, up to 8, as RAM and /dev/shm allow.
+            cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit; ``disk`` decoded, in the
+                cache folder; ``none``; ``auto`` what fits of these, or compressed files in RAM.
             augment: How training images are varied.
             transforms: Albumentations to apply after the built-in augmentation.
+            balance: Which images are shown more often, for classes that are rare.
             synthetic: What to draw if ``root`` is ``synthetic``.
             seed: Of every random draw; from ``seed_everything``.
             max_epochs: From ``trainer.max_epochs``.
         """
         super().__init__()
+        check_sizes(batch_size, micro_batch_size, image_size)
         if micro_batch_size == "auto":
-            raise ConfigError("data.micro_batch_size: auto: is resolved by engine.fit; in a program, give a number")
-        for key, value in (("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
-            if value < 1:
-                raise ConfigError(f"data.{key}: {value}: must be at least 1")
-        if micro_batch_size > batch_size:
-            raise ConfigError(
-                f"data.micro_batch_size: {micro_batch_size}: is more than data.batch_size ({batch_size}), the images "
-                "of a whole optimizer step: lower it or raise data.batch_size"
-            )
-        if image_size < MAX_STRIDE_PX or image_size % MAX_STRIDE_PX:
-            nearest = max(round(image_size / MAX_STRIDE_PX), 1) * MAX_STRIDE_PX
-            raise ConfigError(f"data.image_size: {image_size}: must be a multiple of 32: use {nearest}")
+            raise ConfigError("data.micro_batch_size: auto: is settled by engine.fit; in a program, give a number")
+        workers = worker_count(workers, available_cores())
         if workers < 0:
             raise ConfigError(f"data.workers: {workers}: must not be negative")
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.image_size = image_size
         self.workers = workers
+        self.cache = cache
+        self.balance = balance
         self.augment = augment
         self.transforms = transforms
         self.seed = seed
@@ -91,11 +102,36 @@ class DetectionData(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Index images and labels of the splits that ``stage`` needs."""
         if stage == "fit":
-            index = build_index(self.dataset_yaml, "train")
             self.train_dataset = TrainDataset(
-                index, self.image_size, self.augment, self.seed, self.max_epochs, self.transforms
+                self._index("train"),
+                self.image_size,
+                self.augment,
+                self.seed,
+                self.max_epochs,
+                self.transforms,
+                colour_on_device=self.trainer.strategy.root_device.type == "cuda",
             )
-        self.validation_dataset = ValidationDataset(build_index(self.dataset_yaml, "val"), self.image_size)
+            self._plan_loading()
+        self.validation_dataset = ValidationDataset(self._index("val"), self.image_size)
+
+    def _index(self, split: str) -> ImageIndex:
+        return build_index(self.dataset_yaml, split, index_folder(), max(self.workers, 1))
+
+    def _plan_loading(self) -> None:
+        """Fit workers, windows and caches into what this machine has, shared by the processes on it."""
+        dataset = self.train_dataset
+        num_processes = max(self.trainer.num_devices, 1)
+        shm_bytes = shm_free_bytes()
+        host = Host(
+            ram_bytes=ram_available_bytes() // num_processes,
+            cores=available_cores() // num_processes,
+            shm_bytes=None if shm_bytes is None else shm_bytes // num_processes,
+            disk_bytes=free_disk_bytes(cache_folder()) // num_processes,
+        )
+        volume = measure_volume(dataset.source.index, self.image_size, self.batch_size, self.trainer.world_size)
+        self.loading = plan_loading(host, volume, self.cache, self.workers)
+        open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
+        self.repeats = image_repeats(dataset.source.index, tuple(self.class_names), self.balance)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Windows of ``batch_size`` images, shuffled anew each epoch."""
@@ -103,11 +139,13 @@ class DetectionData(L.LightningDataModule):
         return build_train_loader(
             self.train_dataset,
             self.batch_size,
-            self.workers,
+            self.loading.workers,
             epoch=epoch,
             start_window=start_window,
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
+            prefetch=self.loading.prefetch,
+            repeats=self.repeats,
         )
 
     def _position(self) -> tuple[int, int]:
@@ -123,10 +161,34 @@ class DetectionData(L.LightningDataModule):
         return build_validation_loader(
             self.validation_dataset,
             self.micro_batch_size * self.trainer.world_size,
-            min(self.workers, 2),
+            min(self.workers, VALIDATION_WORKERS),
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
         )
+
+
+def index_folder() -> Path:
+    """Where what a scan has found of a data set is kept."""
+    return cache_folder() / "index"
+
+
+def check_sizes(batch_size: int, micro_batch_size: int | Literal["auto"], image_size: int) -> None:
+    """Refuse sizes that cannot be trained with.
+
+    Raises:
+        ConfigError: Naming the key, the value, the rule and the remedy.
+    """
+    for key, value in (("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
+        if value != "auto" and value < 1:
+            raise ConfigError(f"data.{key}: {value}: must be at least 1")
+    if micro_batch_size != "auto" and micro_batch_size > batch_size:
+        raise ConfigError(
+            f"data.micro_batch_size: {micro_batch_size}: is more than data.batch_size ({batch_size}), the images "
+            "of a whole optimizer step: lower it or raise data.batch_size"
+        )
+    if image_size < MAX_STRIDE_PX or image_size % MAX_STRIDE_PX:
+        nearest = max(round(image_size / MAX_STRIDE_PX), 1) * MAX_STRIDE_PX
+        raise ConfigError(f"data.image_size: {image_size}: must be a multiple of 32: use {nearest}")
 
 
 def _synthetic_yaml(config: SyntheticConfig) -> Path:

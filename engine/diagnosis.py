@@ -11,8 +11,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
+from data.memory import VALIDATION_WORKERS, worker_count
 from engine.machine import Gpu, Machine, free_disk_bytes
-from engine.memory.host import Platform
+from engine.memory.host import Platform, available_cores
 from engine.memory.units import GIB, MIB, format_bytes
 
 Severity = Literal["ok", "note", "problem"]
@@ -27,8 +28,6 @@ BUSY_SHARE = 0.1
 """Part of a GPU's memory that other programs may hold without a remark."""
 PREFETCHED_WINDOWS = 2
 """Windows that each worker keeps ready (DataLoader's ``prefetch_factor``)."""
-VALIDATION_WORKERS = 2
-"""Most workers of the validation loader."""
 WORKER_BYTES: dict[Platform, int] = dict.fromkeys(("linux", "wsl"), 64 * MIB)
 """RAM of a worker beside its windows; measured: 50 MiB, for it shares what the trainer has loaded."""
 SPAWNED_WORKER_BYTES = 600 * MIB
@@ -75,7 +74,7 @@ def needs_of(config: Any) -> Needs:
         precision=config.model.precision,
         batch_size=config.data.batch_size,
         image_size=config.data.image_size,
-        workers=config.data.workers,
+        workers=worker_count(config.data.workers, available_cores()),
         folder=Path(config.run.folder),
     )
 
@@ -180,7 +179,9 @@ def _check_free_memory(gpu: Gpu) -> Finding:
         evidence += f"; other programs: {', '.join(holders)}"
     if gpu.free_bytes >= (1 - BUSY_SHARE) * gpu.total_bytes:
         return Finding("VRAM", evidence)
-    remedy = "close what is not needed (browsers and desktops use VRAM too); memory.budget auto takes the rest"
+    remedy = (
+        "close what is not needed (browsers and desktops use VRAM too); memory.budget auto takes the rest"
+    )
     return Finding("VRAM", evidence, remedy, "note")
 
 
@@ -222,10 +223,14 @@ def _check_ram(machine: Machine, needs: Needs) -> Finding:
     worker_bytes = WORKER_BYTES.get(machine.platform, SPAWNED_WORKER_BYTES)
     num_workers = needs.workers + min(needs.workers, VALIDATION_WORKERS)
     needed_bytes = needs.loader_bytes + num_workers * worker_bytes
-    evidence = f"the loader needs {format_bytes(needed_bytes)}; {format_bytes(machine.ram_available_bytes)} free"
+    evidence = (
+        f"the loader needs {format_bytes(needed_bytes)}; {format_bytes(machine.ram_available_bytes)} free"
+    )
     if needed_bytes <= machine.ram_available_bytes:
         return Finding("RAM", evidence)
-    return Finding("RAM", evidence, "lower data.workers (each keeps two windows of data.batch_size)", "problem")
+    return Finding(
+        "RAM", evidence, "lower data.workers (each keeps two windows of data.batch_size)", "problem"
+    )
 
 
 def _check_shared_memory(machine: Machine, needs: Needs) -> Finding:
@@ -237,7 +242,9 @@ def _check_shared_memory(machine: Machine, needs: Needs) -> Finding:
     if needs.loader_bytes <= machine.shm_free_bytes:
         return Finding(what, evidence)
     gib = ceil(2 * needs.loader_bytes / GIB)
-    return Finding(what, evidence, f"start the container with --shm-size={gib}g, or lower data.workers", "problem")
+    return Finding(
+        what, evidence, f"start the container with --shm-size={gib}g, or lower data.workers", "problem"
+    )
 
 
 def _check_disk(free_bytes: int, folder: Path) -> Finding:

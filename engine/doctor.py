@@ -25,7 +25,7 @@ def print_findings(findings: Iterable[Finding], console: Console | None = None) 
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="bold")
-    table.add_column()
+    table.add_column(overflow="fold")  # whole file names
     for finding in findings:
         text = Text(finding.evidence)
         if finding.remedy:

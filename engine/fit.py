@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.advice import advise_before, print_advice
 from engine.cli import CommandLine
 from engine.errors import TrainingError, run_command
 
@@ -10,6 +11,9 @@ def main(args: list[str] | None = None) -> CommandLine:
     """Train as configured; returns the finished command line, for its trainer and model."""
     cli = CommandLine(args, writes_run=True).build()
     cli.save_config()
+    print_advice(advise_before(cli.config))
+    if cli.memory_ahead is not None:
+        print(cli.memory_ahead)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
     if cli.checkpoint_io.failure:
         raise TrainingError(cli.checkpoint_io.failure)

@@ -59,8 +59,13 @@ def examine_machine() -> Machine:
         gpus=[_examine_gpu(torch.device("cuda", index)) for index in range(num_gpus)],
         ram_available_bytes=ram_available_bytes(),
         cores=available_cores(),
-        shm_free_bytes=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
+        shm_free_bytes=shm_free_bytes(),
     )
+
+
+def shm_free_bytes() -> int | None:
+    """Free space in /dev/shm; None without one."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
 
 
 def free_disk_bytes(folder: Path) -> int:

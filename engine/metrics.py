@@ -1,8 +1,7 @@
 """Detection metrics over a validation set: COCO's average precision, and what users of YOLO look at besides.
 
-Average precision is COCO's own, from faster-coco-eval through torchmetrics. Two defaults of torchmetrics are
-replaced: 100 detections an image would cut crowded ones, and thresholds rounded to FP32 move mAP in the sixth
-digit. Ultralytics' AP interpolates differently; the two are up to 0.01 apart where boxes are few.
+Average precision is COCO's own, from faster-coco-eval, but for one default: 100 detections an image would cut
+crowded ones. Ultralytics' AP interpolates differently; the two are up to 0.01 apart where boxes are few.
 
 Precision, recall and F1 over confidence follow Ultralytics: boxes of one class match at IoU 0.5, and the
 operating point is the confidence of the best smoothed mean F1. The confusion matrix matches across classes.
@@ -24,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.detection import mean_average_precision
 from torchmetrics.utilities.data import dim_zero_cat
 from torchvision.ops import box_iou
 
@@ -36,14 +35,14 @@ from models.postprocess import Detections, NmsConfig
 COCO_IOUS = np.linspace(0.5, 0.95, 10)
 COCO_RECALLS = np.linspace(0, 1, 101)
 COCO_MEANS = {
-    "map50_95": "map",
-    "map50": "map_50",
-    "map75": "map_75",
-    "map_small": "map_small",
-    "map_medium": "map_medium",
-    "map_large": "map_large",
+    "map50_95": np.s_[..., 0],
+    "map50": np.s_[0, ..., 0],
+    "map75": np.s_[5, ..., 0],
+    "map_small": np.s_[..., 1],
+    "map_medium": np.s_[..., 2],
+    "map_large": np.s_[..., 3],
 }
-"""Our name of each mean AP, and torchmetrics' name."""
+"""The part of COCO's precision (IoU, recall, class, size) that each of our means is of."""
 CONFIDENCES = np.linspace(0, 1, 1000)
 SMOOTHING_POINTS = 101  # a tenth of the confidences, odd
 MATCH_IOU = 0.5
@@ -293,21 +292,42 @@ def _coco(
     if not any(map(len, true)):
         return dict.fromkeys(COCO_MEANS, np.nan), precision_TRC
     with _no_garbage_collection():
-        result = mean_average_precision(
-            [{"boxes": x[:, :4], "scores": x[:, 5], "labels": x[:, 4].long()} for x in found],
-            [{"boxes": x[:, :4], "labels": x[:, 4].long()} for x in true],
-            iou_thresholds=COCO_IOUS.tolist(),
-            rec_thresholds=COCO_RECALLS.tolist(),
-            max_detection_thresholds=[1, 10, max_detections],  # three are asked for, AP uses the largest
-            extended_summary=True,
-            backend="faster_coco_eval",
-            warn_on_many_detections=False,
+        evaluation = COCOeval_faster(
+            _coco_dataset(true, num_classes), _coco_dataset(found, num_classes), "bbox", print_function=lambda *_: None
         )
-    # Its axes: IoU, recall, observed class, size of object (the first: any), detections (the last: the most).
-    precision_TRC[:, :, result["classes"].view(-1).numpy()] = result["precision"][:, :, :, 0, -1].numpy()
-    precision_TRC[precision_TRC < 0] = np.nan  # -1 is COCO's mark for no truth
-    means = {name: result[key].item() for name, key in COCO_MEANS.items()}
-    return {name: value if value >= 0 else np.nan for name, value in means.items()}, precision_TRC
+        evaluation.params.iouThrs, evaluation.params.recThrs = COCO_IOUS, COCO_RECALLS
+        evaluation.params.maxDets = [max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    # Its axes: IoU, recall, class, size of object (any, small, medium, large); -1 is COCO's mark for no truth.
+    precision = evaluation.eval["precision"][..., 0]
+    precision = np.where(precision < 0, np.nan, precision)
+    return {name: _mean(precision[part]) for name, part in COCO_MEANS.items()}, precision[..., 0]
+
+
+def _coco_dataset(images: tuple[Tensor, ...], num_classes: int) -> COCO:
+    """Rows of x1, y1, x2, y2, class and, for detections, score, of each image, in COCO's form."""
+    rows = [[i, *row] for i, boxes in enumerate(images) for row in boxes.double().tolist()]
+    annotations = [
+        {
+            "id": number,
+            "image_id": i,
+            "category_id": int(c),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "score": score[0] if score else 1.0,
+            "iscrowd": 0,
+        }
+        for number, (i, x1, y1, x2, y2, c, *score) in enumerate(rows, start=1)
+    ]
+    dataset = COCO()
+    dataset.dataset = {
+        "images": [{"id": i} for i in range(len(images))],
+        "annotations": annotations,
+        "categories": [{"id": c} for c in range(num_classes)],
+    }
+    dataset.createIndex()
+    return dataset
 
 
 @contextmanager

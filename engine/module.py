@@ -103,7 +103,7 @@ class Detector(L.LightningModule):
         self.loss = DetectionLoss(head_strides(self.network))
         self.ema = WeightAverage(self.network, ema)
         if recompute == "auto":
-            raise ConfigError("model.recompute: auto: is resolved by engine.fit; in a program, give a level")
+            raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")
         with config_key("model.recompute"):
             apply_recompute(self.network, recompute, recompute_layers)
         layers = dict(recompute_layers or {})
@@ -118,6 +118,11 @@ class Detector(L.LightningModule):
         self.epoch_statistics = EpochStatistics(optimizer.max_grad_norm)
         self.validation_summary: dict[str, float] = {}
         self._step_state: dict[str, Any] | None = None
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images on the device at a time, as it is now."""
+        return self.memory.micro_batch_size
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over the trainable parameters."""

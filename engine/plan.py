@@ -10,24 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from rich.console import Console
 
-from data.dataset_yaml import read_dataset_yaml
-from data.index import build_index
-from data.mosaic import NUM_TILES
-from data.pcb_drawing import CLASS_NAMES
+from engine.auto import count_devices, spec_of
 from engine.errors import ConfigError, config_key, run_command
 from engine.memory.allocator import resolve_budget
 from engine.memory.config import MemoryConfig
 from engine.memory.plan import Plan, PlanRow, Recommendation, margin_of, verdict_of
 from engine.memory.units import GIB, format_bytes, parse_bytes
 from engine.plan_report import advice, legend, table
-from engine.planning import levels_available, predict, recommend
+from engine.planning import predict, recommend
 from engine.precision import Precision
 from engine.simulation import StepSpec
 from models.recompute import Level
@@ -91,7 +86,7 @@ def table_rows(question: Question) -> list[PlanRow]:
         for micro_batch in question.micro_batches:
             for precision in get_args(Precision):
                 spec = replace(question.spec, image_size=image_size, precision=precision)
-                for level in levels_available():
+                for level in get_args(Level):
                     rows.append(_row(question, spec, micro_batch, level))
     return rows
 
@@ -216,8 +211,8 @@ def _configured_question(args: list[str]) -> Question:
     from engine.cli import CommandLine  # seconds to import, and not needed for the default table
 
     config = CommandLine(args).config
-    spec, notes = _spec(config)
-    num_devices = _num_devices(config.trainer.devices)
+    spec, notes = spec_of(config)
+    num_devices = count_devices(config.trainer)
     batch_size = -(-config.data.batch_size // num_devices)
     configured = (config.data.micro_batch_size, config.model.recompute)
     is_plain = isinstance(configured[0], int) and configured[1] in get_args(Level)
@@ -233,13 +228,6 @@ def _configured_question(args: list[str]) -> Question:
     )
 
 
-def _num_devices(devices: int | str | list[int]) -> int:
-    """How many devices Lightning will use; 1 if that depends on the machine (auto, -1)."""
-    if isinstance(devices, list):
-        return len(devices)
-    return int(devices) if str(devices).isdigit() else 1
-
-
 def _configured_budget(budget: str | float) -> int:
     """The budget that a run with this key would have here; without a GPU, a size or the default."""
     if torch.cuda.is_available():
@@ -248,37 +236,6 @@ def _configured_budget(budget: str | float) -> int:
         return parse_bytes(str(budget))
     except ValueError:  # auto, or a fraction of a GPU that is not here
         return DEFAULT_BUDGET_BYTES
-
-
-def _spec(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
-    """The step of a configuration, and what had to be assumed about the data set."""
-    model, root = config.model, config.data.root
-    facts, notes = {}, ()
-    if root == "synthetic":
-        facts = {"num_classes": len(CLASS_NAMES)}
-    elif not Path(root).exists():
-        notes = (f"{root} is not there: classes and boxes are assumed",)
-    else:
-        dataset = read_dataset_yaml(root)
-        counts = np.sort(np.diff(build_index(dataset, "train").box_offsets))
-        worst = counts[-NUM_TILES:].sum() if config.data.augment.mosaic > 0 else counts[-1]
-        facts = {"num_classes": dataset.num_classes, "boxes_per_image": max(int(worst), 1)}
-    spec = StepSpec(
-        network=model.network,
-        image_size=config.data.image_size,
-        precision=model.precision,
-        optimizer=_optimizer(model.optimizer),
-        freeze_batch_norm=model.freeze_batch_norm,
-        freeze_layers=model.freeze_layers,
-        **facts,
-    )
-    return spec, notes
-
-
-def _optimizer(config: Any) -> Any:
-    """The optimizer's section as the dataclass that it stands for."""
-    values = config.as_dict() if hasattr(config, "as_dict") else vars(config)
-    return type(StepSpec.optimizer)(**values)
 
 
 if __name__ == "__main__":

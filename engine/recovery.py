@@ -62,9 +62,9 @@ class MemorySettings:
     recompute: Level = "none"
     recompute_layers: dict[int, Level] = field(default_factory=dict)
     history: list[Lowering] = field(default_factory=list)
-    on_lower: Callable[[str], None] | None = None
-    """Told of every change, in a sentence."""
-    what_fits: Callable[[], str] | None = None
+    on_recovery: Callable[[str], None] = lambda sentence: None
+    """Told of every recovery from running out of memory, in a sentence."""
+    what_fits: Callable[[], str] = lambda: "lower data.image_size or take a smaller model.network"
     """Says what would fit, once nothing can be lowered any more."""
 
     def __post_init__(self) -> None:
@@ -93,13 +93,10 @@ class MemorySettings:
         elif self.micro_batch_size > 1:
             self._set(1, "block")
         else:
-            remedy = self.what_fits() if self.what_fits else "lower data.image_size or choose a smaller model.network"
-            raise TrainingError(f"{cause}: a single image at model.recompute block is still too much: {remedy}")
+            raise TrainingError(f"{cause}: a single image at recompute block is still too much: {self.what_fits()}")
         self.history.append(Lowering(step, cause, self.micro_batch_size, self.recompute))
         sentence = f"{cause}: {before} becomes {self._text()}; the effective batch stays {self.batch_size}"
         log.warning(sentence)
-        if self.on_lower is not None:
-            self.on_lower(sentence)
         return sentence
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +62,7 @@ class MetricsCsv(CSVLogger):
         if self._experiment is None:
             kept = self._path.with_suffix(".csv.kept")
             if self._path.exists():
-                os.replace(self._path, kept)
+                self._path.replace(kept)
             writer = super().experiment
             if kept.exists():
                 with kept.open(newline="", encoding="utf-8") as file:

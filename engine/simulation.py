@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batch import Batch
@@ -45,6 +45,9 @@ from models.recompute import Level, apply_recompute, remove_recompute
 aten = torch.ops.aten
 IN_PLACE = {aten.add_.Tensor, aten.div_.Tensor, aten.mul_.Tensor, aten.clamp_.default, aten.silu_.default}
 """Operators that only change their first argument, and which the meta device runs in Python."""
+LIKE_FIRST = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.pow.Tensor_Scalar}
+LIKE_FIRST |= {aten.silu.default}
+"""Operators whose result is like their first argument if the second is, or is a number."""
 OPTIMIZER_STATE = {"adamw": {"exp_avg": "momentum", "exp_avg_sq": "variance"}, "sgd": {"momentum_buffer": "momentum"}}
 """Per optimizer, its tensors as large as the weights, and the component that each is."""
 
@@ -78,6 +81,8 @@ class kernels_left_out(TorchDispatchMode):
             return None
         if func in IN_PLACE:
             return args[0]
+        if func in LIKE_FIRST and _is_like_first(args):
+            return torch.empty_like(args[0])
         if func is aten.silu_backward.grad_input:
             return kwargs["grad_input"]
         if func is aten.native_batch_norm.default:
@@ -89,6 +94,17 @@ class kernels_left_out(TorchDispatchMode):
             like = (x, weight, weight)
             return tuple(torch.empty_like(t) if need else None for t, need in zip(like, needed, strict=True))
         return func(*args, **(kwargs or {}))
+
+
+def _is_like_first(args: tuple) -> bool:
+    """Whether all arguments are alike: float tensors of one shape and dtype, and numbers."""
+    first, *others = args
+    if not first.is_floating_point():
+        return False
+    return all(
+        other.shape == first.shape and other.dtype == first.dtype if isinstance(other, Tensor) else True
+        for other in others
+    )
 
 
 def convolution_workspace_bytes(func: Any, args: tuple) -> int:

@@ -145,14 +145,17 @@ class TrainingStep:
         self.batch_statistics.restore()
 
     def _lower(self, cause: str) -> None:
-        self.memory.lower(cause, self.num_steps_taken + (self._pending is not None))
+        sentence = self.memory.lower(cause, self.num_steps_taken + (self._pending is not None))
+        self.memory.on_recovery(sentence)
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
         """Forward pass and un-normalised loss of one micro-batch, which may still be on the host."""
-        micro_batch = micro_batch.to(self.device, non_blocking=True)
+        micro_batch = micro_batch.to(self.device, non_blocking=True).coloured()
         with autocast(self.precision, self.device):
             predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
-        return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
+        return self.loss(
+            predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
+        )
 
     def settle(self) -> StepOutcome | None:
         """Read the outcome of the last window, if it has not been read, and count its step.

@@ -91,7 +91,7 @@ def can_repeat(layer: nn.Module) -> bool:
 
 def _transform(layer: nn.Module, level: Level) -> None:
     for module in layer.modules():
-        if _is_conv_unit(module):
+        if is_conv_unit(module):
             module.forward = partial(_conv_unit, module)
         elif isinstance(module, nn.MaxPool2d | Attention):
             module.forward = partial(_keep_inputs_only, module)
@@ -99,7 +99,7 @@ def _transform(layer: nn.Module, level: Level) -> None:
     layer.forward = partial(forward, layer)
 
 
-def _is_conv_unit(module: nn.Module) -> bool:
+def is_conv_unit(module: nn.Module) -> bool:
     """Whether a module is ``act(bn(conv(x)))`` with operations that `BatchNormAct` knows."""
     return (
         type(module) in (Conv, DWConv)
@@ -141,7 +141,7 @@ def _block(layer: nn.Module, x: Tensor) -> Tensor:
 
 def layer_forward(layer: nn.Module, x: Any) -> Any:
     """Forward of a top-level layer that is not `none`, without the saved tensor hooks around it."""
-    return _conv_unit(layer, x) if _is_conv_unit(layer) else type(layer).forward(layer, x)
+    return _conv_unit(layer, x) if is_conv_unit(layer) else type(layer).forward(layer, x)
 
 
 _FORWARDS = (_conv_unit, _keep_inputs_only, _elementwise, _block)

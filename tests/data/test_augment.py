@@ -15,6 +15,7 @@ import data.augment
 from data.augment import AugmentConfig, augment, flip, sample_generator
 from data.errors import DataError
 from data.index import ImageIndex
+from data.place import Tile
 from data.sampler import SampleKey
 from data.source import ImageSource, LabelledImage
 
@@ -46,7 +47,16 @@ def test_augment_config__rejects(changes: dict[str, float], message: str) -> Non
 
 def test_augment_config__defaults_are_the_recipe() -> None:
     expected = {"mosaic": 1, "close_mosaic": 10, "degrees": 0, "translate": 0.1, "scale": 0.5, "shear": 0}
-    expected |= {"perspective": 0, "hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "flipud": 0, "fliplr": 0.5}
+    expected |= {
+        "perspective": 0,
+        "mixup": 0,
+        "cutmix": 0,
+        "hsv_h": 0.015,
+        "hsv_s": 0.7,
+        "hsv_v": 0.4,
+        "flipud": 0,
+        "fliplr": 0.5,
+    }
     assert vars(AugmentConfig()) == expected
 
 
@@ -54,9 +64,12 @@ def test_augment_config__defaults_are_the_recipe() -> None:
     ("close_mosaic", "max_epochs", "expected"),
     [(2, 5, [1, 1, 1, 0, 0]), (0, 3, [1, 1, 1]), (10, 3, [0, 0, 0]), (3, 3, [0, 0, 0])],
 )
-def test_mosaic_probability__ends_before_the_run(close_mosaic: int, max_epochs: int, expected: list[int]) -> None:
-    config = AugmentConfig(close_mosaic=close_mosaic)
-    assert [config.mosaic_probability(epoch, max_epochs) for epoch in range(max_epochs)] == expected
+def test_in_epoch__mixing_ends_before_the_run(close_mosaic: int, max_epochs: int, expected: list[int]) -> None:
+    config = AugmentConfig(mixup=1, cutmix=1, close_mosaic=close_mosaic)
+    epochs = [config.in_epoch(epoch, max_epochs) for epoch in range(max_epochs)]
+    for name in ("mosaic", "mixup", "cutmix"):
+        assert [getattr(epoch, name) for epoch in epochs] == expected
+    assert {epoch.scale for epoch in epochs} == {0.5}
 
 
 @pytest.mark.parity
@@ -77,7 +90,7 @@ def test_flip__matches_reference(axis: int, direction: str) -> None:
 
 def test_augment__without_any_range_only_letterboxes(index: ImageIndex) -> None:
     source = ImageSource(index, 64)
-    picture, original = augment(source, 1, np.random.default_rng(0), STILL, 0.0), source.load(1)
+    picture, original = augment(source, 1, np.random.default_rng(0), STILL), source.load(1)
     assert picture.image.shape == (64, 64, 3) and original.image.shape == (48, 64, 3)
     assert np.array_equal(picture.image[8:56], original.image)
     assert (picture.image[:8] == 114).all() and (picture.image[56:] == 114).all()
@@ -87,7 +100,7 @@ def test_augment__without_any_range_only_letterboxes(index: ImageIndex) -> None:
 def test_augment__is_a_function_of_the_generator(index: ImageIndex) -> None:
     def sample(seed: int, epoch: int, image: int) -> LabelledImage:
         rng = sample_generator(seed, SampleKey(epoch, image))
-        return augment(ImageSource(index, 64), image, rng, AugmentConfig(), 1.0)
+        return augment(ImageSource(index, 64), image, rng, AugmentConfig())
 
     base = sample(1, 2, 3)
     for a, b in zip(base, sample(1, 2, 3), strict=True):
@@ -98,15 +111,15 @@ def test_augment__is_a_function_of_the_generator(index: ImageIndex) -> None:
 
 @pytest.mark.parametrize("degrees", [0.0, 25.0])
 def test_augment__boxes_lie_inside_the_picture(index: ImageIndex, degrees: float) -> None:
-    config = AugmentConfig(degrees=degrees, shear=degrees / 5, flipud=0.5)
+    config = AugmentConfig(mosaic=0.7, mixup=0.2, cutmix=0.3, degrees=degrees, shear=degrees / 5, flipud=0.5)
     num_boxes = 0
     for key in range(60):
         rng = sample_generator(0, SampleKey(0, key))
-        picture = augment(ImageSource(index, 64), key % 7, rng, config, 0.7)
+        picture = augment(ImageSource(index, 64), key % 7, rng, config)
         boxes = picture.boxes_xyxy_px
         assert picture.image.shape == (64, 64, 3) and picture.image.dtype == np.uint8
         assert boxes.dtype == np.float32 and len(boxes) == len(picture.classes)
-        assert ((boxes >= 0) & (boxes <= 64)).all() and (boxes[:, 2:] - boxes[:, :2] > 2).all()
+        assert ((boxes >= 0) & (boxes <= 64)).all() and (boxes[:, 2:] - boxes[:, :2] > 0.2).all()  # cutmix cuts
         num_boxes += len(boxes)
     assert num_boxes > 60
 
@@ -119,9 +132,9 @@ def test_augment__boxes_follow_the_pixels(dataset_writer: object) -> None:
     source = mock.Mock(image_size=64)
     source.load.return_value = LabelledImage(image, np.array([[8, 16, 32, 40]], np.float32), np.zeros(1, np.int32))
     source.__len__ = lambda self: 5
-    config = AugmentConfig(hsv_h=0, hsv_s=0, hsv_v=0, flipud=0.5, shear=5)
     for mosaic in (0.0, 1.0) * 30:
-        picture = augment(source, 0, rng, config, mosaic)
+        config = AugmentConfig(mosaic=mosaic, hsv_h=0, hsv_s=0, hsv_v=0, flipud=0.5, shear=rng.choice([0.0, 5.0]))
+        picture = augment(source, 0, rng, config)
         white = np.zeros((64, 64), bool)
         for x1, y1, x2, y2 in picture.boxes_xyxy_px:
             rows, columns = slice(int(y1), int(np.ceil(y2))), slice(int(x1), int(np.ceil(x2)))
@@ -131,31 +144,31 @@ def test_augment__boxes_follow_the_pixels(dataset_writer: object) -> None:
         assert outside.sum() <= 64 * 4  # only slivers of boxes that the candidate rule dropped
 
 
-def test_augment__mosaic_partners_are_uniform_over_the_whole_set(index: ImageIndex) -> None:
-    source, partners = ImageSource(index, 64), Counter()
+def test_augment__mosaic_partners_are_uniform_over_the_pool(index: ImageIndex) -> None:
+    source, partners, pool = ImageSource(index, 64), Counter(), np.array([6, 2, 5, 0])
 
-    def record(load: object, tiles: list[int], *rest: object) -> LabelledImage:
-        assert tiles[0] == 5
-        partners.update(tiles[1:])
-        return source.load(0)
+    def record(images: list[int], centre_xy: tuple[int, int]) -> list[Tile]:
+        assert images[0] == 5
+        partners.update(images[1:])
+        return []
 
-    with mock.patch.object(data.augment, "build_mosaic", record):
+    with mock.patch.object(data.augment, "mosaic_tiles", record):
         for epoch in range(700):
-            augment(source, 5, sample_generator(0, SampleKey(epoch, 5)), AugmentConfig(), 1.0)
-    assert sorted(partners) == list(range(7))
+            augment(source, 5, sample_generator(0, SampleKey(epoch, 5)), AugmentConfig(), pool)
+    assert sorted(partners) == [0, 2, 5, 6]
     assert chisquare(list(partners.values())).pvalue > 0.01
 
 
 def test_augment__draws_have_the_ranges_of_the_recipe(index: ImageIndex) -> None:
     """Probabilities and colour gains; the matrix is tested on its own."""
     gains, flips = [], Counter()
-    config = AugmentConfig(flipud=0.2)
+    config = AugmentConfig(mosaic=0, flipud=0.2)
     with (
         mock.patch.object(data.augment, "shift_hsv", lambda image, gain: gains.append(gain) or image),
         mock.patch.object(data.augment, "flip", lambda picture, axis: flips.update([axis]) or picture),
     ):
         for key in range(1200):
-            augment(ImageSource(index, 32), 0, sample_generator(0, SampleKey(0, key)), config, 0.0)
+            augment(ImageSource(index, 32), 0, sample_generator(0, SampleKey(0, key)), config)
     expected = np.random.default_rng(0).uniform(-1, 1, 5000)
     for column, limit in zip(np.array(gains).T, (0.015, 0.7, 0.4), strict=True):
         assert ks_2samp(column / limit, expected).pvalue > 0.01

@@ -6,9 +6,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from ultralytics.data.augment import RandomHSV
 
-from data.color import shift_hsv
+from data.color import shift_hsv, shift_hsv_on_device
 
 
 @pytest.mark.parity
@@ -30,3 +31,41 @@ def test_shift_hsv__grey_keeps_its_hue_and_the_input_is_untouched() -> None:
     assert np.array_equal(shifted[..., 0], shifted[..., 1]) and np.array_equal(shifted[..., 1], shifted[..., 2])
     assert shifted[0, 200, 0] == 120
     assert np.array_equal(image, before)
+
+
+def planes(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def test_shift_hsv_on_device__without_gains_changes_nothing() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 3, 40, 40), dtype=np.uint8))
+    images[0, :, :3] = 0
+    images[0, :, 3:6] = 255
+    before = images.clone()
+    assert torch.equal(shift_hsv_on_device(images, torch.zeros(5, 3)), before)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shift_hsv_on_device__is_the_host_up_to_the_rounding_of_8_bits(seed: int) -> None:
+    """Mean, spread and single pixels: the host cuts hue to 2 degrees, saturation and value to 1/255."""
+    rng = np.random.default_rng(seed)
+    pictures = rng.integers(0, 256, (9, 48, 48, 3), dtype=np.uint8)
+    gains = rng.uniform(-1, 1, (9, 3)) * (0.015, 0.7, 0.4)
+    expected = np.stack([shift_hsv(*pair).transpose(2, 0, 1) for pair in zip(pictures, gains, strict=True)])
+    images = torch.stack([planes(picture) for picture in pictures])
+    found = shift_hsv_on_device(images, torch.from_numpy(gains).float())
+    assert torch.equal(images, torch.stack([planes(picture) for picture in pictures]))  # untouched
+    difference = found.numpy().astype(float) - expected
+    assert np.abs(difference).mean() < 2.5 and np.percentile(np.abs(difference), 99) < 12
+    assert np.abs(difference.mean(axis=(0, 2, 3))).max() < 1.5  # the host truncates: half a level darker or so
+
+
+def test_shift_hsv_on_device__turns_pure_colours() -> None:
+    """A third of the circle: red to green, green to blue, blue to red; saturation and value stop at their ends."""
+    images = (torch.eye(3).view(3, 3, 1, 1) * 200).to(torch.uint8)
+    turned = shift_hsv_on_device(images.clone(), torch.tensor([[1 / 3, 0, 0]] * 3))
+    assert torch.equal(turned, images.roll(1, dims=1))
+    pastel = torch.tensor([200, 150, 100], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert shift_hsv_on_device(pastel.clone(), torch.tensor([[0, 9.0, 0]])).flatten().tolist() == [200, 100, 0]
+    assert shift_hsv_on_device(pastel.clone(), torch.tensor([[0, 0, 0.5]])).flatten().tolist() == [255, 191, 128]
+    assert shift_hsv_on_device(pastel.clone(), torch.tensor([[0, -1.0, 0]])).flatten().tolist() == [200, 200, 200]

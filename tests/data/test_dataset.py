@@ -11,7 +11,7 @@ from data.augment import AugmentConfig, augment, sample_generator
 from data.batch import Sample, to_original_px
 from data.dataset import TrainDataset, ValidationDataset
 from data.index import ImageIndex
-from data.sampler import SampleKey
+from data.sampler import SampleKey, epoch_order
 
 
 def make_train(index: ImageIndex, **changes: object) -> TrainDataset:
@@ -39,7 +39,8 @@ class TestTrainDataset:
     def test_is_the_augmented_picture_channel_by_channel(self, index: ImageIndex) -> None:
         dataset = make_train(index)
         rng = sample_generator(3, SampleKey(1, 2))
-        picture = augment(dataset.source, 2, rng, dataset.augment, 1.0)
+        pool = epoch_order(7, seed=3, epoch=1)
+        picture = augment(dataset.source, 2, rng, dataset.augment, pool)
         assert np.array_equal(dataset[SampleKey(1, 2)].image.numpy(), picture.image.transpose(2, 0, 1))
 
     def test_sample_follows_from_its_key(self, index: ImageIndex) -> None:
@@ -71,6 +72,23 @@ class TestTrainDataset:
         assert_equal(noisy[key], make_train(index, transforms=[A.GaussNoise(p=1), A.ChannelShuffle(p=0.5)])[key])
         assert not torch.equal(noisy[key].image, plain.image)
         assert_equal(make_train(index, transforms=[])[key], plain)
+
+    def test_colour_on_device_gives_the_same_picture(self, index: ImageIndex) -> None:
+        keys = [SampleKey(0, image) for image in range(7)]
+        host, device = make_train(index), make_train(index, colour_on_device=True)
+        expected, window = host.__getitems__(keys), device.__getitems__(keys)
+        assert window.hsv_gains_B3.shape == (7, 3) and expected.hsv_gains_B3 is None
+        assert (window.hsv_gains_B3.abs() <= torch.tensor([0.015, 0.7, 0.4])).all()
+        assert torch.equal(window.boxes_xyxy_px, expected.boxes_xyxy_px)
+        assert not torch.equal(window.images, expected.images)
+        coloured = torch.cat([part.coloured().images for part in window.split(2)])
+        difference = (coloured.int() - expected.images.int()).abs().float()
+        assert difference.mean() < 2.5  # noise images: the 8-bit hue of the host is coarse
+        assert all(part.coloured().hsv_gains_B3 is None for part in window.split(2))
+
+    def test_colour_stays_on_the_host_before_extra_transforms(self, index: ImageIndex) -> None:
+        changes = {"transforms": [A.InvertImg(p=1)], "colour_on_device": True}
+        assert make_train(index, **changes)[SampleKey(0, 3)].hsv_gains_3 is None
 
 
 class TestValidationDataset:

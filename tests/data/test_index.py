@@ -6,22 +6,28 @@ import logging
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from data.dataset_yaml import DatasetYaml, read_dataset_yaml
 from data.errors import DataError
-from data.index import ImageIndex, build_index, find_label_file
+from data.index import ImageIndex, build_index
+from data.listing import IMAGE_SUFFIXES, find_label_file
 
 
 def dataset_of(root: Path, *sources: Path) -> DatasetYaml:
     return DatasetYaml(root / "data.yaml", root, ("a", "b", "c"), {"train": sources})
 
 
+PICTURES = {suffix: cv2.imencode(suffix, np.zeros((12, 16, 3), np.uint8))[1].tobytes() for suffix in IMAGE_SUFFIXES}
+
+
 def touch(*files: Path, text: str = "") -> None:
+    """Write images of 16 x 12 pixels, and files of text."""
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_bytes(PICTURES.get(file.suffix.lower(), text.encode()))
 
 
 def test_build_index__packs_labels_in_the_order_of_the_images(index: ImageIndex, yaml_file: Path) -> None:
@@ -39,11 +45,11 @@ def test_image_index__labels_are_views_not_copies(index: ImageIndex) -> None:
 
 
 def test_build_index__warns_once_with_counts(dataset_writer: object, caplog: pytest.LogCaptureFixture) -> None:
-    file = dataset_writer([(8, 8)] * 4, ["0 0.5 0.5 0 0.1", "0 0.5 0.5 0 0.1\n1 0.1 0.5 0.4 0.4", None, None])
+    file = dataset_writer([(16, 16)] * 4, ["0 0.5 0.5 0 0.1", "0 0.5 0.5 0 0.1\n1 0.1 0.5 0.4 0.4", None, None])
     with caplog.at_level(logging.WARNING):
         build_index(read_dataset_yaml(file), "train")
     assert [record.getMessage() for record in caplog.records] == [
-        "train: 2 boxes without area dropped, 1 boxes clipped to the image, 2 images without a label file"
+        "train: 1 boxes clipped to the image, 2 boxes without area dropped, 2 images without a label file"
     ]
 
 
@@ -88,14 +94,14 @@ def test_build_index__several_sources_in_order(tmp_path: Path) -> None:
     ],
 )
 def test_find_label_file__beside_or_in_the_labels_folder(tmp_path: Path, image: str, label: str) -> None:
-    assert find_label_file(tmp_path / image) is None
+    assert find_label_file(str(tmp_path / image)) is None
     touch(tmp_path / label)
-    assert find_label_file(tmp_path / image) == tmp_path / label
+    assert find_label_file(str(tmp_path / image)) == str(tmp_path / label)
 
 
 def test_find_label_file__labels_folder_goes_first(tmp_path: Path) -> None:
     touch(tmp_path / "images/x.txt", tmp_path / "labels/x.txt")
-    assert find_label_file(tmp_path / "images/x.jpg") == tmp_path / "labels/x.txt"
+    assert find_label_file(str(tmp_path / "images/x.jpg")) == str(tmp_path / "labels/x.txt")
 
 
 def test_build_index__rejects(tmp_path: Path) -> None:
@@ -108,7 +114,7 @@ def test_build_index__rejects(tmp_path: Path) -> None:
     touch(tmp_path / "list.txt", text="images/a.jpg\nimages/b.jpg\n")
     with pytest.raises(DataError, match=r"list\.txt:2: no image 'images/b\.jpg': correct or remove the line"):
         build_index(dataset_of(tmp_path, tmp_path / "list.txt"), "train")
-    with pytest.raises(DataError, match=r"a\.jpg: expected a folder of images or a list"):
+    with pytest.raises(DataError, match=r"a\.jpg: expected a folder of images, a list of images"):
         build_index(dataset_of(tmp_path, tmp_path / "images/a.jpg"), "train")
     touch(tmp_path / "labels/a.txt", text="9 0.5 0.5 0.1 0.1")
     with pytest.raises(DataError, match=r"labels/a\.txt:1: class 9"):

@@ -54,7 +54,7 @@ def test_read_labels__drops_empty_boxes_and_repetitions(tmp_path: Path) -> None:
     labels = parse(tmp_path, text)
     assert labels.classes.tolist() == [1, 2]
     assert labels.notices["boxes without area dropped"] == 2
-    assert labels.notices["repeated lines dropped"] == 1
+    assert labels.notices["repeated objects dropped"] == 1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from data.dataset import TrainDataset, ValidationDataset
 from data.dataset_yaml import read_dataset_yaml
 from data.errors import DataError
 from data.index import ImageIndex, build_index
-from data.loader import _use_one_thread, build_train_loader, build_validation_loader
+from data.loader import build_train_loader, build_validation_loader, prepare_worker
 
 
 def make_train(index: ImageIndex) -> TrainDataset:
@@ -104,12 +104,23 @@ def test_build_validation_loader__every_image_once_in_order(index: ImageIndex) -
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_build_train_loader__broken_image_ends_in_one_line(index: ImageIndex, num_workers: int) -> None:
-    Path(index.path(2)).write_bytes(b"no image")
+def test_build_train_loader__too_many_broken_images_end_in_one_line(index: ImageIndex, num_workers: int) -> None:
+    for image in (2, 3):
+        Path(index.path(image)).write_bytes(b"no image")
     loader = build_train_loader(make_train(index), 7, num_workers)
     with pytest.raises(DataError) as caught:
         list(loader)
-    assert str(caught.value).startswith(f"{index.path(2)}: not an image") and "\n" not in str(caught.value)
+    assert "not an image" in str(caught.value) and "check the disk" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_build_validation_loader__shows_one_broken_image_as_grey(index: ImageIndex) -> None:
+    num_boxes = [len(index.labels(image)[1]) for image in range(len(index))]
+    Path(index.path(2)).write_bytes(b"no image")
+    (window,) = build_validation_loader(ValidationDataset(index, 64), batch_size=len(index))
+    assert window.images[2].unique().tolist() == [114]
+    counts = window.image_index.bincount(minlength=len(index)).tolist()
+    assert counts == [0 if image == 2 else count for image, count in enumerate(num_boxes)]
 
 
 def test_loaders__leave_the_data_set_as_it_is(yaml_file: Path) -> None:
@@ -127,11 +138,11 @@ def test_loaders__leave_the_data_set_as_it_is(yaml_file: Path) -> None:
     assert tree_hash(yaml_file.parent) == before
 
 
-def test_use_one_thread__in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_worker__uses_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(cv2, "setNumThreads", lambda number: calls.append(("cv2", number)))
     monkeypatch.setattr(torch, "set_num_threads", lambda number: calls.append(("torch", number)))
-    _use_one_thread(0)
+    prepare_worker()
     assert calls == [("cv2", 0), ("torch", 1)]
 
 

@@ -28,7 +28,7 @@ def test_write__keeps_the_one_before(tmp_path: Path) -> None:
         write_checkpoint(checkpoint(value), path)
     assert read(path) == 2
     assert read(previous_of(path)) == 1
-    assert sorted(os.listdir(path.parent)) == ["last.ckpt", "last.previous.ckpt"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["last.ckpt", "last.previous.ckpt"]
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace", "link"])
@@ -66,7 +66,7 @@ def test_save__with_a_full_disk_warns_and_keeps_what_was_there(
     assert "No space left on device" in io.failure
     monkeypatch.undo()
     assert read(path) == 1
-    assert os.listdir(tmp_path) == ["last.ckpt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     io.save_checkpoint(checkpoint(3), path)
     assert io.failure is None
     assert read(path) == 3

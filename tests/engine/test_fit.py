@@ -93,7 +93,9 @@ class TestFinishedRun:
         names = {path.relative_to(finished_run).as_posix() for path in finished_run.rglob("*") if path.is_file()}
         names = {name for name in names if not name.startswith("tensorboard/")}
         assert list((finished_run / "tensorboard").glob("events.*"))
-        assert names == {"config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+        checkpoints = {f"checkpoints/{name}.ckpt" for name in ("best", "best.previous", "last", "last.previous")}
+        assert names <= checkpoints | {"config.yaml", "metrics.csv", "memory.csv", "memory.png"}
+        assert names >= {"checkpoints/best.ckpt", "checkpoints/last.previous.ckpt", "metrics.csv", "memory.png"}
 
     def test_metrics__one_row_per_epoch_with_every_column(self, finished_run: Path) -> None:
         rows = list(csv.DictReader((finished_run / "metrics.csv").open()))

@@ -125,6 +125,42 @@ def test_compute__matches_faster_coco_eval(num_images: int, num_truth: int, num_
     np.testing.assert_allclose(ours.pr_curve.mean(axis=1), ours.ap50_C)
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10**6),
+    num_images=st.integers(1, 8),
+    share_empty=st.sampled_from([0.0, 0.4, 1.0]),
+    num_levels=st.sampled_from([2, 5, 10**6]),
+)
+def test_compute__matches_faster_coco_eval_on_any_set(
+    seed: int, num_images: int, share_empty: float, num_levels: int
+) -> None:
+    """Images without truth or detections, exact copies of boxes, and few levels of score: many ties."""
+    random = np.random.default_rng(seed)
+    found, true = random_scene(seed, num_images, 6, 20)
+    for i in range(num_images):
+        boxes, _ = true[i]
+        scores = torch.from_numpy(random.integers(1, num_levels + 1, 20) / num_levels).float()
+        detections = found[i]
+        if random.random() < 0.5:
+            detections.boxes_xyxy_px[:6] = boxes
+        order = scores.argsort(descending=True, stable=True)
+        found[i] = Detections(detections.boxes_xyxy_px[order], scores[order], detections.classes[order])
+        if random.random() < share_empty:
+            found[i] = NOTHING_FOUND
+        if random.random() < share_empty:
+            true[i] = NOTHING_TRUE
+    ours = results(found, true)
+    if not ours.num_truth_C.sum():
+        assert math.isnan(ours.map50_95)
+        return
+    precision = coco_precision(found, true) if any(len(x.scores) for x in found) else np.zeros((10, 101, 5, 4))
+    known = ours.num_truth_C > 0
+    np.testing.assert_allclose(ours.ap50_95_C[known], precision[:, :, known, 0].mean(axis=(0, 1)), atol=1e-6)
+    np.testing.assert_allclose(ours.ap50_C[known], precision[0, :, known, 0].mean(axis=1), atol=1e-6)
+    assert ours.map50_95 == pytest.approx(ours.ap50_95_C[known].mean(), abs=1e-6)
+
+
 def test_compute__counts_300_detections_of_a_class() -> None:
     """290 objects in one picture, all found: with COCO's usual limit of 100 detections, AP would be 0.35."""
     corners = torch.cartesian_prod(torch.arange(29.0), torch.arange(10.0)) * 20

@@ -348,7 +348,7 @@ def test_monitor__takes_no_pause_for_a_spill(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, cause: str
 ) -> None:
     """A full card at full speed is a good plan; validations of 5 s, and slow files or saving, change nothing."""
-    slow_files = Images(clock, lambda index: 1.0 if index >= STEPS_PER_EPOCH * BATCH_SIZE // 2 else 0.0)
+    slow_files = Images(clock, lambda index: 1.0 if clock.seconds > 115 else 0.0)  # from the third epoch on
     with caplog.at_level(logging.WARNING, logger="engine.monitor"):
         fit(
             Steps(clock),

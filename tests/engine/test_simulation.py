@@ -116,6 +116,7 @@ def test_simulate_step__agrees_with_an_independent_simulation_of_yolo11l(
     assert sum(step.get(name, 0) for name in network) / GIB == pytest.approx(independent_gib, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_images", "image_size", "limit_gib"), [(16, 640, 4.2), (32, 640, 7.8), (32, 800, 11.7)], ids=str
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def test_memory_log__goes_on_with_the_clock(tmp_path: Path) -> None:
 
 def test_memory_log__never_writes_a_refused_row_again(tmp_path: Path) -> None:
     log = MemoryLog(tmp_path / "memory.csv")
+    assert isinstance(log._file, io.RawIOBase)
     log._file.close()
     log._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115  closed below
     with pytest.raises(OSError, match="No space left"):

@@ -1,0 +1,191 @@
+"""Images per second and core of the training loader against Ultralytics' dataset, side by side in one run.
+
+python benchmarks/loader.py --root data.yaml --out benchmarks/results/loader.json
+
+Both sides make windows of 16 pictures of 640 pixels (mosaic, affine, HSV, flip at the recipe's defaults), each in a
+process of its own with one thread. Rounds alternate; what counts is the median of the rounds' ratios. The training
+images are linked as often as needed to make up 960: else Ultralytics' buffer of recent images, up to 128 for this
+batch, holds most of a small set and hardly ever reads a file. Its extra Albumentations transforms (blur and such, each
+with probability 0.01) are switched off: our recipe does not have them.
+
+Seconds are processor seconds of the process, so that other work on the machine counts little. In the cases
+``colour_on_device`` we leave HSV to the GPU (`Batch.coloured`), whose time is not in the figures; Ultralytics has no
+such choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import yaml
+
+BATCH_SIZE = 16
+IMAGE_SIZE = 640
+NUM_IMAGES = 960
+WINDOWS_PER_ROUND = 8
+WARM_UP_WINDOWS = NUM_IMAGES // BATCH_SIZE  # a whole epoch: every cache and buffer is full
+CASES = {
+    "disk": ("ultralytics_disk", "ours_disk"),
+    "disk_colour_on_device": ("ultralytics_disk", "ours_disk_no_colour"),
+    "ram": ("ultralytics_ram", "ours_ram"),
+    "ram_colour_on_device": ("ultralytics_ram", "ours_ram_no_colour"),
+}
+
+
+def theirs(root: Path, cache: str | None) -> Iterator[object]:
+    """Batches of Ultralytics' training dataset, endlessly."""
+    import ultralytics.data.base
+    from torch.utils.data import DataLoader
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data.augment import Albumentations
+    from ultralytics.data.dataset import YOLODataset
+
+    ultralytics.data.base.LOCAL_RANK = 1  # without its progress bar
+    names = yaml.safe_load((root / "data.yaml").read_text())["names"]
+    dataset = YOLODataset(
+        img_path=str(root / "train" / "images"),
+        imgsz=IMAGE_SIZE,
+        batch_size=BATCH_SIZE,
+        augment=True,
+        cache=cache,
+        hyp=get_cfg(),
+        data={"names": dict(enumerate(names)), "channels": 3},
+        task="detect",
+    )
+    for transform in dataset.transforms.transforms:
+        if isinstance(transform, Albumentations):
+            transform.transform = None
+    loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, collate_fn=YOLODataset.collate_fn)
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def ours(root: Path, in_ram: bool, colour_on_device: bool = False) -> Iterator[object]:
+    """Windows of our training loader, endlessly."""
+    from data.augment import AugmentConfig
+    from data.cache import DecodedCache, RecentImages
+    from data.dataset import TrainDataset
+    from data.dataset_yaml import read_dataset_yaml
+    from data.index import build_index
+    from data.loader import build_train_loader
+    from data.partners import POOL_SIZE
+
+    index = build_index(read_dataset_yaml(root / "data.yaml"), "train")
+    dataset = TrainDataset(index, IMAGE_SIZE, AugmentConfig(), 0, 1000, colour_on_device=colour_on_device)
+    slot_bytes = 3 * IMAGE_SIZE**2
+    if in_ram:
+        dataset.source.cache = DecodedCache(len(dataset), slot_bytes)
+    else:
+        dataset.source.cache = RecentImages(dataset.pools, 2 * POOL_SIZE, slot_bytes)
+    loader = build_train_loader(dataset, BATCH_SIZE)
+    for epoch in itertools.count():
+        loader.batch_sampler.set_epoch(epoch)
+        yield from loader
+
+
+SIDES: dict[str, Callable[[Path], Iterator[object]]] = {
+    "ultralytics_disk": lambda root: theirs(root, None),
+    "ultralytics_ram": lambda root: theirs(root, "ram"),
+    "ours_disk": lambda root: ours(root, in_ram=False),
+    "ours_disk_no_colour": lambda root: ours(root, in_ram=False, colour_on_device=True),
+    "ours_ram": lambda root: ours(root, in_ram=True),
+    "ours_ram_no_colour": lambda root: ours(root, in_ram=True, colour_on_device=True),
+}
+
+
+def serve(side: str, root: Path, pipe: Connection) -> None:
+    """In a process of its own: make as many windows as asked for, and answer with the seconds that took."""
+    import cv2
+    import torch
+
+    from data.loader import prepare_worker
+
+    if side.startswith("ours"):
+        prepare_worker()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    windows = SIDES[side](root)
+    while num_windows := pipe.recv():
+        start = time.process_time()
+        for _ in range(num_windows):
+            next(windows)
+        pipe.send(time.process_time() - start)
+
+
+def enlarge(root_yaml: Path, folder: Path) -> None:
+    """Link the training images and copy their labels until there are `NUM_IMAGES`."""
+    from data.dataset_yaml import read_dataset_yaml
+    from data.index import build_index
+    from data.listing import find_label_file
+
+    dataset = read_dataset_yaml(root_yaml)
+    index = build_index(dataset, "train")
+    for kind in ("images", "labels"):
+        (folder / "train" / kind).mkdir(parents=True)
+    for number in range(NUM_IMAGES):
+        image = Path(index.path(number % len(index))).resolve()
+        (folder / "train" / "images" / f"{number:06d}{image.suffix}").symlink_to(image)
+        if label := find_label_file(image):
+            (folder / "train" / "labels" / f"{number:06d}.txt").write_bytes(label.read_bytes())
+    content = {"train": "train/images", "val": "train/images", "names": list(dataset.names)}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content))
+
+
+def compare(reference: str, side: str, root: Path, rounds: int) -> dict[str, float]:
+    """Median images per second of both sides, and the median of the rounds' ratios."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes, rates = {}, [], {reference: [], side: []}
+    for name in rates:
+        pipes[name], child = context.Pipe()
+        processes.append(context.Process(target=serve, args=(name, root, child), daemon=True))
+        processes[-1].start()
+    for name, pipe in pipes.items():
+        pipe.send(WARM_UP_WINDOWS)
+        print(f"{name}: warm-up {WARM_UP_WINDOWS * BATCH_SIZE / pipe.recv():.0f} images/s", flush=True)
+    for _ in range(rounds):
+        for name, pipe in pipes.items():
+            pipe.send(WINDOWS_PER_ROUND)
+            rates[name].append(WINDOWS_PER_ROUND * BATCH_SIZE / pipe.recv())
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(0)
+        process.join()
+    medians = {f"{name}_images_per_second": statistics.median(values) for name, values in rates.items()}
+    ratios = sorted(a / b for a, b in zip(rates[side], rates[reference], strict=True))
+    return medians | {"ratio": statistics.median(ratios), "ratio_range": [ratios[0], ratios[-1]]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="a data.yaml; only read")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    os.environ["YOLO_CONFIG_DIR"] = tempfile.gettempdir()
+    os.environ["YOLO_VERBOSE"] = "false"
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        enlarge(args.root, Path(folder))
+        for case, (reference, side) in CASES.items():
+            results[case] = compare(reference, side, Path(folder), args.rounds)
+            print(case, results[case], flush=True)
+    import cv2
+    import ultralytics
+
+    about = {"what": " ".join("\n".join(__doc__.split("\n\n")[2:]).split()), "date": time.strftime("%Y-%m-%d")}
+    about |= {"ultralytics": ultralytics.__version__, "opencv": cv2.__version__, "python": platform.python_version()}
+    about |= {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "rounds": args.rounds}
+    args.out.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

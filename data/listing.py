@@ -1,0 +1,198 @@
+"""Lists the images of a source, and stamps every file: what has the same stamps need not be read again.
+
+A source is a folder of images, a list file (.txt) or a COCO file (.json). The labels of an image that comes from
+a folder or a list lie in a file of their own, in a folder that mirrors the images' or beside the image:
+
+    images/x.jpg       labels/x.txt   (YOLO)
+    JPEGImages/x.jpg   Annotations/x.xml   (Pascal VOC; also for ``images``)
+    x.jpg              x.txt or x.xml
+
+Paths are strings here: a million `Path` objects take a minute.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+MIRRORS = (  # folder of images, folder of labels, suffix of labels; the first file that exists is taken
+    ("images", "labels", ".txt"),
+    (None, None, ".txt"),
+    ("JPEGImages", "Annotations", ".xml"),
+    ("images", "Annotations", ".xml"),
+    ("images", "annotations", ".xml"),
+    (None, None, ".xml"),
+)
+NO_STAMP = (-1, -1)
+_SUFFIXES = tuple(IMAGE_SUFFIXES)
+
+logger = logging.getLogger(__name__)
+
+
+class Listing(NamedTuple):
+    """The images of one source."""
+
+    paths: list[str]
+    stamps: np.ndarray
+    """int64 (I, 4), size and modification time of each image, then of its label file; -1 without one."""
+
+
+def list_folder(folder: Path) -> Listing:
+    """Images at any depth, sorted; without hidden files (macOS leaves ``._x.jpg``).
+
+    Linked folders are not followed, for a link can lead back to where it is; they are counted in a warning.
+
+    Raises:
+        DataError: If a folder cannot be read or there is no image.
+    """
+    paths: list[str] = []
+    stamps: list[tuple[int, int]] = []
+    linked: list[str] = []
+    for entry in _walk(str(folder), linked):
+        paths.append(entry.path)
+        stamps.append(_stamp(entry))
+    if linked:
+        logger.warning(
+            "%s: %d linked folders are not followed, such as %s: name them in data.yaml", folder, len(linked), linked[0]
+        )
+    _check_not_empty(folder, paths)
+    return Listing(paths, _with_labels(paths, stamps))
+
+
+def list_file(file: Path, root: Path) -> Listing:
+    """Images named in a list file, one a line, relative to the file or to the data set's root.
+
+    The lists of Pascal VOC (``ImageSets/Main/train.txt``) name images of ``JPEGImages`` without a suffix.
+
+    Raises:
+        DataError: If an image does not exist, the file is no text or names no image.
+    """
+    if file.suffix.lower() != ".txt":
+        raise DataError(f"{file}: expected a folder of images, a list of images (.txt) or a COCO file (.json)")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}): give a list of image paths in UTF-8") from None
+    paths: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if entry := line.strip():
+            image = next((path for path in _list_candidates(file, root, entry) if path.is_file()), None)
+            if image is None:
+                raise DataError(f"{file}:{number}: no image {entry!r}: correct or remove the line")
+            paths.append(str(image))
+    _check_not_empty(file, paths)
+    return Listing(paths, _with_labels(paths, _stamps(paths)))
+
+
+def list_coco(file: Path, paths: list[str]) -> Listing:
+    """The images of a COCO file, which is the label file of all of them."""
+    stamps = np.array(_stamps(paths), np.int64).reshape(-1, 2)
+    return Listing(paths, np.concatenate([stamps, np.full_like(stamps, stamp_of(file))], axis=1))
+
+
+def stamp_of(source: Path) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds of a file; -1 twice for a folder."""
+    return _stamp(source)
+
+
+def label_candidates(image: str) -> list[str]:
+    """Where the labels of an image may be, the best place first."""
+    folder, _, name = image.rpartition(os.sep)
+    stem = name.rpartition(".")[0] or name
+    return [f"{labels}{stem}{suffix}" for labels, suffix in _label_folders(folder)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _label_folders(images: str) -> tuple[tuple[str, str], ...]:
+    """Where the labels of a folder of images may be (with the separator), and their suffix."""
+    folder = images + os.sep
+    found = []
+    for mirrored, labels, suffix in MIRRORS:
+        if mirrored is None:
+            found.append((folder, suffix))
+        else:
+            head, is_there, tail = folder.rpartition(f"{os.sep}{mirrored}{os.sep}")
+            if is_there:
+                found.append((f"{head}{os.sep}{labels}{os.sep}{tail}", suffix))
+    return tuple(found)
+
+
+def find_label_file(image: str) -> str | None:
+    """The image's label file; None if it has none."""
+    return next((file for file in label_candidates(image) if _stamp_or_none(file)), None)
+
+
+def _walk(folder: str, linked: list[str]) -> Iterator[os.DirEntry[str]]:
+    """Image entries below a folder; folders that are links are added to ``linked``."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}): allow reading it, or leave it out") from None
+    folders = []
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(entry.path)
+        elif entry.name.lower().endswith(_SUFFIXES) and entry.name[0] != ".":
+            yield entry
+        elif entry.is_symlink() and entry.is_dir():
+            linked.append(entry.path)
+    for path in folders:
+        yield from _walk(path, linked)
+
+
+def _list_candidates(file: Path, root: Path, entry: str) -> list[Path]:
+    candidates = [file.parent / entry, root / entry]
+    if "ImageSets" in file.parts:
+        base = next(parent.parent for parent in file.parents if parent.name == "ImageSets")
+        candidates += [base / "JPEGImages" / f"{entry}{suffix}" for suffix in sorted(IMAGE_SUFFIXES)]
+    return candidates
+
+
+def _check_not_empty(source: Path, paths: list[str]) -> None:
+    if not paths:
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{source}: holds no image: expected files ending in {suffixes}")
+
+
+def _with_labels(paths: list[str], stamps: list[tuple[int, int]]) -> np.ndarray:
+    labels = [_label_stamp(path) for path in paths]
+    return np.concatenate([np.array(stamps, np.int64), np.array(labels, np.int64)], axis=1)
+
+
+def _label_stamp(image: str) -> tuple[int, int]:
+    for file in label_candidates(image):
+        if found := _stamp_or_none(file):
+            return found
+    return NO_STAMP
+
+
+def _stamps(paths: list[str]) -> list[tuple[int, int]]:
+    return [_stamp_or_none(path) or NO_STAMP for path in paths]
+
+
+def _stamp(file: os.DirEntry[str] | Path) -> tuple[int, int]:
+    """Stamp of a file; -1 for a link to nothing and for what is no file, such as a pipe."""
+    try:
+        found = file.stat()
+    except OSError:
+        return NO_STAMP
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else NO_STAMP
+
+
+def _stamp_or_none(file: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(file)  # noqa: PTH116  Path would take four times as long
+    except OSError:
+        return None
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None

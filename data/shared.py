@@ -1,0 +1,68 @@
+"""A block of memory that the processes of a loader share, whether they are forked or spawned.
+
+Forked processes inherit an anonymous mapping: it has no name, cannot be left behind after a crash, and does not count
+against /dev/shm, which containers limit to 64 MiB. Spawned ones (Windows) receive torch's shared memory. Or the block
+is a file that all of them map. Memory is only taken for what has been written.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import weakref
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class SharedBlock:
+    """Bytes, zero at first, that all processes see."""
+
+    def __init__(self, num_bytes: int, file: Path | None = None) -> None:
+        """Reserve the bytes.
+
+        Args:
+            num_bytes: How many.
+            file: Keep them in this new file, which is removed together with the block, rather than in RAM.
+
+        Raises:
+            OSError: If there is no room for them.
+        """
+        self.num_bytes = max(num_bytes, 1)
+        self._file = file
+        self._map: mmap.mmap | None = None
+        self._tensor: torch.Tensor | None = None
+        if file is not None:
+            np.memmap(file, np.uint8, "w+", shape=(self.num_bytes,))
+            weakref.finalize(self, file.unlink, missing_ok=True)
+        elif multiprocessing.get_start_method() == "fork":
+            self._map = mmap.mmap(-1, self.num_bytes)
+        else:
+            # not ``torch.zeros(...).share_memory_()``: that writes, and so takes, every byte
+            storage = torch.UntypedStorage._new_shared(self.num_bytes)
+            self._tensor = torch.empty(0, dtype=torch.uint8).set_(storage)
+        self._open()
+
+    def _open(self) -> None:
+        if self._file is not None:
+            self.array = np.memmap(self._file, np.uint8, "r+", shape=(self.num_bytes,)).view(np.ndarray)
+        elif self._map is not None:
+            self.array = np.frombuffer(self._map, np.uint8)
+        else:
+            self.array = self._tensor.numpy()
+
+    def release(self) -> None:
+        """Give the memory back to the system where it can take it (Linux, forked); the bytes are then zero."""
+        if self._map is not None and hasattr(mmap, "MADV_REMOVE"):
+            self._map.madvise(mmap.MADV_REMOVE)
+
+    def __getstate__(self) -> dict[str, object]:
+        """What a spawned process needs to open the same block; of an anonymous mapping, only its size."""
+        return {"num_bytes": self.num_bytes, "_file": self._file, "_tensor": self._tensor, "_map": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        if self._file is None and self._tensor is None:
+            self._map = mmap.mmap(-1, self.num_bytes)
+        self._open()

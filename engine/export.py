@@ -1,0 +1,191 @@
+"""Export a trained network: ``python -m engine.export --ckpt_path best.ckpt --format ultralytics``.
+
+The formats are ``ultralytics`` (a ``.pt`` for ``ultralytics.YOLO``), ``onnx``, ``torchscript`` and ``safetensors``.
+The averaged weights are exported, in FP32; see docs/export.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import ultralytics
+from torch import Tensor, nn
+
+from engine.checkpoint import EXAMPLE, LoadedNetwork, load_network
+from engine.errors import ConfigError, run_command
+from models.network import detection_head, head_strides
+from models.postprocess import NmsConfig
+from models.saved_weights import SAFETENSORS_KEY
+
+SUFFIXES = {"ultralytics": ".pt", "onnx": ".onnx", "torchscript": ".torchscript", "safetensors": ".safetensors"}
+INPUT, OUTPUT = "images", "output0"  # the names that Ultralytics' ONNX files have
+ONNX_OPSET = 17
+
+
+class InferenceNetwork(nn.Module):
+    """Images to boxes and scores in one tensor, for any batch and size: what Ultralytics' exports return.
+
+    Input: (B, 3, H, W), RGB in [0, 1], H and W multiples of 32. Output: (B, 4 + C, A): centre x, centre y, width and
+    height of each anchor's box in pixels of the input, then its C scores in [0, 1].
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        head = detection_head(network)
+        head.export = head.dynamic = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return self.network(images)
+
+
+def export(loaded: LoadedNetwork, file_format: str, output: Path, nms: NmsConfig | None = None) -> None:
+    """Write a network into a file of one of the formats `SUFFIXES`, whole or not at all.
+
+    Args:
+        loaded: The network; changed by the export, so not to be used afterwards.
+        file_format: Which.
+        output: The file; one that is there is replaced.
+        nms: Also reduce overlapping boxes within the file (``onnx`` only), with these limits.
+
+    Raises:
+        ConfigError: If a package is missing, or the file cannot be written.
+    """
+    if file_format == "onnx":
+        _require_onnx()
+    write: dict[str, Callable[[Path], None]] = {
+        "ultralytics": lambda path: torch.save(_ultralytics_checkpoint(loaded), path),
+        "onnx": lambda path: _write_onnx(loaded, path, nms),
+        "torchscript": lambda path: _write_torchscript(loaded, path),
+        "safetensors": lambda path: _write_safetensors(loaded, path),
+    }
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
+            path = Path(folder) / output.name
+            write[file_format](path)
+            path.replace(output)
+    except OSError as error:
+        raise ConfigError(f"--output: {output}: cannot be written ({error.strerror}): choose another") from error
+
+
+def _ultralytics_checkpoint(loaded: LoadedNetwork) -> dict:
+    """What ``ultralytics.YOLO`` expects of a ``.pt``: the pickled model, its names, and the training's arguments."""
+    model = loaded.network.requires_grad_(True)
+    model.names = dict(enumerate(loaded.class_names))
+    model.task = "detect"
+    model.args = {"task": "detect", "model": f"{loaded.name}.pt", "imgsz": loaded.image_size}
+    return {
+        "model": model,
+        "ema": None,
+        "epoch": -1,
+        "train_args": model.args,
+        "date": datetime.now().isoformat(),
+        "version": ultralytics.__version__,
+        "license": "AGPL-3.0 License (https://ultralytics.com/license)",
+    }
+
+
+def _write_safetensors(loaded: LoadedNetwork, path: Path) -> None:
+    metadata = {SAFETENSORS_KEY: json.dumps(loaded.description)}
+    safetensors.torch.save_file(loaded.network.state_dict(), path, metadata)
+
+
+def _write_torchscript(loaded: LoadedNetwork, path: Path) -> None:
+    extra = {"config.txt": json.dumps(_metadata(loaded))}  # where Ultralytics looks for it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tracing, and that torch would rather have torch.export
+        traced = torch.jit.trace(InferenceNetwork(loaded.network), _example(loaded), check_trace=False)
+        torch.jit.save(traced, str(path), _extra_files=extra)
+
+
+def _write_onnx(loaded: LoadedNetwork, path: Path, nms: NmsConfig | None) -> None:
+    import onnx
+
+    from engine.onnx_nms import append_nms
+
+    axes = {INPUT: {0: "batch", 2: "height", 3: "width"}, OUTPUT: {0: "batch", 2: "anchors"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tracing, and that this exporter is the older one
+        torch.onnx.export(
+            InferenceNetwork(loaded.network),
+            (_example(loaded),),
+            str(path),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes=axes,
+            opset_version=ONNX_OPSET,
+            dynamo=False,  # needs no further package
+        )
+    model = onnx.load(path)
+    if nms is not None:
+        model = append_nms(model, OUTPUT, nms)
+    for key, value in _metadata(loaded).items():
+        model.metadata_props.add(key=key, value=str(value))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _example(loaded: LoadedNetwork) -> Tensor:
+    """Images to trace with: sides that differ, so that none is taken for the other."""
+    side = max(loaded.image_size, 64)
+    return torch.rand(2, 3, side, side - 32, generator=torch.Generator().manual_seed(0))
+
+
+def _metadata(loaded: LoadedNetwork) -> dict:
+    """What Ultralytics writes into its exports, so that ``YOLO("best.onnx")`` knows what it reads."""
+    return {
+        "description": f"{loaded.name}, exported by yolofit",
+        "task": "detect",
+        "stride": max(head_strides(loaded.network)),
+        "batch": 1,
+        "imgsz": [loaded.image_size, loaded.image_size],
+        "names": dict(enumerate(loaded.class_names)),
+        "args": {"dynamic": True, "nms": False, "half": False},
+        "channels": 3,
+    }
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--format: onnx: the package onnx is missing: pip install 'yolofit[export]'") from error
+
+
+def main(args: list[str] | None = None) -> Path:
+    """Export as the command line says; returns the file."""
+    parser = argparse.ArgumentParser(prog="python -m engine.export", description=__doc__.splitlines()[0])
+    parser.add_argument("--ckpt_path", type=Path, required=True, help=f"such as {EXAMPLE}; or an Ultralytics .pt")
+    parser.add_argument("--format", choices=SUFFIXES, default="ultralytics", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, help="default: beside the checkpoint, by its name")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
+    parser.add_argument("--nms", action="store_true", help="onnx: reduce overlapping boxes within the file")
+    parser.add_argument("--conf", type=float, default=0.25, help="with --nms: least score (default: %(default)s)")
+    parser.add_argument("--iou", type=float, default=NmsConfig.iou, help="with --nms: greatest overlap of two boxes")
+    options = parser.parse_args(args)
+    if options.nms and options.format != "onnx":
+        raise ConfigError(f"--nms: goes with --format onnx, not {options.format}: leave one of them out")
+    output = options.output or options.ckpt_path.with_suffix(SUFFIXES[options.format])
+    if output.exists() and not options.overwrite:
+        raise ConfigError(f"--output: {output}: is there already: choose another, or add --overwrite")
+    try:
+        nms = NmsConfig(confidence=options.conf, iou=options.iou) if options.nms else None
+    except ValueError as error:
+        raise ConfigError(str(error).replace("model.nms.confidence", "--conf").replace("model.nms.", "--")) from error
+    loaded = load_network(options.ckpt_path, "--ckpt_path")
+    export(loaded, options.format, output, nms)
+    print(f"{output}: {loaded.name}, {len(loaded.class_names)} classes, {output.stat().st_size / 2**20:.1f} MiB")
+    return output
+
+
+if __name__ == "__main__":
+    run_command(main)

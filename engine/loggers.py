@@ -1,0 +1,80 @@
+"""Loggers other than our own: whether their package is there, and how they take pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import Logger
+from PIL import Image
+
+from engine.errors import ConfigError
+
+PACKAGES = {
+    "WandbLogger": ("wandb",),
+    "MLFlowLogger": ("mlflow", "mlflow_skinny"),
+    "CometLogger": ("comet_ml",),
+    "NeptuneLogger": ("neptune",),
+}
+"""What Lightning's loggers need, any one of each; metrics.csv and TensorBoard come with yolofit."""
+
+
+def check_logger_packages(loggers: Any) -> None:
+    """Refuse a logger whose package is not installed.
+
+    Args:
+        loggers: ``trainer.logger`` as configured: nothing, a bool, a section with ``class_path``, or a list of these.
+
+    Raises:
+        ConfigError: Naming the package and how to get it.
+    """
+    for entry in loggers if isinstance(loggers, Sequence) else [loggers]:
+        path = entry.get("class_path") if isinstance(entry, Mapping) else getattr(entry, "class_path", None)
+        name = str(path).rpartition(".")[2]
+        packages = PACKAGES.get(name, ())
+        if packages and not any(find_spec(package) for package in packages):
+            raise ConfigError(
+                f"trainer.logger: {name}: needs the package {packages[0]}, which is not installed: "
+                f"pip install {packages[0]}, or leave trainer.logger out: metrics.csv and TensorBoard need nothing"
+            )
+
+
+def combined_loggers(configured: Any, defaults: Sequence[Logger]) -> list[Logger]:
+    """The loggers of a run: the default ones, and those that ``trainer.logger`` adds; none if it is false.
+
+    Args:
+        configured: ``trainer.logger``, instantiated: None, a bool, a logger or several.
+        defaults: metrics.csv, which pictures and report are drawn from, and TensorBoard.
+    """
+    if configured is False:
+        return []
+    if configured is None or configured is True:
+        return list(defaults)
+    return [*defaults, *(configured if isinstance(configured, Sequence) else [configured])]
+
+
+def send_pictures(loggers: Iterable[Logger], pictures: Sequence[Path], step: int) -> None:
+    """Hand pictures to every logger that takes some: TensorBoard, Weights & Biases, MLflow.
+
+    Args:
+        loggers: The trainer's.
+        pictures: PNG and JPEG files; their names become the tags.
+        step: Optimizer step to show them at.
+    """
+    for logger in loggers:
+        for path in pictures:
+            _send(logger, path, step)
+
+
+def _send(logger: Logger, path: Path, step: int) -> None:
+    name = type(logger).__name__
+    if name == "TensorBoardLogger":
+        image = np.asarray(Image.open(path).convert("RGB"))
+        logger.experiment.add_image(f"pictures/{path.stem}", image, step, dataformats="HWC")
+    elif name == "WandbLogger":
+        logger.log_image(f"pictures/{path.stem}", [str(path)])
+    elif name == "MLFlowLogger":
+        logger.experiment.log_artifact(logger.run_id, str(path), "pictures")

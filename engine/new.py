@@ -1,0 +1,256 @@
+"""Write a configuration to begin with: ``python -m engine.new DATA.yaml [--output FILE]``.
+
+It looks at the data set and at this machine. With ``--from-command 'yolo detect train ...'`` or ``--from-args
+args.yaml`` it translates what an Ultralytics run was started with, key by key, and says what each became.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from rich.console import Console
+from rich.text import Text
+
+from data.dataset_yaml import read_dataset_yaml
+from data.errors import DataError
+from data.index import ImageIndex, build_index
+from engine.diagnosis import BF16_CAPABILITY
+from engine.errors import ConfigError, run_command
+from engine.machine import Machine, examine_machine
+from engine.migrate import Translation, parse_command, read_args_yaml, translate
+
+IMAGE_SIZES = (640, 800, 960, 1280)
+MIN_SIDE_PX = 8
+"""Sides of most boxes must be this long in the network's input: it has one place for an object every 8 px."""
+SMALL_BOX_QUANTILE = 0.1
+NUM_MEASURED_IMAGES = 50
+BATCH_SIZES = (32, 16, 8, 4)
+MIN_STEPS_PER_EPOCH = 8
+MAX_WORKERS = 8
+COMMENTS = {
+    "run.folder": "receives everything; -2, -3, ... is appended if it is taken",
+    "run.patience": "epochs without a better mAP50-95 after which training stops",
+    "data.root": "only read, never written to",
+    "data.image_size": "side of the network's input in pixels; memory grows with its square",
+    "data.batch_size": "images per optimizer step: what the learning rate is chosen for",
+    "data.micro_batch_size": "images on the device at a time: planned at the start, so that the budget is kept",
+    "data.workers": "processes that prepare images",
+    "model.network": "yolo11n, s, m, l or x",
+    "model.weights": "pretrained weights to start from",
+    "model.precision": "bf16 and fp16 halve the activations, which are over 95 % of the memory",
+    "model.recompute": "what backward computes again instead of keeping: planned with the micro-batch",
+    "model.optimizer.lr": "after warm-up",
+    "memory.budget": "most VRAM to use: auto (what is free), a size such as 14GiB, or a share such as 0.9",
+    "trainer.accelerator": "gpu or cpu",
+    "trainer.devices": "a number of devices, or a list of theirs",
+    "trainer.max_epochs": "the learning rate falls over so many",
+}
+GROUP_ORDER = ("seed_everything", "run", "data", "model", "memory", "trainer")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a configuration depends on."""
+
+    num_images: int
+    num_boxes: int
+    num_classes: int
+    small_side_rel: float
+    """Nine of ten boxes have a longer shorter side, in parts of the image's long side."""
+    long_side_px: int
+    """Of the usual image."""
+
+    @property
+    def image_size(self) -> int:
+        """The smallest usual size at which small boxes can be told apart; not above that of the pictures."""
+        sizes = [size for size in IMAGE_SIZES if size <= max(self.long_side_px, IMAGE_SIZES[0])]
+        return next((size for size in sizes if size * self.small_side_rel >= MIN_SIDE_PX), sizes[-1])
+
+    @property
+    def batch_size(self) -> int:
+        """The largest usual batch that leaves some steps in an epoch."""
+        return next((size for size in BATCH_SIZES if self.num_images >= MIN_STEPS_PER_EPOCH * size), BATCH_SIZES[-1])
+
+    def text(self) -> str:
+        """In one line."""
+        side_px = self.small_side_rel * self.image_size
+        return (
+            f"{self.num_images:,} training images, {self.num_boxes:,} boxes, {self.num_classes} classes; "
+            f"a tenth of the boxes is under {side_px:.0f} px wide or high at {self.image_size} px"
+        )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Write the configuration, and say what it is made of and what to do next.
+
+    Raises:
+        ConfigError: If an option is wrong, the file exists, or what was translated is no valid configuration.
+    """
+    options = _parser().parse_args(args)
+    translation = _translation(options)
+    root = options.data or (translation and translation.settings.get("data.root"))
+    if not root:
+        raise ConfigError("DATA.yaml: missing: give the data.yaml of a data set, or a command that has data=")
+    facts = _facts_if_there(root) if translation else examine_data(root)
+    machine = examine_machine()
+    settings = suggest(root, facts, machine)
+    if translation:
+        translation.keep_only(_known_keys())
+        settings |= translation.settings | {"data.root": str(root)}
+    output = options.output or Path(f"{Path(root).absolute().parent.name}.yaml")
+    if output.exists():
+        raise ConfigError(f"--output: {output}: exists: choose another file")
+    output.write_text(render(settings, facts), encoding="utf-8")
+    _check(output)
+    _tell(output, facts, machine, translation)
+
+
+def examine_data(root: str | Path) -> DataFacts:
+    """Read what matters of a data set: its labels, and the sizes of some images.
+
+    Raises:
+        DataError: If it is not in order.
+    """
+    dataset = read_dataset_yaml(root)
+    index = build_index(dataset, "train")
+    sides_hw = _image_sizes(index)
+    longest = sides_hw.max(axis=1, keepdims=True)
+    shape = np.median(sides_hw / longest, axis=0)  # a box's height and width in parts of the long side
+    sizes = (index.boxes_xyxy_rel[:, 2:] - index.boxes_xyxy_rel[:, :2])[:, ::-1] * shape
+    return DataFacts(
+        num_images=len(index),
+        num_boxes=len(index.classes),
+        num_classes=dataset.num_classes,
+        small_side_rel=float(np.quantile(sizes.min(axis=1), SMALL_BOX_QUANTILE)) if len(sizes) else 1.0,
+        long_side_px=int(np.median(longest)),
+    )
+
+
+def suggest(root: str | Path, facts: DataFacts | None, machine: Machine) -> dict[str, Any]:
+    """Settings for a data set on this machine, by key."""
+    on_gpu = bool(machine.gpus)
+    precision = "bf16" if on_gpu and machine.gpus[0].capability >= BF16_CAPABILITY else "fp16"
+    return {
+        "run.folder": f"runs/{Path(root).absolute().parent.name}",
+        "data.root": str(root),
+        "data.image_size": facts.image_size if facts else IMAGE_SIZES[0],
+        "data.batch_size": facts.batch_size if facts else BATCH_SIZES[0],
+        "data.micro_batch_size": "auto",
+        "data.workers": min(max(machine.cores - 1, 1), MAX_WORKERS),
+        "model.network": "yolo11l" if on_gpu else "yolo11n",
+        "model.precision": precision if on_gpu else "fp32",
+        "model.recompute": "auto",
+        "memory.budget": "auto",
+        "trainer.accelerator": "gpu" if on_gpu else "cpu",
+        "trainer.max_epochs": 100,
+    }
+
+
+def render(settings: Mapping[str, Any], facts: DataFacts | None) -> str:
+    """The YAML file: settings by section, each with what it means."""
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[name] = value
+    lines = [f"# {facts.text()}."] if facts else []
+    lines += ["# Differences from the defaults; --help explains every key, --print_config shows all values."]
+    for group in sorted(tree, key=lambda name: GROUP_ORDER.index(name) if name in GROUP_ORDER else len(GROUP_ORDER)):
+        lines += [*([""] if isinstance(tree[group], dict) else []), *_render(group, tree[group], group, 0)]
+    return "\n".join(lines) + "\n"
+
+
+def _render(name: str, value: Any, key: str, depth: int) -> list[str]:
+    indent = "  " * depth
+    if isinstance(value, dict):
+        inner = [line for child, below in value.items() for line in _render(child, below, f"{key}.{child}", depth + 1)]
+        return [f"{indent}{name}:", *inner]
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000)
+    line = f"{indent}{name}: {text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}"
+    return [f"{line}  # {COMMENTS[key]}" if key in COMMENTS else line]
+
+
+def _translation(options: argparse.Namespace) -> Translation | None:
+    if options.from_command is not None:
+        arguments = parse_command(options.from_command)
+    elif options.from_args is not None:
+        arguments = read_args_yaml(options.from_args)
+    else:
+        return None
+    facts = _facts_if_there(options.data or arguments.get("data"))
+    return translate(arguments, facts and facts.num_classes, is_complete=options.from_args is not None)
+
+
+def _facts_if_there(root: str | None) -> DataFacts | None:
+    """Facts about a data set that need not be on this machine."""
+    return examine_data(root) if root and Path(root).is_file() else None
+
+
+def _known_keys() -> set[str]:
+    from engine.cli import CommandLine  # seconds to import
+
+    return set(CommandLine(["--data.root=any"]).parser.get_defaults().keys())
+
+
+def _check(output: Path) -> None:
+    """Parse what was written; what is no configuration does not stay."""
+    from engine.cli import CommandLine
+
+    try:
+        CommandLine([f"--config={output}"])
+    except ConfigError:
+        output.unlink()
+        raise
+
+
+def _image_sizes(index: ImageIndex) -> np.ndarray:
+    """Height and width (n, 2) of some images in pixels, spread over the data set; from their first bytes only."""
+    sizes = []
+    for number in np.linspace(0, len(index) - 1, min(len(index), NUM_MEASURED_IMAGES)).astype(int):
+        path = index.path(number)
+        try:
+            with Image.open(path) as image:
+                sizes.append(image.size[::-1])
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error}): restore or remove the image") from error
+    return np.array(sizes)
+
+
+def _tell(output: Path, facts: DataFacts | None, machine: Machine, translation: Translation | None) -> None:
+    console = Console(highlight=False)
+    if facts:
+        console.print(Text(f"data: {facts.text()}"), soft_wrap=True)
+    names = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU here: the configuration is for a CPU"
+    console.print(Text(f"GPU: {names}"), soft_wrap=True)
+    for line in translation.lines if translation else ():
+        text = Text(f"{line.theirs:20} ", style="bold")
+        text.append(f"-> {line.text()}", style="green" if line.settings else "yellow")
+        text.append(f"  ({line.remark})" if line.remark else "", style="none")
+        console.print(text, soft_wrap=True)
+    console.print(Text(f"written: {output}"), soft_wrap=True)
+    remarks = (("doctor", "what this machine lacks"), ("plan", "the memory it will need"), ("fit", "train"))
+    for command, remark in remarks:
+        console.print(Text(f"next: python -m engine.{command} --config {output}  # {remark}"), soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine.new", description="Write a configuration to begin with.")
+    parser.add_argument("data", metavar="DATA.yaml", nargs="?", help="description of the data set; only read")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: named after the data set's folder")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--from-command", metavar="'yolo ...'", help="translate an Ultralytics command")
+    source.add_argument("--from-args", metavar="args.yaml", type=Path, help="translate an Ultralytics args.yaml")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,200 @@
+"""Find objects in pictures and videos: ``python -m engine.predict --ckpt_path best.ckpt --source FOLDER``.
+
+Writes a copy of each picture with boxes, ``labels/NAME.txt`` in YOLO's form, and ``predictions.json`` in COCO's.
+With ``--tile 640`` large pictures are looked at piece by piece.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from data.batch import to_original_px
+from data.letterbox import letterbox_geometry, pad_to_square, resize_long_side
+from engine.checkpoint import EXAMPLE, LoadedNetwork, load_network
+from engine.drawing import draw_detections
+from engine.errors import ConfigError, run_command
+from engine.evaluation import predict_raw
+from engine.sources import Frame, find_files, read_frames
+from engine.tiling import cover, merge
+from models.boxes import decode_boxes
+from models.network import head_strides
+from models.postprocess import Detections, NmsConfig, detections
+
+MAX_BATCH = 8  # tiles in one forward pass
+
+
+class Predictor:
+    """A network that takes pictures of any size."""
+
+    def __init__(
+        self, loaded: LoadedNetwork, nms: NmsConfig, device: torch.device, tile_px: int = 0, overlap: float = 0.2
+    ) -> None:
+        """Put the network on its device.
+
+        Args:
+            loaded: The network.
+            nms: Which predictions count.
+            device: Where to run.
+            tile_px: Side of the tiles in pixels of the picture; 0 looks at the picture as a whole.
+            overlap: Of neighbouring tiles, as a share of a tile.
+        """
+        self.network = loaded.network.to(device)
+        self.image_size = loaded.image_size
+        self.nms = nms
+        self.device = device
+        self.tile_px = tile_px
+        self.overlap = overlap
+
+    def detect(self, image: np.ndarray) -> Detections:
+        """What is in a picture, uint8 (height, width, 3) RGB; boxes in its pixels, on the CPU."""
+        height, width = image.shape[:2]
+        if not self.tile_px:
+            return self._detect_batch([image])[0]
+        tiles = cover(height, width, self.tile_px, self.overlap)
+        found: list[Detections] = []
+        for start in range(0, len(tiles), MAX_BATCH):
+            some = tiles[start : start + MAX_BATCH]
+            found += self._detect_batch([image[t.top : t.bottom, t.left : t.right] for t in some])
+        return merge(found, tiles, height, width, self.nms.iou, self.nms.max_detections)
+
+    def _detect_batch(self, images: list[np.ndarray]) -> list[Detections]:
+        squares, geometries = [], []
+        for image in images:
+            resized = resize_long_side(image, self.image_size)
+            square, pad = pad_to_square(resized, self.image_size)
+            squares.append(torch.from_numpy(square).permute(2, 0, 1))
+            geometries.append(letterbox_geometry(image.shape[:2], resized.shape[:2], pad))
+        predictions = predict_raw(self.network, torch.stack(squares).to(self.device), "fp32")
+        boxes = decode_boxes(predictions, head_strides(self.network))
+        found = detections(boxes, predictions["scores"], self.nms)
+        return [
+            Detections(to_original_px(one.boxes_xyxy_px.cpu(), geometry), one.scores.cpu(), one.classes.cpu())
+            for one, geometry in zip(found, geometries, strict=True)
+        ]
+
+
+class PredictionFolder:
+    """Writes pictures, label files and, at the end, one JSON file."""
+
+    def __init__(self, folder: Path, class_names: list[str]) -> None:
+        self.folder = folder
+        self.class_names = class_names
+        self.images: list[dict] = []
+        self.annotations: list[dict] = []
+        self.video: tuple[Path, cv2.VideoWriter] | None = None
+        (folder / "labels").mkdir(parents=True, exist_ok=True)
+
+    def add(self, frame: Frame, found: Detections) -> None:
+        """Write what was found in one frame."""
+        height, width = frame.image.shape[:2]
+        drawn = cv2.cvtColor(draw_detections(frame.image, found, self.class_names), cv2.COLOR_RGB2BGR)
+        if frame.number is None:
+            suffix = ".png" if frame.path.suffix.lower() == ".png" else ".jpg"
+            content = cv2.imencode(suffix, drawn, [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [])[1]
+            (self.folder / f"{frame.stem}{suffix}").write_bytes(content)  # any characters, also under Windows
+        else:
+            self._write_frame(frame, drawn)
+        boxes, classes, scores = found.boxes_xyxy_px.tolist(), found.classes.tolist(), found.scores.tolist()
+        lines = [
+            f"{c} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} "
+            f"{(x2 - x1) / width:.6f} {(y2 - y1) / height:.6f} {score:.6f}\n"
+            for (x1, y1, x2, y2), c, score in zip(boxes, classes, scores, strict=True)
+        ]
+        (self.folder / "labels" / f"{frame.stem}.txt").write_text("".join(lines))
+        image_id = len(self.images) + 1
+        about = {"id": image_id, "file_name": str(frame.path), "width": width, "height": height}
+        self.images.append(about if frame.number is None else about | {"frame": frame.number})
+        for (x1, y1, x2, y2), c, score in zip(boxes, classes, scores, strict=True):
+            box = [round(x1, 3), round(y1, 3), round(x2 - x1, 3), round(y2 - y1, 3)]
+            annotation = {"id": len(self.annotations) + 1, "image_id": image_id, "category_id": c, "bbox": box}
+            annotation |= {"area": round((x2 - x1) * (y2 - y1), 3), "iscrowd": 0, "score": round(score, 6)}
+            self.annotations.append(annotation)
+
+    def close(self) -> None:
+        """Finish the video and write the JSON file."""
+        if self.video is not None:
+            self.video[1].release()
+        categories = [{"id": c, "name": name} for c, name in enumerate(self.class_names)]
+        content = {"images": self.images, "categories": categories, "annotations": self.annotations}
+        (self.folder / "predictions.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+    def _write_frame(self, frame: Frame, drawn: np.ndarray) -> None:
+        if self.video is None or self.video[0] != frame.path:
+            if self.video is not None:
+                self.video[1].release()
+            path = self.folder / f"{frame.stem.rpartition('_')[0]}.mp4"
+            size = drawn.shape[1], drawn.shape[0]
+            self.video = frame.path, cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), frame.fps, size)
+        self.video[1].write(drawn)
+
+
+def main(args: list[str] | None = None) -> Path:
+    """Predict as the command line says; returns the folder of the results."""
+    options = _parse(args)
+    if not 0 <= options.overlap < 1:
+        raise ConfigError(f"--overlap: {options.overlap}: must be at least 0 and below 1")
+    if options.tile < 0:
+        raise ConfigError(f"--tile: {options.tile}: must not be negative")
+    try:
+        nms = NmsConfig(options.conf, options.iou, multi_label=False, max_detections=options.max_detections)
+    except ValueError as error:
+        message = str(error).replace("nms.confidence", "nms.conf")
+        raise ConfigError(message.replace("model.nms.", "--")) from error
+    files = find_files(options.source)
+    loaded = load_network(options.ckpt_path, "--ckpt_path")
+    predictor = Predictor(loaded, nms, _device(options.device), options.tile, options.overlap)
+    folder = PredictionFolder(_fresh(options.output), loaded.class_names)
+    try:
+        for frame in read_frames(files):
+            found = predictor.detect(frame.image)
+            folder.add(frame, found)
+            counts = Counter(loaded.class_names[c] for c in found.classes.tolist())
+            print(f"{frame.stem}: {', '.join(f'{count} {name}' for name, count in counts.most_common()) or 'nothing'}")
+    finally:
+        folder.close()
+    print(f"{len(folder.images)} pictures, {len(folder.annotations)} objects: {folder.folder}")
+    return folder.folder
+
+
+def _parse(args: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m engine.predict", description=__doc__.splitlines()[0])
+    parser.add_argument("--ckpt_path", type=Path, required=True, help=f"such as {EXAMPLE}; or an Ultralytics .pt")
+    parser.add_argument("--source", required=True, help="picture, folder, glob pattern or video")
+    parser.add_argument("--output", type=Path, default=Path("runs/predict"), help="default: %(default)s")
+    parser.add_argument("--tile", type=int, default=0, help="side of tiles in pixels; 0: the whole picture at once")
+    parser.add_argument("--overlap", type=float, default=0.2, help="of tiles, as a share of one; default: %(default)s")
+    parser.add_argument("--conf", type=float, default=0.25, help="least score; default: %(default)s")
+    parser.add_argument("--iou", type=float, default=NmsConfig.iou, help="greatest overlap; default: %(default)s")
+    parser.add_argument("--max_detections", type=int, default=1000, help="in a picture; default: %(default)s")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1; default: %(default)s")
+    return parser.parse_args(args)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device: {name}: not to be had here ({reason}): use auto or cpu") from error
+
+
+def _fresh(folder: Path) -> Path:
+    """The folder, or ``-2``, ``-3``, ... if there is something in it."""
+    fresh, number = folder, 1
+    while fresh.exists() and any(fresh.iterdir()):
+        number += 1
+        fresh = folder.with_name(f"{folder.name}-{number}")
+    return fresh
+
+
+if __name__ == "__main__":
+    run_command(main)

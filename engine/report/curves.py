@@ -1,0 +1,132 @@
+"""Precision, recall and F1 over confidence, precision over recall, and the confusion matrix, as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from engine.metrics import COCO_RECALLS, CONFIDENCES, CONFUSION_CONFIDENCE, CONFUSION_IOU, DetectionResults
+from engine.report.style import BAD, INK, MUTED, class_colour, drawable_names, new_figure, tidy, title
+
+MAX_NAMED_CLASSES = 16
+"""With more classes, single ones are thin grey lines without names."""
+MAX_WRITTEN_CELLS = 32
+"""With more classes, the cells of a confusion matrix hold no numbers."""
+BACKGROUND = "background"
+
+
+def draw_curves(results: DetectionResults, folder: Path) -> list[Path]:
+    """Draw ``PR_curve.png``, ``F1_curve.png``, ``P_curve.png`` and ``R_curve.png``; nothing without truth."""
+    if not results.num_truth_C.any():
+        return []
+    over_confidence = {"F1": results.f1_curve, "P": results.precision_curve, "R": results.recall_curve}
+    names = {"F1": "F1", "P": "precision", "R": "recall"}
+    paths = [_draw_pr(results, folder / "PR_curve.png")]
+    for letter, curve in over_confidence.items():
+        paths.append(_draw_over_confidence(results, names[letter], curve, folder / f"{letter}_curve.png"))
+    return paths
+
+
+def _draw_pr(results: DetectionResults, path: Path) -> Path:
+    figure = new_figure(6.2, 4.6)
+    axes = figure.subplots()
+    labels = [f"{ap:.2f}" for ap in results.ap50_C]
+    _draw_classes(axes, results, COCO_RECALLS, results.pr_curve, labels)
+    mean = np.nanmean(results.pr_curve, axis=0)
+    axes.plot(COCO_RECALLS, mean, color=INK, linewidth=2.5, label=f"all classes: mAP50 {results.map50:.3f}")
+    about = "a detection is right from IoU 0.5 on; in the legend: AP50"
+    _finish(axes, "Precision over recall", about, "recall", "precision")
+    figure.savefig(path)
+    return path
+
+
+def _draw_over_confidence(results: DetectionResults, name: str, curve: NDArray, path: Path) -> Path:
+    figure = new_figure(6.2, 4.6)
+    axes = figure.subplots()
+    at_best = curve[:, np.searchsorted(CONFIDENCES, results.confidence)]
+    _draw_classes(axes, results, CONFIDENCES, curve, [f"{value:.2f}" for value in at_best])
+    mean = np.nanmean(curve[results.num_truth_C > 0], axis=0)
+    value = float(np.interp(results.confidence, CONFIDENCES, mean))
+    axes.plot(CONFIDENCES, mean, color=INK, linewidth=2.5, label=f"all classes: {value:.3f}")
+    axes.axvline(results.confidence, color=BAD, linewidth=1, linestyle=":", label="best mean F1")
+    about = f"the best mean F1 is at confidence {results.confidence:.3f}; in the legend: {name} there"
+    _finish(axes, f"{name[0].upper()}{name[1:]} over confidence", about, "confidence", name)
+    figure.savefig(path)
+    return path
+
+
+def _draw_classes(axes: Axes, results: DetectionResults, x: NDArray, curve: NDArray, values: list[str]) -> None:
+    names = drawable_names(results.class_names)
+    present = np.flatnonzero(results.num_truth_C)
+    for c in present if len(present) > 1 else []:
+        if len(present) <= MAX_NAMED_CLASSES:
+            axes.plot(x, curve[c], color=class_colour(c), linewidth=1.1, label=f"{_short(names[c])} {values[c]}")
+        else:
+            axes.plot(x, curve[c], color=MUTED, linewidth=0.6, alpha=0.6)
+
+
+def _finish(axes: Axes, name: str, about: str, x: str, y: str) -> None:
+    title(axes, name, about)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_xlabel(x, color=MUTED)
+    axes.set_ylabel(y, color=MUTED)
+    tidy(axes, "both")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(
+        handles[::-1], labels[::-1], loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK
+    )
+
+
+def draw_confusion(results: DetectionResults, folder: Path) -> list[Path]:
+    """Draw ``confusion_matrix.png`` (counts) and ``confusion_matrix_normalized.png`` (shares of each true class)."""
+    counts = results.confusion.astype(float)
+    totals = counts.sum(axis=0, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    about = f"at confidence {CONFUSION_CONFIDENCE} and IoU {CONFUSION_IOU}"
+    paths = [folder / "confusion_matrix.png", folder / "confusion_matrix_normalized.png"]
+    _draw_matrix(results, counts, ("Confusion matrix", f"boxes, {about}"), paths[0], is_share=False)
+    shown = ("Confusion matrix, normalised", f"shares of each true class, {about}")
+    _draw_matrix(results, shares, shown, paths[1], is_share=True)
+    return paths
+
+
+def _draw_matrix(
+    results: DetectionResults, values: NDArray, heading: tuple[str, str], path: Path, is_share: bool
+) -> None:
+    num = len(values)
+    side = min(max(4.6, 0.42 * num + 2), 20)
+    figure = new_figure(side + 0.6, side)
+    axes = figure.subplots()
+    shown = np.where(values > 0, values, np.nan)
+    largest = 1.0 if is_share else max(values.max(), 1.0)
+    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=largest)
+    names = [_short(label) for label in [*drawable_names(results.class_names), BACKGROUND]]
+    size = 9 if num <= MAX_WRITTEN_CELLS else 6
+    axes.set_xticks(range(num), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    axes.set_yticks(range(num), names, fontsize=size)
+    if num <= MAX_WRITTEN_CELLS:
+        for row, column in zip(*np.nonzero(values), strict=True):
+            value = values[row, column]
+            colour = "white" if value > 0.55 * largest else INK
+            text = f"{value:.2f}".replace("0.", ".") if is_share and value < 1 else f"{value:.0f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xlabel("true class", color=MUTED)
+    axes.set_ylabel("predicted class", color=MUTED)
+    title(axes, *heading)
+    axes.tick_params(colors=MUTED, length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(-0.5, num), minor=True)
+    axes.set_yticks(np.arange(-0.5, num), minor=True)
+    axes.grid(which="minor", color="#eef1f4", linewidth=1)
+    axes.tick_params(which="minor", length=0)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=MUTED, labelsize=8)
+    figure.savefig(path)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"

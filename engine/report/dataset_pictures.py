@@ -1,0 +1,203 @@
+"""Pictures of a data set: how frequent the classes are, how large the objects and where, and some examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from data.errors import DataError
+from data.image import read_image
+from data.index import ImageIndex
+from data.inspect import SIZE_EDGES_PX, DatasetFacts, box_sizes_px
+from data.letterbox import resize_long_side
+
+SPLIT_COLOURS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}  # told apart by the colour-blind too
+CLASS_COLOURS = (
+    *("#FF3B30", "#0A84FF", "#A0F000", "#FF2DF5", "#00E5FF", "#FF9500", "#9B6BFF", "#FFE600"),
+    *("#FFFFFF", "#00B050", "#FF9EBB", "#B07840"),
+)
+ASIAN_FONTS = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic", "Noto Sans CJK JP")
+MAX_CLASSES = 60
+NUM_EXAMPLES, NUM_COLUMNS, EXAMPLE_SIZE_PX = 12, 4, 480
+DOTS_PER_INCH = 130
+
+
+def write_pictures(folder: Path, facts: DatasetFacts, indices: dict[str, ImageIndex]) -> list[Path]:
+    """Write ``classes.png``, ``boxes.png`` and ``examples_<split>.png``.
+
+    Args:
+        folder: An existing folder.
+        facts: Of the data set.
+        indices: The usable images of each split.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    with _style():
+        figures = {"classes": class_figure(facts), "boxes": box_figure(indices["train"], facts.image_size)}
+        figures |= {
+            f"examples_{split}": example_figure(index, facts.names, split)
+            for split, index in indices.items()
+            if len(index)
+        }
+        files = [folder / f"{name}.png" for name in figures]
+        for file, figure in zip(files, figures.values(), strict=True):
+            figure.savefig(file, dpi=DOTS_PER_INCH)
+    return files
+
+
+def class_figure(facts: DatasetFacts) -> Figure:
+    """Objects of each class and split as bars, the most frequent class at the top."""
+    counts = {split: np.array(part.boxes_per_class) for split, part in facts.splits.items()}
+    order = np.argsort(-counts["train"], kind="stable")[:MAX_CLASSES]
+    figure = Figure(figsize=(9, 1.6 + 0.34 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(counts)
+    largest = max(1, *(int(values.max(initial=0)) for values in counts.values()))
+    for position, (split, values) in enumerate(counts.items()):
+        places = np.arange(len(order)) + (position - (len(counts) - 1) / 2) * height
+        bars = axes.barh(places, values[order], height * 0.92, label=split, color=SPLIT_COLOURS[split])
+        axes.bar_label(bars, [f"{count:,}" for count in values[order]], padding=3, fontsize=8, color="#444444")
+    axes.set_yticks(range(len(order)), [facts.names[class_id] for class_id in order])
+    axes.invert_yaxis()
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_xlim(0, largest * 2)
+    axes.set_xlabel("objects (logarithmic)")
+    rest = len(facts.names) - len(order)
+    axes.set_title("Objects per class" + (f", without the {rest} rarest" if rest else ""))
+    axes.legend(loc="lower right")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def box_figure(index: ImageIndex, image_size: int) -> Figure:
+    """Sizes of the training objects as a histogram, their widths against heights, and where their centres are."""
+    sizes_px = box_sizes_px(index, image_size)
+    corners = index.boxes_xyxy_rel
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    histogram, shapes, places = figure.subplots(1, 3)
+    _draw_size_histogram(histogram, np.sqrt(sizes_px.prod(axis=1)), image_size)
+    edges = np.geomspace(1, image_size * 1.01, 60)
+    shapes.hist2d(
+        *sizes_px.clip(1, image_size).T, bins=(edges, edges), cmap="Blues", norm="log" if len(sizes_px) else None
+    )
+    shapes.plot([1, image_size], [1, image_size], color="#888888", linewidth=0.8, linestyle=":")
+    _mark_pixels(shapes, "x", image_size)
+    _mark_pixels(shapes, "y", image_size)
+    shapes.set(title="Width and height", xlabel="width (px)", ylabel="height (px)")
+    centres = (corners[:, :2] + corners[:, 2:]) / 2
+    places.hist2d(*centres.T, bins=40, range=((0, 1), (0, 1)), cmap="Blues")
+    places.invert_yaxis()
+    places.set(title="Where the centres are", xlabel="left to right of the image", ylabel="top to bottom of the image")
+    for axes in (shapes, places):
+        axes.set_aspect("equal")
+        axes.grid(visible=False)
+    figure.suptitle(f"{len(corners):,} training objects, sizes in pixels at image size {image_size}")
+    return figure
+
+
+def _draw_size_histogram(axes: Axes, sides_px: np.ndarray, image_size: int) -> None:
+    edges = np.geomspace(1, image_size * 1.01, 50)
+    axes.hist(sides_px.clip(1, image_size), edges, color=SPLIT_COLOURS["train"])
+    limits = _size_limits(image_size)
+    shares = np.histogram(sides_px.clip(1, image_size), limits)[0] / max(len(sides_px), 1)
+    axes.margins(y=0.12)
+    for low, high, share in zip(limits, limits[1:], shares, strict=False):
+        axes.text(
+            math.sqrt(low * high), 0.98, f"{share:.0%}", transform=axes.get_xaxis_transform(), ha="center", va="top"
+        )
+    for edge in limits[1:-1]:
+        axes.axvline(edge, color="#888888", linewidth=0.8, linestyle=":")
+    _mark_pixels(axes, "x", image_size)
+    axes.set(title="Size of objects", xlabel="square root of the area (px)", ylabel="objects")
+
+
+def _mark_pixels(axes: Axes, which: str, image_size: int) -> None:
+    """A logarithmic axis in pixels, marked where the classes of sizes begin."""
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (1, image_size)})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    limits = _size_limits(image_size)
+    axis.set_ticks(limits, [str(limit) for limit in limits])
+    axis.set_ticks([], minor=True)
+
+
+def _size_limits(image_size: int) -> list[int]:
+    return [1, *(edge for edge in SIZE_EDGES_PX if edge < image_size), image_size]
+
+
+def example_figure(index: ImageIndex, names: tuple[str, ...], split: str) -> Figure:
+    """Images at equal distances in the index, with their boxes in the colour of the class."""
+    chosen = np.unique(np.linspace(0, len(index) - 1, NUM_EXAMPLES).round().astype(int))
+    rows = math.ceil(len(chosen) / NUM_COLUMNS)
+    figure = Figure(figsize=(3.6 * NUM_COLUMNS, 3.7 * rows + 1.1), layout="constrained")
+    figure.suptitle(f"{len(chosen)} of the {len(index):,} {split} images")
+    grid = figure.subplots(rows, NUM_COLUMNS, squeeze=False).ravel()
+    seen: set[int] = set()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, image in zip(grid, chosen, strict=False):
+        seen |= _draw_example(axes, index, int(image))
+    lines = [Line2D([], [], color=_colour(class_id), linewidth=3, label=names[class_id]) for class_id in sorted(seen)]
+    if lines:
+        figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 8), frameon=False)
+    return figure
+
+
+def _draw_example(axes: Axes, index: ImageIndex, image: int) -> set[int]:
+    """Draw one image and its boxes; returns the classes in it."""
+    boxes_rel, classes = index.labels(image)
+    axes.set_title(_shortened(Path(index.path(image)).name), fontsize=7, color="#444444")
+    try:
+        picture = resize_long_side(read_image(index.path(image)), EXAMPLE_SIZE_PX)
+    except DataError:
+        axes.text(0.5, 0.5, "cannot be decoded", ha="center")
+        return set()
+    axes.imshow(picture)
+    height, width = picture.shape[:2]
+    for (x1, y1, x2, y2), class_id in zip(boxes_rel * (width, height, width, height), classes.tolist(), strict=True):
+        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=_colour(class_id), linewidth=1.3)
+        axes.add_patch(frame)
+    return set(classes.tolist())
+
+
+def _colour(class_id: int) -> str:
+    """A bright colour; beyond the listed ones, golden steps round the circle of hues keep neighbours apart."""
+    if class_id < len(CLASS_COLOURS):
+        return CLASS_COLOURS[class_id]
+    return mpl.colors.to_hex(mpl.colors.hsv_to_rgb((class_id * 0.618034 % 1, 0.6, 1.0)))
+
+
+def _shortened(name: str, length: int = 36) -> str:
+    return name if len(name) <= length else f"{name[: length // 2]}…{name[-length // 2 + 1 :]}"
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Quiet axes, and a font for Asian class names where there is one."""
+    available = {font.name for font in fontManager.ttflist}
+    fonts = ["DejaVu Sans", *[name for name in ASIAN_FONTS if name in available]]
+    style = {
+        "font.family": fonts,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e5e5e5",
+        "axes.axisbelow": True,
+        "axes.titlesize": "medium",
+        "legend.frameon": False,
+    }
+    with mpl.rc_context(style):
+        yield

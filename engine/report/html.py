@@ -1,0 +1,247 @@
+"""``report.html``: a whole run in one file that needs no network, no script and nothing beside it.
+
+What comes from users (names of classes and files, configurations, messages) is escaped, and the page's own policy
+forbids browsers to load or run anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.report.facts import RunFacts, environment_rows, memory_rows, plan_rows, run_warnings
+from engine.report.page import PAGE, STYLE
+from engine.report.results_plots import draw_panel, read_history, shown_panels
+from engine.report.style import drawing, new_figure
+
+log = logging.getLogger(__name__)
+REPORT = "report.html"
+MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
+MAX_NARROW_CLASSES = 12
+"""With more classes, a confusion matrix is too fine for the width of a phone, and is scrolled there."""
+SHOWN_KEYS = (
+    "data.root",
+    "data.image_size",
+    "data.batch_size",
+    "data.micro_batch_size",
+    "data.workers",
+    "model.network",
+    "model.weights",
+    "model.precision",
+    "model.recompute",
+    "model.optimizer.name",
+    "model.optimizer.lr",
+    "model.schedule.decay",
+    "trainer.max_epochs",
+    "trainer.accelerator",
+    "trainer.devices",
+    "memory.budget",
+    "run.patience",
+    "seed_everything",
+)
+Section = tuple[str, Callable[[RunFacts], str]]
+
+
+def write_report(facts: RunFacts) -> Path:
+    """Write ``report.html`` into the run folder, from what the run has left there.
+
+    A part that cannot be made says so in its place, and in a warning.
+
+    Returns:
+        The file.
+    """
+    parts, contents = [], []
+    for title, section in SECTIONS:
+        try:
+            body = section(facts)
+        except Exception as error:  # a report with a gap is worth more than none
+            log.warning("%s: the part '%s' cannot be made (%s: %s)", REPORT, title, type(error).__name__, error)
+            body = f'<p class="problem">This part cannot be made: {escape(f"{type(error).__name__}: {error}")}</p>'
+        if body:
+            anchor = title.lower().replace(" ", "-")
+            contents.append(f'<a href="#{anchor}">{escape(title)}</a>')
+            parts.append(f'<section id="{anchor}"><h2>{escape(title)}</h2>{body}</section>')
+    page = PAGE.format(
+        title=escape(facts.folder.name),
+        style=STYLE,
+        heading=escape(facts.heading),
+        contents=" ".join(contents),
+        sections="\n".join(parts),
+    )
+    path = facts.folder / REPORT
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _summary(facts: RunFacts) -> str:
+    tiles = [("epochs", f"{facts.num_epochs} of {facts.max_epochs}")]
+    if facts.results is not None:
+        results = facts.results
+        tiles = [
+            ("mAP50-95", f"{results.map50_95:.3f}"),
+            ("mAP50", f"{results.map50:.3f}"),
+            ("precision", f"{results.precision:.3f}"),
+            ("recall", f"{results.recall:.3f}"),
+            *tiles,
+        ]
+    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in tiles)
+    return f'<div class="tiles">{cells}</div>{_note(facts.about_results) if facts.about_results else ""}'
+
+
+def _warnings(facts: RunFacts) -> str:
+    warnings = run_warnings(facts)
+    if not warnings:
+        return "<p>None.</p>"
+    return "<ul>" + "".join(f'<li class="problem">{escape(text)}</li>' for text in warnings) + "</ul>"
+
+
+def _memory(facts: RunFacts) -> str:
+    comparison = _rows(plan_rows(facts.folder) + memory_rows(facts.folder))
+    return comparison + "".join(
+        _picture(facts.folder / name, caption, wide=True)
+        for name, caption in (
+            ("memory.png", "Memory over the run."),
+            ("memory_breakdown.png", "Who holds the bytes at the planned peak."),
+        )
+    )
+
+
+def _curves(facts: RunFacts) -> str:
+    path = facts.folder / "metrics.csv"
+    if not path.is_file():
+        return _note("No metrics.csv: the run had no CSV logger.")
+    history = read_history(path)
+    pictures = []
+    with drawing():
+        for panel in shown_panels(history):
+            figure = new_figure(4.2, 2.9)
+            draw_panel(figure.subplots(), panel, history)
+            file = io.BytesIO()
+            figure.savefig(file, format="png")
+            pictures.append(_image(file.getvalue(), "image/png", panel.name))
+    return f'<div class="grid">{"".join(pictures)}</div>'
+
+
+def _classes(facts: RunFacts) -> str:
+    results = facts.results
+    if results is None:
+        return ""
+    head = ("class", "training boxes", "true boxes", "P", "R", "F1", "AP50", "AP50-95")
+    shares = (results.precision_C, results.recall_C, results.f1_C, results.ap50_C, results.ap50_95_C)
+    means = (results.precision, results.recall, results.f1, results.map50, results.map50_95)
+    trained = facts.num_train_boxes_C
+    rows = [_class_row("all classes", None if trained is None else trained.sum(), results.num_truth_C.sum(), means)]
+    for c, name in enumerate(results.class_names):
+        count = None if trained is None else trained[c]
+        rows.append(_class_row(name, count, results.num_truth_C[c], [share[c] for share in shares]))
+    header = "".join(f"<th>{name}</th>" for name in head)
+    note = f"True boxes are of validation. P, R and F1 at confidence {results.confidence:.3f}."
+    return f'<div class="scroll"><table class="classes"><tr>{header}</tr>{"".join(rows)}</table></div>{_note(note)}'
+
+
+def _class_row(name: str, num_train: int | None, num_truth: int, shares: Iterable[float]) -> str:
+    counts = "".join(f"<td>{'' if count is None else f'{count:,}'}</td>" for count in (num_train, num_truth))
+    cells = "".join(
+        f'<td class="share" style="--share:{share:.3f}">{share:.3f}</td>' if share == share else "<td>-</td>"
+        for share in shares
+    )
+    return f"<tr><th>{escape(name)}</th>{counts}{cells}</tr>"
+
+
+def _confidence(facts: RunFacts) -> str:
+    names = ("PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png")
+    pictures = [_picture(facts.folder / name) for name in names]
+    matrices = ("confusion_matrix_normalized.png", "confusion_matrix.png")
+    is_wide = len(facts.results.class_names) > MAX_NARROW_CLASSES if facts.results is not None else False
+    pictures += [_picture(facts.folder / name, wide=is_wide) for name in matrices]
+    return f'<div class="pair">{"".join(pictures)}</div>' if any(pictures) else ""
+
+
+def _predictions(facts: RunFacts) -> str:
+    pairs = ""
+    for number in range(3):
+        truth, found = (facts.folder / f"val_batch{number}_{kind}.jpg" for kind in ("labels", "pred"))
+        pairs += _picture(truth, "What is true.", wide=True)
+        pairs += _picture(found, f"Found above confidence {facts.confidence:.2f}.", wide=True)
+    return f'<div class="pair">{pairs}</div>' if pairs else ""
+
+
+def _mistakes(facts: RunFacts) -> str:
+    caption = (
+        f"{facts.num_wrong_images} images have mistakes at confidence {facts.confidence:.2f}; the worst first. "
+        "Red: missed. Orange: false. Green: right. Where the picture is right and the label wrong, mend the label."
+    )
+    return _picture(facts.folder / "worst_mistakes.jpg", caption, wide=True)
+
+
+def _training_data(facts: RunFacts) -> str:
+    batches = "".join(_picture(path, wide=True) for path in sorted(facts.folder.glob("train_batch*.jpg")))
+    note = _note("Training images as the network gets them.") if batches else ""
+    return _picture(facts.folder / "labels.png", wide=True) + note + (f'<div class="pair">{batches}</div>')
+
+
+def _environment(facts: RunFacts) -> str:
+    return _rows(environment_rows())
+
+
+def _configuration(facts: RunFacts) -> str:
+    path = facts.folder / "config.yaml"
+    if not path.is_file():
+        return ""
+    text = path.read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    found = [(key, _lookup(config, key)) for key in SHOWN_KEYS]
+    table = _rows([(key, str(value)) for key, value in found if value is not None])
+    return f"{table}<details><summary>config.yaml, complete</summary><pre>{escape(text)}</pre></details>"
+
+
+SECTIONS: Sequence[Section] = (
+    ("Result", _summary),
+    ("Warnings", _warnings),
+    ("Losses and metrics", _curves),
+    ("Classes", _classes),
+    ("Confidence and confusion", _confidence),
+    ("Worst mistakes", _mistakes),
+    ("Predictions", _predictions),
+    ("Memory", _memory),
+    ("Training data", _training_data),
+    ("Environment", _environment),
+    ("Configuration", _configuration),
+)
+
+
+def _lookup(config: Mapping[str, Any], key: str) -> Any:
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def _rows(rows: Sequence[tuple[str, str]]) -> str:
+    cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
+    return f'<table class="facts">{cells}</table>' if cells else ""
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _picture(path: Path, caption: str = "", wide: bool = False) -> str:
+    """A picture of the run folder; nothing if it is not there. On a phone, wide ones are scrolled."""
+    if not path.is_file():
+        return ""
+    image = _image(path.read_bytes(), MIME_TYPES[path.suffix], caption or path.stem.replace("_", " "))
+    text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure{" class=wide" if wide else ""}><div class="scroll">{image}</div>{text}</figure>'
+
+
+def _image(content: bytes, mime_type: str, description: str) -> str:
+    data = base64.b64encode(content).decode("ascii")
+    return f'<img alt="{escape(description)}" src="data:{mime_type};base64,{data}">'

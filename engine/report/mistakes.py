@@ -1,0 +1,98 @@
+"""What a network found in each validation image, what is true, and which of it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.ops import box_iou
+
+from engine.metrics import MATCH_IOU, DetectionMetrics, Pairs, greedy_match
+
+MISSED, FALSE, RIGHT = "missed", "false", "right"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One validation image; boxes are corners in pixels of the original picture."""
+
+    path: str
+    detections: NDArray
+    """float32 (n, 6): box, class, score."""
+    truth: NDArray
+    """float32 (m, 5): box, class."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A detection, or a true box that was missed."""
+
+    kind: str
+    """`MISSED`, `FALSE` or `RIGHT`."""
+    box_xyxy_px: NDArray
+    class_id: int
+    score: float
+    """Confidence of a detection; 1 for a missed box."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is right and wrong in one image."""
+
+    items: list[Judged]
+
+    @property
+    def num_missed(self) -> int:
+        """True boxes that no detection matches."""
+        return sum(item.kind == MISSED for item in self.items)
+
+    @property
+    def num_false(self) -> int:
+        """Detections that match no true box."""
+        return sum(item.kind == FALSE for item in self.items)
+
+    @property
+    def severity(self) -> float:
+        """1 for each missed box and its confidence for each false detection: what is wrong, and how surely."""
+        return sum(item.score for item in self.items if item.kind != RIGHT)
+
+
+def collect_records(metrics: DetectionMetrics, paths: Sequence[str]) -> list[ImageRecord]:
+    """What this process has added to the metrics, image by image, in the order of ``paths``.
+
+    Raises:
+        ValueError: If there are not as many images as paths.
+    """
+    columns = ((metrics.detections, 6), (metrics.truth, 5), (metrics.counts, 2))
+    detections, truth, counts = (_rows(state, width) for state, width in columns)
+    if len(counts) != len(paths):
+        raise ValueError(f"{len(counts)} images in the metrics, {len(paths)} paths")
+    num_found, num_true = counts.astype(int).T if len(counts) else np.zeros((2, 0), int)
+    found_of, true_of = _parts(detections, num_found), _parts(truth, num_true)
+    return [ImageRecord(*parts) for parts in zip(paths, found_of, true_of, strict=True)]
+
+
+def judge(record: ImageRecord, confidence: float) -> Verdict:
+    """Match detections above ``confidence`` with true boxes of their class at IoU 0.5, the surest first."""
+    found = record.detections[record.detections[:, 5] > confidence]
+    overlap = box_iou(torch.from_numpy(found[:, :4]), torch.from_numpy(record.truth[:, :4])).numpy()
+    same_class = found[:, None, 4] == record.truth[None, :, 4]
+    rows, columns = np.nonzero((overlap >= MATCH_IOU) & same_class)
+    match = greedy_match(Pairs(rows, columns, overlap[rows, columns]), found[:, 5])
+    items = [
+        Judged(RIGHT if match[i] >= 0 else FALSE, row[:4], int(row[4]), float(row[5])) for i, row in enumerate(found)
+    ]
+    missed = np.setdiff1d(np.arange(len(record.truth)), match)
+    items += [Judged(MISSED, record.truth[i, :4], int(record.truth[i, 4]), 1.0) for i in missed]
+    return Verdict(items)
+
+
+def _rows(state: list[torch.Tensor], width: int) -> NDArray:
+    return torch.cat([torch.empty(0), *state]).view(-1, width).numpy()
+
+
+def _parts(rows: NDArray, counts: NDArray) -> Iterator[NDArray]:
+    return iter(np.split(rows, np.cumsum(counts)[:-1])) if len(counts) else iter(())

@@ -1,0 +1,375 @@
+"""Reads the files that ``torch.save`` writes without running anything that is in them.
+
+A pickle is a small program: unpickling it calls whatever it names. Here the program is never given to the `pickle`
+module. `pickletools` splits it into instructions, and a short interpreter carries out those that move plain values
+about. Every name is a `Name`, every call of one an `Inert` record of what would have been called, every tensor a
+`PickledTensor`, read from the file only when somebody asks for it. What is called is the allow-list `REBUILD`: four
+functions of this file. So even a file that pickles whole Python objects, as those of Ultralytics do, can be looked
+through for its tensors and names.
+
+Time and memory are bounded by the size of the file: records must be stored as they are, not compressed, as
+``torch.save`` does, and a tensor must lie within its storage.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_AXES = 16  # of a tensor
+STORAGE_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class RestrictedPickleError(ValueError):
+    """The file is damaged, of another kind, or built to do harm; one line without the file's name."""
+
+
+class Name(NamedTuple):
+    """What the file calls by its module and name; never looked up."""
+
+    module: str
+    name: str
+
+
+@dataclass(eq=False, repr=False)
+class Inert:
+    """An object that the file describes: what would have been called, with what, and the state it would have got."""
+
+    called: Any
+    """A `Name`, or whatever else the file put there."""
+    args: Any
+    state: Any = None
+    """For an ordinary object: its attributes, a dict."""
+    items: dict = field(default_factory=dict)
+    """What would have been set by key."""
+    elements: list = field(default_factory=list)
+    """What would have been appended."""
+
+    @property
+    def attributes(self) -> dict:
+        """The object's attributes; empty where its state is of another kind."""
+        return self.state if isinstance(self.state, dict) else {}
+
+
+class Storage(NamedTuple):
+    """Numbers in the file, under ``data/<key>``."""
+
+    dtype: torch.dtype
+    key: str
+    num_elements: int
+
+
+class PickledTensor(NamedTuple):
+    """A tensor that is still in the file: `SavedFile.tensor` reads it."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: object) -> PickledTensor:
+    is_plain = isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)
+    if not is_plain or not len(size) == len(stride) <= MAX_AXES:
+        raise RestrictedPickleError("a tensor in it is described in an unknown way")
+    is_possible = all(type(number) is int and 0 <= number < 2**62 for number in (offset, *size, *stride))
+    if not is_possible or math.prod(max(length, 1) for length in size) >= 2**62:
+        raise RestrictedPickleError("a tensor in it has an impossible shape")
+    return PickledTensor(storage, offset, size, stride)
+
+
+def _parameter(data: PickledTensor, *_: object) -> PickledTensor:
+    return data
+
+
+def _ordered_dict() -> dict:
+    return {}
+
+
+REBUILD = {
+    Name("collections", "OrderedDict"): _ordered_dict,
+    Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    Name("torch._utils", "_rebuild_parameter"): _parameter,
+    Name("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+}
+"""All that a file can have called: pure functions of this module, whatever the names mean elsewhere."""
+
+
+class SavedFile:
+    """A file of ``torch.save``: ``content`` is what was saved, with `Inert` in the place of objects.
+
+    Use it in a ``with`` statement, or tensors cannot be read any more than the file can be deleted under Windows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open and interpret.
+
+        Raises:
+            RestrictedPickleError: If the file is not such a file, is damaged, or does what none of them does.
+            OSError: If it cannot be read.
+        """
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except zipfile.BadZipFile:
+            raise RestrictedPickleError(
+                "is not a file of torch.save's present format (since PyTorch 1.6), or is cut off: save it again"
+            ) from None
+        try:
+            names = [name for name in self._zip.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+            if len(names) != 1:
+                raise RestrictedPickleError("is a zip file, but not one of torch.save's: it has no data.pkl")
+            self._folder = names[0].removesuffix("data.pkl")
+            if f"{self._folder}byteorder" in self._zip.namelist() and self._record("byteorder") != b"little":
+                raise RestrictedPickleError("was saved on a big-endian machine: save it again on another")
+            self._storages: dict[Storage, Tensor] = {}
+            self._budget_bytes = 2 * Path(path).stat().st_size  # of tensors: many may share one storage
+            self.content = interpret(self._record("data.pkl"))
+        except BaseException:
+            self._zip.close()
+            raise
+
+    def __enter__(self) -> SavedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+
+    def tensor(self, pickled: PickledTensor) -> Tensor:
+        """Read a tensor onto the CPU, contiguous, with memory of its own.
+
+        Raises:
+            RestrictedPickleError: If it reaches beyond its storage, or the storage is not all there.
+        """
+        storage, offset, size, stride = pickled
+        if 0 in size:
+            return torch.empty(size, dtype=storage.dtype)
+        if storage not in self._storages:
+            content = self._record(f"data/{storage.key}")
+            if not content or len(content) != storage.num_elements * storage.dtype.itemsize:
+                raise RestrictedPickleError("a tensor in it is not complete")
+            self._storages[storage] = torch.frombuffer(bytearray(content), dtype=storage.dtype)
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if max(math.prod(size), last + 1) > storage.num_elements:
+            raise RestrictedPickleError("a tensor in it reaches beyond its storage")
+        self._budget_bytes -= math.prod(size) * storage.dtype.itemsize
+        if self._budget_bytes < 0:
+            raise RestrictedPickleError("holds many times the tensors that fit into a file of its size")
+        return self._storages[storage].as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
+
+    def _record(self, name: str) -> bytes:
+        try:
+            info = self._zip.getinfo(self._folder + name)
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                raise RestrictedPickleError("has compressed or encrypted records, which torch.save never makes")
+            return self._zip.read(info)
+        except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            raise RestrictedPickleError(f"is damaged (record {name}): get it again") from error
+
+
+def interpret(program: bytes) -> Any:
+    """What a pickle describes, in plain values, `Name`, `Inert` and `PickledTensor`; nothing in it is called.
+
+    Raises:
+        RestrictedPickleError: If it is no pickle, is cut off, or uses an instruction that ``torch.save`` does not.
+    """
+    try:
+        machine = _Machine()
+        for instruction, argument, _ in pickletools.genops(program):
+            machine.execute(instruction.name, argument)
+        return machine.result
+    except RestrictedPickleError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError) as error:
+        raise RestrictedPickleError(f"is damaged or no pickle ({type(error).__name__})") from error
+
+
+PLAIN = {  # instructions whose argument is the value itself
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
+SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+HASHABLE = (str, int, float, bytes, type(None))  # keys of other kinds are dropped: hashing a deep tuple can crash
+
+
+class _Machine:
+    """The stack, the marks and the memo of a pickle, and one method for each group of instructions."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.result: Any = None
+
+    def execute(self, name: str, argument: Any) -> None:
+        """Carry out one instruction."""
+        if name in PLAIN:
+            self.stack.append(argument)
+        elif name in CONSTANTS:
+            self.stack.append(CONSTANTS[name])
+        elif name in EMPTY:
+            self.stack.append(EMPTY[name]())
+        elif name in SHORT_TUPLES:
+            self.stack.append(tuple(self.take(SHORT_TUPLES[name])))
+        elif (method := getattr(self, f"do_{name.lower()}", None)) is not None:
+            method(argument)
+        else:
+            raise RestrictedPickleError(f"uses the pickle instruction {name}, which torch.save does not")
+
+    def take(self, count: int) -> list[Any]:
+        """Remove the last ``count`` values, in order."""
+        if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
+            raise IndexError("stack")
+        taken = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return taken
+
+    def take_marked(self) -> list[Any]:
+        """Remove what was put on the stack since the last mark, in order."""
+        mark = self.marks.pop()
+        taken = self.stack[mark:]
+        del self.stack[mark:]
+        return taken
+
+    def do_proto(self, _: int) -> None:
+        pass
+
+    def do_frame(self, _: int) -> None:
+        pass
+
+    def do_stop(self, _: None) -> None:
+        (self.result,) = self.take(1)
+
+    def do_mark(self, _: None) -> None:
+        self.marks.append(len(self.stack))
+
+    def do_pop(self, _: None) -> None:
+        self.take(1)
+
+    def do_pop_mark(self, _: None) -> None:
+        self.take_marked()
+
+    def do_put(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    do_binput = do_long_binput = do_put
+
+    def do_memoize(self, _: None) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def do_get(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    do_binget = do_long_binget = do_get
+
+    def do_tuple(self, _: None) -> None:
+        self.stack.append(tuple(self.take_marked()))
+
+    def do_list(self, _: None) -> None:
+        self.stack.append(self.take_marked())
+
+    def do_dict(self, _: None) -> None:
+        values = self.take_marked()
+        self.stack.append({})
+        self.set_items(values)
+
+    def do_setitem(self, _: None) -> None:
+        self.set_items(self.take(2))
+
+    def do_setitems(self, _: None) -> None:
+        self.set_items(self.take_marked())
+
+    def set_items(self, values: list[Any]) -> None:
+        """Give keys and values, one after the other, to the dict or object on top of the stack."""
+        target = self.stack[-1]
+        items = target.items if isinstance(target, Inert) else target
+        if not isinstance(items, dict):
+            raise TypeError("items")
+        both = zip(values[::2], values[1::2], strict=True)
+        items.update((key, value) for key, value in both if isinstance(key, HASHABLE))
+
+    def do_append(self, _: None) -> None:
+        self.append(self.take(1))
+
+    def do_appends(self, _: None) -> None:
+        self.append(self.take_marked())
+
+    def append(self, values: list[Any]) -> None:
+        """Append to the list or object on top of the stack."""
+        target = self.stack[-1]
+        elements = target.elements if isinstance(target, Inert) else target
+        if not isinstance(elements, list):
+            raise TypeError("elements")
+        elements.extend(values)
+
+    def do_additems(self, _: None) -> None:
+        values = self.take_marked()
+        if not isinstance(self.stack[-1], set):
+            raise TypeError("set")
+        self.stack[-1].update(value for value in values if isinstance(value, HASHABLE))
+
+    def do_global(self, argument: str) -> None:
+        module, name = argument.split(" ", 1)
+        self.stack.append(Name(module, name))
+
+    def do_stack_global(self, _: None) -> None:
+        module, name = self.take(2)
+        if type(module) is not str or type(name) is not str:
+            raise TypeError("name")
+        self.stack.append(Name(module, name))
+
+    def do_reduce(self, _: None) -> None:
+        called, args = self.take(2)
+        rebuild = REBUILD.get(called) if isinstance(called, Name) else None
+        self.stack.append(Inert(called, args) if rebuild is None else rebuild(*args))
+
+    def do_newobj(self, _: None) -> None:
+        self.stack.append(Inert(*self.take(2)))
+
+    def do_newobj_ex(self, _: None) -> None:
+        called, args, _ = self.take(3)
+        self.stack.append(Inert(called, args))
+
+    def do_inst(self, argument: str) -> None:
+        self.do_global(argument)
+        (called,) = self.take(1)
+        self.stack.append(Inert(called, tuple(self.take_marked())))
+
+    def do_obj(self, _: None) -> None:
+        called, *args = self.take_marked()
+        self.stack.append(Inert(called, tuple(args)))
+
+    def do_build(self, _: None) -> None:
+        """Keep an object's state; what a plain value would be told (an OrderedDict's metadata) is dropped."""
+        (state,) = self.take(1)
+        if isinstance(self.stack[-1], Inert):
+            self.stack[-1].state = state
+
+    def do_binpersid(self, _: None) -> None:
+        (identity,) = self.take(1)
+        kind, storage, key, _, num_elements = identity
+        if kind != "storage" or storage.module != "torch" or type(num_elements) is not int or type(key) is not str:
+            raise RestrictedPickleError("refers to something that is not in the file")
+        if storage.name not in STORAGE_DTYPES:
+            raise RestrictedPickleError(f"holds numbers of a kind that is not read here: {storage.name}")
+        self.stack.append(Storage(STORAGE_DTYPES[storage.name], key, num_elements))

@@ -1,0 +1,198 @@
+"""Reads weights of any origin: what a file holds, by the names that our networks use.
+
+Known are Ultralytics' ``.pt`` files (pickles of whole models, from training or stripped), yolofit's checkpoints, state
+dicts and safetensors; averaged weights are preferred where a file has both. None of these runs code that the file
+brings along: see `models.restricted_pickle`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from models.restricted_pickle import Inert, PickledTensor, RestrictedPickleError, SavedFile
+
+MAX_MODULES = 20_000  # of a pickled model; YOLO11x has about 1,000
+PREFIXES = ("ema.network.", "ema.", "network.", "module.", "model.", "")  # averaged weights first
+SAFETENSORS_KEY = "yolofit"  # of the metadata: the network's description, as JSON
+
+
+class WeightsError(ValueError):
+    """The file cannot be used; one line: what is wrong, and what to do. Names neither the file nor the key."""
+
+
+@dataclass
+class SavedWeights:
+    """What a file holds."""
+
+    origin: str
+    """Its kind, for people: "an Ultralytics model"."""
+    state: dict[str, Tensor]
+    """Tensors by the names that they have in ``models.network``'s networks, as far as these have them."""
+    network: str | None = None
+    """Which network it is of, such as ``yolo11l``, where the file says so."""
+    class_names: list[str] | None = None
+    """Names of its classes, where the file has them."""
+    image_size: int | None = None
+    """Side of the input that it was trained with, where the file says so."""
+
+
+def read_weights(path: Path) -> SavedWeights:
+    """Read a file of any of the known kinds onto the CPU, without running anything that is in it.
+
+    Raises:
+        WeightsError: If there is no such file, it is damaged or of an unknown kind.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        with SavedFile(path) as file:
+            return _find_weights(file)
+    except OSError as error:
+        raise WeightsError(f"cannot be read ({error.strerror or error}): is the path right?") from error
+    except (RestrictedPickleError, SafetensorError) as error:
+        raise WeightsError(str(error)) from error
+
+
+def _read_safetensors(path: Path) -> SavedWeights:
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+        metadata = file.metadata() or {}
+    about = {}
+    if SAFETENSORS_KEY in metadata:
+        try:
+            about = json.loads(metadata[SAFETENSORS_KEY])
+        except json.JSONDecodeError as error:
+            raise WeightsError(f"its metadata is damaged: {error}") from error
+    return SavedWeights("safetensors", _strip_prefix(state), **_description(about))
+
+
+def _find_weights(file: SavedFile) -> SavedWeights:
+    content = file.content
+    if isinstance(content, Inert):  # a pickled model and nothing else
+        content = {"model": content}
+    if not isinstance(content, dict):
+        raise WeightsError("holds neither a model nor a state dict")
+    if isinstance(content.get("yolofit"), dict):
+        state = _read_tensors(file, content.get("state_dict"))
+        return SavedWeights("a yolofit checkpoint", _strip_prefix(state), **_description(content["yolofit"]))
+    for key in ("ema", "model"):
+        if isinstance(content.get(key), Inert):
+            return _pickled_model(file, content[key])
+    nested = (content.get(key) for key in ("ema_state_dict", "ema", "state_dict", "model_state_dict", "model"))
+    for candidate in (*nested, content):
+        state = _read_tensors(file, candidate)
+        if state:
+            return SavedWeights("a state dict", _strip_prefix(state), class_names=_names(content.get("names")))
+    raise WeightsError("holds no weights: neither a model nor a state dict is in it")
+
+
+def _pickled_model(file: SavedFile, model: Inert) -> SavedWeights:
+    yaml = model.attributes.get("yaml")
+    args = model.attributes.get("args")
+    image_size = args.get("imgsz") if isinstance(args, dict) else None
+    return SavedWeights(
+        "an Ultralytics model",
+        _strip_prefix({name: file.tensor(tensor) for name, tensor in _walk(model).items()}),
+        network=_network_name(yaml) if isinstance(yaml, dict) else None,
+        class_names=_names(model.attributes.get("names")),
+        image_size=image_size if type(image_size) is int else None,
+    )
+
+
+def _walk(model: Inert) -> dict[str, PickledTensor]:
+    """Parameters and persistent buffers of a pickled ``nn.Module`` by their names in its state dict.
+
+    Raises:
+        WeightsError: If it has no end.
+    """
+    found: dict[str, PickledTensor] = {}
+    open_modules, num_modules = [("", model)], 0
+    while open_modules:
+        prefix, module = open_modules.pop()
+        num_modules += 1
+        if num_modules > MAX_MODULES:
+            raise WeightsError(f"its model has more than {MAX_MODULES} layers: it is built to do harm")
+        passing = _set_elements(module.attributes.get("_non_persistent_buffers_set"))
+        for kind in ("_parameters", "_buffers"):
+            for name, tensor in _members(module, kind):
+                if isinstance(tensor, PickledTensor) and not (kind == "_buffers" and name in passing):
+                    found[f"{prefix}{name}"] = tensor
+        for name, child in _members(module, "_modules"):
+            if isinstance(child, Inert):
+                open_modules.append((f"{prefix}{name}.", child))
+    return found
+
+
+def _members(module: Inert, kind: str) -> list[tuple[str, Any]]:
+    members = module.attributes.get(kind)
+    if not isinstance(members, dict):
+        return []
+    return [(name, value) for name, value in members.items() if isinstance(name, str)]
+
+
+def _set_elements(pickled: Any) -> set[str]:
+    """The strings of a pickled set."""
+    if isinstance(pickled, Inert) and isinstance(pickled.args, tuple) and pickled.args:
+        pickled = pickled.args[0]
+    return {name for name in pickled if isinstance(name, str)} if isinstance(pickled, list | set) else set()
+
+
+def _read_tensors(file: SavedFile, mapping: Any) -> dict[str, Tensor]:
+    """The tensors of a dict; if some of them are averaged weights of ours, only those."""
+    if not isinstance(mapping, dict):
+        return {}
+    found = {name: tensor for name, tensor in mapping.items() if isinstance(tensor, PickledTensor)}
+    averaged = {name: tensor for name, tensor in found.items() if str(name).startswith(PREFIXES[0])}
+    return {str(name): file.tensor(tensor) for name, tensor in (averaged or found).items()}
+
+
+def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what comes before ``model.0.``, in FP32; tensors without it, of other things, as they are."""
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    for prefix in PREFIXES:
+        if any(name.startswith(f"{prefix}model.0.") for name in state):
+            return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return state
+
+
+def _description(about: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `SavedWeights` from a description that yolofit wrote; those of the wrong type are left out."""
+    network, image_size = about.get("network"), about.get("image_size")
+    return {
+        "network": network if isinstance(network, str) else None,
+        "class_names": _names(about.get("class_names")),
+        "image_size": image_size if type(image_size) is int else None,
+    }
+
+
+def _names(names: Any) -> list[str] | None:
+    """Class names by number, out of a list or a dict of them."""
+    if isinstance(names, dict):
+        if set(names) != set(range(len(names))):
+            return None
+        names = [names[number] for number in range(len(names))]
+    return [str(name) for name in names] if isinstance(names, list) and names and _are_plain(names) else None
+
+
+def _are_plain(values: list[Any]) -> bool:
+    return all(isinstance(value, str | int) for value in values)
+
+
+def _network_name(yaml: dict) -> str | None:
+    """``yolo11n`` of an Ultralytics model's own description, whether its file is yolo11n.yaml or yolo11.yaml."""
+    file, scale = yaml.get("yaml_file"), yaml.get("scale")
+    if not isinstance(file, str):
+        return None
+    stem = re.split(r"[/\\]", file)[-1].removesuffix(".yaml").removesuffix(".yml")
+    match = re.fullmatch(r"(yolo11)([nsmlx]?)(-\w+)?", stem)
+    if match is None:
+        return stem
+    return f"{match[1]}{match[2] or scale or ''}{match[3] or ''}"

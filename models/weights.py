@@ -1,0 +1,152 @@
+"""Weights of a file into a network that may tell other classes apart: what fits is loaded, and said."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from models.network import detection_head
+from models.saved_weights import SavedWeights, WeightsError
+
+MIN_LOADED_SHARE = 0.5  # of the network's tensors; less is another network
+
+
+@dataclass
+class Transfer:
+    """What `transfer_weights` did, tensor by tensor and class by class."""
+
+    origin: str
+    loaded: list[str]
+    """Tensors of the network that are the file's now; the class layers count if any of their rows is."""
+    initialised: list[str]
+    """Tensors that keep their initial values: the file has none of this name and shape."""
+    unused: list[str]
+    """Tensors of the file that the network has no place for."""
+    loaded_classes: list[str]
+    """Classes whose rows are the file's."""
+    initialised_classes: list[str]
+    """Classes that start anew."""
+    parts: dict[str, str]
+    """The part of the network that each of these tensors belongs to."""
+
+    def table(self) -> str:
+        """A line for each part of the network, and one about the classes."""
+        groups = (self.loaded, self.initialised, self.unused)
+        columns = [Counter(self.parts[name] for name in names) for names in groups]
+        lines = [f"weights: {self.origin}", f"{'tensors of':15} {'loaded':>8} {'re-initialised':>15} {'not used':>9}"]
+        for part in dict.fromkeys(self.parts.values()):
+            loaded, initialised, unused = (column[part] for column in columns)
+            lines.append(f"{part:15} {loaded:8d} {initialised:15d} {unused:9d}")
+        num_classes = len(self.loaded_classes) + len(self.initialised_classes)
+        classes = f"classes: {len(self.loaded_classes)} of {num_classes} loaded"
+        if self.initialised_classes:
+            classes += f"; re-initialised: {_shorten(self.initialised_classes)}"
+        return "\n".join([*lines, classes])
+
+
+def transfer_weights(network: nn.Module, saved: SavedWeights, class_names: list[str]) -> Transfer:
+    """Load what fits into a network: tensors of equal name and shape, and the rows of the classes that both know.
+
+    A class row is a class's own weights and bias in the last layer of each class branch. Rows go by name, without
+    regard to case, where the file knows names; else by number, if the number of classes is the same.
+
+    Args:
+        network: Any network of `models.network.build_network`; keeps its initial values where nothing fits.
+        saved: As `read_weights` gives it.
+        class_names: The network's classes.
+
+    Raises:
+        WeightsError: If hardly anything fits, or a tensor holds NaN or infinity; the network is unchanged.
+    """
+    own = network.state_dict()
+    branches = _class_branches(network)
+    class_layers = {f"{layer}{kind}" for layer in branches.values() for kind in ("weight", "bias")}
+    rows = _class_rows(class_names, saved)
+
+    new = {
+        name: saved.state[name]
+        for name, tensor in own.items()
+        if name not in class_layers and name in saved.state and saved.state[name].shape == tensor.shape
+    }
+    for branch, layer in branches.items():
+        features = [name for name in own if name.startswith(branch) and name not in class_layers]
+        if rows and all(name in new for name in features):
+            new |= _copy_rows(own, saved, layer, rows)
+    _check(new, own, saved)
+    network.load_state_dict({**own, **new})
+
+    known = set(rows) if class_layers <= set(new) else set()
+    unused = [name for name in saved.state if name not in own]
+    return Transfer(
+        origin=saved.origin,
+        loaded=list(new),
+        initialised=[name for name in own if name not in new],
+        unused=unused,
+        loaded_classes=[name for c, name in enumerate(class_names) if c in known],
+        initialised_classes=[name for c, name in enumerate(class_names) if c not in known],
+        parts={name: _part(network, name) for name in [*own, *unused]},
+    )
+
+
+def _copy_rows(own: dict[str, Tensor], saved: SavedWeights, layer: str, rows: dict[int, int]) -> dict[str, Tensor]:
+    """Weight and bias of a class layer with some rows of the file's; nothing if that has another form."""
+    new = {}
+    for name in (f"{layer}weight", f"{layer}bias"):
+        source = saved.state.get(name)
+        if source is None or source.ndim != own[name].ndim or source.shape[1:] != own[name].shape[1:]:
+            return {}
+        if len(source) <= max(rows.values()):
+            return {}
+        new[name] = own[name].clone()
+        new[name][list(rows)] = source[list(rows.values())].to(own[name].dtype)
+    return new
+
+
+def _check(new: dict[str, Tensor], own: dict[str, Tensor], saved: SavedWeights) -> None:
+    if len(new) < MIN_LOADED_SHARE * len(own):
+        raise WeightsError(
+            f"only {len(new)} of the network's {len(own)} tensors are in it: it is {saved.origin}, of another network"
+        )
+    for name, tensor in new.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(f"its tensor {name} holds NaN or infinity: take a checkpoint from before that")
+
+
+def _class_branches(network: nn.Module) -> dict[str, str]:
+    """How the names of each class branch begin, and those of its last layer, whose rows are the classes."""
+    head = f"model.{len(network.model) - 1}.cv3"
+    return {f"{head}.{i}.": f"{head}.{i}.{len(branch) - 1}." for i, branch in enumerate(detection_head(network).cv3)}
+
+
+def _class_rows(class_names: list[str], saved: SavedWeights) -> dict[int, int]:
+    """For each of our classes that the file knows: its number here and there."""
+    theirs = saved.class_names
+    counts = {tensor.shape for name, tensor in saved.state.items() if re.search(r"\.cv3\.\d\.\d\.bias$", name)}
+    if theirs is None or theirs == [str(c) for c in range(len(theirs))]:  # Ultralytics' names where there are none
+        return {c: c for c in range(len(class_names))} if counts == {(len(class_names),)} else {}
+    numbers = {_plain(name): c for c, name in reversed(list(enumerate(theirs)))}
+    return {c: numbers[_plain(name)] for c, name in enumerate(class_names) if _plain(name) in numbers}
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _part(network: nn.Module, name: str) -> str:
+    match = re.match(r"model\.(\d+)\.(\w+)", name)
+    if match is None:
+        return "other"
+    layer, child = int(match[1]), match[2]
+    if layer < len(network.yaml["backbone"]):
+        return "backbone"
+    if layer < len(network.model) - 1:
+        return "neck"
+    return "class branches" if child == "cv3" else "box branches" if child in ("cv2", "dfl") else "other"
+
+
+def _shorten(names: list[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

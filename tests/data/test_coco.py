@@ -1,0 +1,179 @@
+"""COCO files: found images, classes by name, boxes in pixels; one sentence for each mistake; never another error."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import data.index
+from data.coco import CocoFile
+from data.dataset_yaml import read_dataset_yaml
+from data.errors import DataError
+from data.index import ImageIndex, build_index
+
+CATEGORIES = [{"id": 90, "name": "b"}, {"id": 7, "name": "a"}]  # gaps, and in no order
+IMAGES = [
+    {"id": 5, "file_name": "x.png", "width": 80, "height": 40},
+    {"id": "six", "file_name": "sub/y.png"},
+    {"id": 9, "file_name": "z.png", "width": 160, "height": 80},
+]
+ANNOTATIONS = [
+    {"id": 1, "image_id": "six", "category_id": 90, "bbox": [8, 4, 16, 8], "segmentation": [[0, 0, 1, 1, 1, 0]]},
+    {"id": 2, "image_id": 5, "category_id": 7, "bbox": [0, 0, 40.0, 40], "iscrowd": 0},
+    {"id": 3, "image_id": 5, "category_id": 90, "bbox": [0, 0, 80, 40], "iscrowd": 1},
+    {"id": 4, "image_id": 9, "category_id": 7, "bbox": [80, 40, 80, 40]},
+]
+
+
+def content(**changes: object) -> dict:
+    return {"images": IMAGES, "annotations": ANNOTATIONS, "categories": CATEGORIES, **changes}
+
+
+def write(root: Path, json_name: str = "train.json", folder: str = ".", **changes: object) -> Path:
+    """Three images of 80 x 40 pixels in ``folder``, annotated in ``json_name``; returns the data.yaml."""
+    for image in IMAGES:
+        file = root / folder / image["file_name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), np.zeros((40, 80, 3), np.uint8))
+    (root / json_name).parent.mkdir(parents=True, exist_ok=True)
+    (root / json_name).write_text(json.dumps(content(**changes)))
+    (root / "data.yaml").write_text(f"train: {json_name}\nval: {json_name}\n")
+    return root / "data.yaml"
+
+
+def index_of(file: Path, cache: Path | None = None) -> ImageIndex:
+    return build_index(read_dataset_yaml(file), "train", cache)
+
+
+def test_build_index__coco(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write(tmp_path)
+    assert read_dataset_yaml(file).names == ("a", "b")  # in the order of the category ids
+    index = index_of(file)
+    assert [index.path(i) for i in range(3)] == [str(tmp_path / name) for name in ("x.png", "sub/y.png", "z.png")]
+    assert index.labels(0)[0].tolist() == [[0, 0, 0.5, 1]] and index.labels(0)[1].tolist() == [0]
+    np.testing.assert_allclose(index.labels(1)[0], [[0.1, 0.1, 0.3, 0.3]], atol=1e-7)
+    assert index.labels(1)[1].tolist() == [1]
+    assert index.labels(2)[0].tolist() == [[0.5, 0.5, 1, 1]]  # the image is half as large as when it was annotated
+    assert [record.getMessage() for record in caplog.records] == ["train: 1 crowd regions dropped"]
+
+
+def test_build_index__coco_names_of_data_yaml_set_the_class_ids(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    file.write_text(file.read_text() + "names: [c, b, a]\n")
+    index = index_of(file)
+    assert [index.labels(i)[1].tolist() for i in range(3)] == [[2], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("json_name", "images"),
+    [
+        ("annotations/instances_train2017.json", "train2017"),  # COCO
+        ("annotations/instances_train2017.json", "images/train2017"),
+        ("train/_annotations.coco.json", "train"),  # Roboflow
+        ("result.json", "images"),  # Label Studio, CVAT
+    ],
+)
+def test_build_index__coco_images_are_found(tmp_path: Path, json_name: str, images: str) -> None:
+    index = index_of(write(tmp_path, json_name, images))
+    assert index.path(0) == str(tmp_path / images / "x.png")
+
+
+def test_build_index__coco_file_is_parsed_again_only_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = read_dataset_yaml(write(tmp_path))
+    parsed = []
+    monkeypatch.setattr(data.index, "CocoFile", lambda *args: parsed.append(args) or CocoFile(*args))
+    cache = tmp_path / "cache"
+    boxes = lambda: [build_index(dataset, "train", cache).labels(i)[0].tolist() for i in range(3)]  # noqa: E731
+    first = boxes()
+    assert len(parsed) == 1
+    assert boxes() == first and len(parsed) == 1
+    os.utime(tmp_path / "z.png", ns=(1, 1))  # an image changed: its labels are needed again
+    assert boxes() == first and len(parsed) == 2
+    (tmp_path / "train.json").write_text(json.dumps(content(annotations=ANNOTATIONS[:2])))
+    assert boxes() == [first[0], first[1], []] and len(parsed) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": []}, "holds no image"),
+        ({"images": "x"}, "images is not a list of objects"),
+        ({"images": [{"id": 1}]}, "images: id 1 is missing or repeated, or has no file_name"),
+        ({"images": [IMAGES[0], IMAGES[0]]}, "images: id 5 is missing or repeated"),
+        ({"images": [{**IMAGES[0], "id": i} for i in (5, "six", 9)]}, r"image 'x\.png' is listed twice"),
+        ({"images": [{"id": 5, "file_name": "n.png"}]}, r"no image 'n\.png' in any of .*: put the images into one"),
+        ({"annotations": [{"id": 4, "image_id": 77}]}, "annotation 4: there is no image 77"),
+        ({"annotations": [{"id": 4, "image_id": [5]}]}, r"annotation 4: there is no image \[5\]"),
+        ({"annotations": [{"id": 4, "image_id": 5, "category_id": 1}]}, "annotation 4: there is no category 1"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, 2, 3]}]}, r"annotation 2: bbox is \[1, 2, 3\], not x, y"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, 2, -3, 4]}]}, r"bbox is \[1, 2, -3, 4\], not x, y"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, float("nan"), 3, 4]}]}, r"bbox is \[1, nan, 3, 4\]"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, 10**400, 3, 4]}]}, r"bbox is \[1, 1000"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": None}]}, "bbox is None"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": [70, 0, 20, 9]}]}, r"x\.png: box \(70, 0, 90, 9\) lies outside"),
+        ({"images": [{**IMAGES[0], "width": 40, "height": 80}], "annotations": []}, r"x\.png: annotated at 40 x 80"),
+        ({"categories": [{"id": 1}]}, "categories: id 1 is missing or repeated, or has no name"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": "2", "name": "b"}]}, "ids of its categories are not all"),
+        ({"categories": []}, "its categories are missing or share a name: give 'names'"),
+    ],
+)
+def test_build_index__coco_rejects(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(DataError, match=rf"train\.json: .*{message}") as caught:
+        index_of(write(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_build_index__coco_rejects_an_unknown_category(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    file.write_text(file.read_text() + "names: [a, c]\n")
+    with pytest.raises(DataError, match=r"category 'b' is not among the class names: add it to 'names'"):
+        index_of(file)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{}", '{"images": 3}', "[" * 100_000, "\udc80"])
+def test_read_dataset_yaml__rejects_json_of_another_kind(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path)
+    (tmp_path / "train.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=r"train\.json: (is not valid JSON|is no COCO file)"):
+        read_dataset_yaml(file)
+
+
+KEYS = st.sampled_from(["id", "image_id", "category_id", "bbox", "file_name", "name", "width", "height", "iscrowd"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["x.png", "a", 5, "six", 90]),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    key=st.sampled_from(["images", "annotations", "categories"]), value=VALUES, position=st.integers(0, 2), name=KEYS
+)
+def test_coco_file__anything_is_parsed_or_a_data_error(
+    tmp_path: Path, key: str, value: object, position: int, name: str
+) -> None:
+    changed = json.loads(json.dumps(content()))
+    if position < len(changed[key]):
+        changed[key][position][name] = value
+    else:
+        changed[key] = value
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(changed))
+    cv2.imwrite(str(tmp_path / "x.png"), np.zeros((40, 80, 3), np.uint8))
+    try:
+        coco = CocoFile(file, tmp_path, ("a", "b"))
+    except DataError as error:
+        assert "\n" not in str(error)
+        return
+    for path in coco.paths:
+        assert all(0 <= row[0] < 2 and np.isfinite(row[1:]).all() for row in coco.objects(path).rows)

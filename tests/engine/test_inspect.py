@@ -1,0 +1,151 @@
+"""What a customer is told about a data set: every kind of trouble, in words, numbers and pictures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from engine.errors import ConfigError
+from engine.inspect import findings_of, main
+
+BOX = "0 0.5 0.5 0.5 0.5\n"
+CLASSES = "names: [common, rare, unseen]\n"
+
+
+def picture(seed: int) -> bytes:
+    return cv2.imencode(".png", np.random.default_rng(seed).integers(0, 256, (40, 80, 3), np.uint8))[1].tobytes()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Six training and two validation images, all in order."""
+    for split, seeds in (("train", range(6)), ("valid", range(6, 8))):
+        for kind in ("images", "labels"):
+            (tmp_path / split / kind).mkdir(parents=True)
+        for seed in seeds:
+            (tmp_path / split / "images" / f"{seed}.png").write_bytes(picture(seed))
+            (tmp_path / split / "labels" / f"{seed}.txt").write_text(BOX + "1 0.2 0.2 0.02 0.04\n" * (seed == 0))
+    file = tmp_path / "data.yaml"
+    file.write_text(f"train: train/images\nval: valid/images\n{CLASSES}")
+    return file
+
+
+def inspect(root: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict:
+    main([f"--root={root}", "--json", "--workers=1", *options])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_main__counts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = inspect(root, capsys, "--image_size=160")
+    train = facts["splits"]["train"]
+    assert (train["num_images"], train["num_boxes"], train["max_boxes_per_image"]) == (6, 7, 2)
+    assert train["boxes_per_class"] == [6, 1, 0] and train["images_per_class"] == [6, 1, 0]
+    assert train["image_sizes"] == {"80 x 40": 6}
+    # at 160 px the image is 160 x 80: 80 x 40 and 3.2 x 3.2
+    assert train["boxes_per_size"] == {
+        "below 8 px": 1, "8 to 16 px": 0, "16 to 32 px": 0, "32 to 96 px": 6, "96 px and more": 0
+    }  # fmt: skip
+    assert facts["leaks"] == facts["related"] == [] and facts["duplicates"] == {"train": [], "val": []}
+
+
+def test_main__tells_what_is_good_and_what_is_missing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([f"--root={root}", "--workers=1"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "no image is in two splits" in text and "6 images and their labels can be read" in text
+    assert "without any object: rare, unseen (2 of 3)" in text and "without any object: unseen (1 of 3)" in text
+    assert "in fewer than 10 images: common (6), rare (1)" in text
+    assert "14.3% of the objects are below 8 px at 640" not in text  # 12.8 px there
+
+
+def test_main__leakage_duplicates_and_copies_by_roboflow(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = root.parent
+    (folder / "valid/images/leaked.png").write_bytes(picture(1))
+    (folder / "train/images/again.png").write_bytes(picture(2))
+    (folder / "train/images/board_jpg.rf.0a1b.png").write_bytes(picture(20))
+    (folder / "valid/images/board_jpg.rf.9f8e.png").write_bytes(picture(21))
+    (folder / "valid/images/other_jpg.rf.9f8e.png").write_bytes(picture(22))
+    facts = inspect(root, capsys)
+    names = lambda groups: [sorted(Path(path).name for path in group) for group in groups]  # noqa: E731
+    assert names(facts["leaks"]) == [["1.png", "leaked.png"]]
+    assert names(facts["duplicates"]["train"]) == [["2.png", "again.png"]] and facts["duplicates"]["val"] == []
+    assert names(facts["related"]) == [["board_jpg.rf.0a1b.png", "board_jpg.rf.9f8e.png"]]
+    main([f"--root={root}", "--workers=1"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "problem leakage 1 image in several splits train/images/1.png = valid/images/leaked.png" in text
+
+
+def test_main__bad_files_end_in_a_full_list_one_line_and_status_2(root: Path) -> None:
+    folder = root.parent
+    (folder / "train/images/3.png").write_bytes(b"")
+    (folder / "train/labels/4.txt").write_text("0 0.5 0.5 0.1\n")
+    (folder / "valid/labels/7.txt").write_text("0 nan 0.5 0.1 0.1\n")
+    command = [sys.executable, "-m", "engine.inspect", f"--root={root}", "--workers=1", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    facts = json.loads(result.stdout)
+    assert [Path(line.partition(": ")[0]).name for line in facts["splits"]["train"]["left_out"]] == ["3.png"]
+    assert "4.txt:1: 4 columns" in facts["splits"]["train"]["refused"][0]
+    assert "7.txt:1: 'nan' is not a finite number" in facts["splits"]["val"]["refused"][0]
+    assert result.stderr.startswith("error: 2 label files would stop training: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--root=nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--image_size=0"], "--image_size: 0: must be at least 1"),
+    ],
+)
+def test_main__rejects(root: Path, options: list[str], message: str) -> None:
+    with pytest.raises((ConfigError, ValueError), match=message):
+        main([f"--root={root}", *options])
+
+
+def test_main__split_without_usable_images_is_an_error(root: Path) -> None:
+    for file in (root.parent / "valid/images").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"none of the val images can be used: .*6\.png: the file is empty"):
+        main([f"--root={root}", "--workers=1"])
+
+
+def test_findings__strong_imbalance_and_tiny_objects_have_a_remedy(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from data.dataset_yaml import read_dataset_yaml
+    from data.inspect import inspect_dataset
+
+    # 40 boxes of 2.56 x 1.28 px among 46
+    rows = "".join(f"0 {x:.2f} 0.5 0.004 0.004\n" for x in np.linspace(0.1, 0.9, 40))
+    (root.parent / "train/labels/1.txt").write_text(rows)
+    facts, _ = inspect_dataset(read_dataset_yaml(root), 640)
+    found = {finding.what: finding for finding in findings_of(facts)}
+    assert "45 x the objects" in found["balance"].evidence and "repeat_threshold" in found["balance"].remedy
+    assert "87.0% of the objects are below 8 px" in found["object size"].evidence
+    assert "raise data.image_size above 640, or cut tiles" in found["object size"].remedy
+
+
+def test_main__writes_pictures_only_where_it_is_told(root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "put"
+    main([f"--root={root}", f"--output={output}", "--workers=1", "--json"])
+    names = {"inspect.json", "classes.png", "boxes.png", "examples_train.png", "examples_val.png"}
+    assert {file.name for file in output.iterdir()} == names
+    for name in names - {"inspect.json"}:
+        image = cv2.imread(str(output / name))
+        assert image.shape[0] > 300 and image.shape[1] > 900 and image.std() > 10  # something is drawn
+    assert json.loads((output / "inspect.json").read_text())["splits"]["val"]["num_images"] == 2
+    assert {file.name for file in tmp_path.iterdir()} == {"data.yaml", "train", "valid", "out"}
+
+
+def test_main__data_set_of_one_empty_image_has_pictures_too(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(picture(0))
+    (tmp_path / "images/a.txt").write_text("")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [부품, b]\n")
+    main([f"--root={tmp_path / 'data.yaml'}", f"--output={tmp_path / 'out'}", "--workers=1", "--json"])
+    assert (tmp_path / "out/classes.png").is_file()

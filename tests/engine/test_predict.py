@@ -1,0 +1,129 @@
+"""Predictions written for pictures, folders, patterns and videos, by a network that finds something."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.image import read_image
+from engine.checkpoint import load_network
+from engine.errors import ConfigError
+from engine.predict import Predictor, main
+from engine.sources import find_files, read_frames
+from models.postprocess import NmsConfig
+from tests.helpers.checkpoints import Overfitted
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Plain pictures of several kinds, one of them deeper, with names that collide or are not ASCII."""
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for name, size in {"a.jpg": (40, 60), "a.png": (40, 60), "deep/a.jpg": (20, 30), "부품.png": (30, 30)}.items():
+        content = cv2.imencode(Path(name).suffix, np.full((*size, 3), 90, np.uint8))[1]
+        (folder / name).write_bytes(content)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_find_files__folder_pattern_and_file(pictures: Path) -> None:
+    assert [p.relative_to(pictures).as_posix() for p in find_files(str(pictures))] == [
+        "a.jpg",
+        "a.png",
+        "deep/a.jpg",
+        "부품.png",
+    ]
+    assert [p.name for p in find_files(str(pictures / "*.png"))] == ["a.png", "부품.png"]
+    assert find_files(str(pictures / "a.jpg")) == [pictures / "a.jpg"]
+
+
+@pytest.mark.parametrize("source", ["none", "none/*.jpg", "notes.txt"])
+def test_find_files__rejects_what_holds_nothing(source: str, pictures: Path) -> None:
+    message = f"--source: {pictures / source}: no picture or video there: give a file, folder or pattern of .avi .bmp"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        find_files(str(pictures / source))
+
+
+def test_read_frames__no_two_share_a_name(pictures: Path) -> None:
+    assert [frame.stem for frame in read_frames(find_files(str(pictures)))] == ["a", "a_png", "a_jpg", "부품"]
+
+
+def test_read_frames__rejects_a_broken_video(tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(ConfigError, match="no frame of it can be read"):
+        list(read_frames([tmp_path / "broken.mp4"]))
+
+
+@pytest.mark.slow
+class TestPredict:
+    def test_folder__pictures_labels_and_json_agree(self, overfitted: Overfitted, tmp_path: Path) -> None:
+        source = overfitted.images[0].parent
+        arguments = [f"--ckpt_path={overfitted.checkpoint}", f"--source={source}", f"--output={tmp_path / 'out'}"]
+        folder = main([*arguments, "--conf=0.1"])
+        content = json.loads((folder / "predictions.json").read_text())
+        assert len(content["images"]) == len(overfitted.images)
+        assert [category["name"] for category in content["categories"]] == overfitted.names
+        assert len(content["annotations"]) > 10
+        for image in content["images"]:
+            stem = Path(image["file_name"]).stem
+            mine = [one for one in content["annotations"] if one["image_id"] == image["id"]]
+            lines = (folder / "labels" / f"{stem}.txt").read_text().splitlines()
+            assert len(lines) == len(mine)
+            for line, annotation in zip(lines, mine, strict=True):
+                c, x, y, w, h, score = (float(part) for part in line.split())
+                box = np.array([(x - w / 2), (y - h / 2), w, h]) * 96
+                np.testing.assert_allclose(box, annotation["bbox"], atol=1e-2)
+                assert (int(c), score) == (annotation["category_id"], annotation["score"])
+            drawn = next(path for path in folder.iterdir() if path.stem == stem)
+            assert read_image(drawn).shape == (672, 672, 3)  # 96 pixels, enlarged
+        assert main([*arguments, "--conf=0.9"]).name == "out-2"
+
+    def test_video__a_video_with_boxes(self, overfitted: Overfitted, tmp_path: Path) -> None:
+        boards = [cv2.imread(str(path)) for path in overfitted.images[:4]]
+        writer = cv2.VideoWriter(str(tmp_path / "boards.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (96, 96))
+        for board in boards:
+            writer.write(board)
+        writer.release()
+        source = f"--source={tmp_path / 'boards.mp4'}"
+        folder = main([f"--ckpt_path={overfitted.checkpoint}", source, f"--output={tmp_path / 'out'}", "--conf=0.05"])
+        video = cv2.VideoCapture(str(folder / "boards.mp4"))
+        assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+        assert video.get(cv2.CAP_PROP_FRAME_WIDTH) == 672
+        content = json.loads((folder / "predictions.json").read_text())
+        assert [image["frame"] for image in content["images"]] == [1, 2, 3, 4]
+        assert len(list((folder / "labels").iterdir())) == 4
+
+    def test_tiles__find_on_a_large_board_what_is_on_each_part(self, overfitted: Overfitted) -> None:
+        """Six boards side by side, looked at in pieces of one board's size without overlap: the same detections."""
+        images = [read_image(path) for path in overfitted.images[:6]]
+        board = np.vstack([np.hstack(images[:3]), np.hstack(images[3:])])
+        nms = NmsConfig(confidence=0.25, multi_label=False)
+        device = torch.device("cpu")
+        loaded = load_network(overfitted.checkpoint, "--ckpt_path")
+        tiled = Predictor(loaded, nms, device, tile_px=96, overlap=0.0).detect(board)
+        whole = [Predictor(loaded, nms, device).detect(image) for image in images]
+        assert len(tiled.scores) > 3
+        # A part of what ends at a border may have been put together with its neighbour's; all others are there.
+        for i, found in enumerate(whole):
+            offset = torch.tensor([i % 3, i // 3, i % 3, i // 3]) * 96
+            inner = ((found.boxes_xyxy_px > 3) & (found.boxes_xyxy_px < 93)).all(dim=1)
+            for box in found.boxes_xyxy_px[inner] + offset:
+                assert (tiled.boxes_xyxy_px - box).abs().amax(dim=1).min() < 1e-2
+
+    def test_device__rejects_what_is_not_there(self, overfitted: Overfitted, tmp_path: Path) -> None:
+        source = f"--source={overfitted.images[0]}"
+        arguments = [f"--ckpt_path={overfitted.checkpoint}", source, f"--output={tmp_path}"]
+        for option, message in [
+            ("--device=abacus", "--device: abacus: not to be had here"),
+            ("--overlap=1", "--overlap: 1.0: must be at least 0 and below 1"),
+            ("--tile=-1", "--tile: -1: must not be negative"),
+            ("--conf=7", "--conf: 7.0: must be between 0 and 1"),
+        ]:
+            with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+                main([*arguments, option])
