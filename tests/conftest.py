@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread, and a cache folder that is thrown away."""
+"""Shared by all tests: one torch thread, a cache folder that is thrown away, Triton's interpreter without a GPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,17 @@
 """BatchNorm + SiLU as one operation that keeps nothing but its input and a few numbers per channel.
 
+The functions here use PyTorch's own kernels, on any device: the reference. `fused_norm_act` has functions of the same
+names and arguments, which `BatchNormAct` takes for tensors on a GPU where Triton is installed.
+
 Legend: B images, C channels, H x W positions.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import importlib.util
+import sys
+from functools import cache, partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,24 +25,74 @@ _silu_backward_into = torch.ops.aten.silu_backward.grad_input
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
-def normalise_activate(
-    x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, variance_C: Tensor, silu: bool
-) -> Tensor:
-    """``silu((x - mean) / sqrt(variance) * weight + bias)``, or without SiLU: what a fused kernel will replace.
+def kernels_for(x: Tensor) -> ModuleType:
+    """The module whose functions work on ``x``: this one or `fused_norm_act`."""
+    fused = _fused_kernels() if x.is_cuda else None
+    return fused if fused is not None and x.dtype in fused.DTYPES else sys.modules[__name__]
+
+
+@cache
+def _fused_kernels() -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from models.recompute import fused_norm_act
+
+    return fused_norm_act
+
+
+def normalise_by_batch(
+    x_BCHW: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    running: tuple[Tensor, Tensor] | None,
+    momentum: float,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchNorm by the statistics of ``x`` itself, then SiLU if ``silu``.
 
     Args:
         x_BCHW: Raw convolution output, any float dtype.
-        weight_C: Scale, in float32 even if ``x`` is in half precision; so are the other three.
+        weight_C: Scale, in float32 even if ``x`` is in half precision; so are all statistics.
         bias_C: Shift.
-        mean_C: Mean to subtract.
-        variance_C: Variance to divide by, with epsilon added already.
+        running: Mean and variance to move towards those of ``x``, by ``momentum``; None to leave them alone.
+        momentum: Weight of the new statistics.
+        eps: Added to the variance.
         silu: Whether to activate.
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``x``.
+        Output, of the shape, dtype and memory format of ``x``; mean; and variance with epsilon added.
     """
+    out, mean_C, invstd_C = torch.native_batch_norm(
+        x_BCHW, weight_C, bias_C, *(running or (None, None)), True, momentum, eps
+    )
+    return _silu_(out) if silu else out, mean_C, invstd_C.pow(-2)
+
+
+def normalise_activate(
+    x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, variance_C: Tensor, silu: bool
+) -> Tensor:
+    """``silu((x - mean) / sqrt(variance) * weight + bias)``, or without SiLU; epsilon is in the variance already."""
     out = torch.native_batch_norm(x_BCHW, weight_C, bias_C, mean_C, variance_C, False, 0.0, 0.0)[0]
     return _silu_(out) if silu else out
+
+
+def backward(
+    grad_BCHW: Tensor,
+    x_BCHW: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    mean_C: Tensor,
+    variance_C: Tensor,
+    silu: bool,
+    by_batch: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, weight and bias; ``by_batch`` says whether the statistics came from ``x``."""
+    if silu:
+        normalised = normalise_activate(x_BCHW, weight_C, bias_C, mean_C, variance_C, silu=False)
+        grad_BCHW = _silu_backward_into(grad_BCHW, normalised, grad_input=normalised)
+    statistics = mean_C, variance_C, mean_C, variance_C.rsqrt()
+    return _batch_norm_backward(grad_BCHW, x_BCHW, weight_C, *statistics, by_batch, 0.0, [True] * 3)
 
 
 class BatchNormAct(torch.autograd.Function):
@@ -47,45 +103,33 @@ class BatchNormAct(torch.autograd.Function):
         ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, norm: nn.Module, silu: bool
     ) -> Tensor:
         """Normalise by the batch's statistics, or by the running ones if ``norm`` is in eval mode (frozen)."""
-        ctx.scale_shift, ctx.by_batch, ctx.silu = (weight_C, bias_C), norm.training, silu
+        ctx.kernels, ctx.by_batch, ctx.silu = kernels_for(x_BCHW), norm.training, silu
+        ctx.scale_shift = weight_C, bias_C
         if not norm.training:
             variance_C = norm.running_var + norm.eps
-            ctx.save_for_backward(x_BCHW, norm.running_mean, variance_C, variance_C.rsqrt())
-            return normalise_activate(x_BCHW, *ctx.scale_shift, norm.running_mean, variance_C, silu)
-        running = (None, None)
+            ctx.save_for_backward(x_BCHW, norm.running_mean, variance_C)
+            return ctx.kernels.normalise_activate(x_BCHW, weight_C, bias_C, norm.running_mean, variance_C, silu)
+        running = None
         if not is_repeating.get():
             norm.num_batches_tracked.add_(1)
             running = norm.running_mean, norm.running_var
-        out, mean_C, invstd_C = torch.native_batch_norm(
-            x_BCHW, weight_C, bias_C, *running, True, norm.momentum, norm.eps
+        out, mean_C, variance_C = ctx.kernels.normalise_by_batch(
+            x_BCHW, weight_C, bias_C, running, norm.momentum, norm.eps, silu
         )
-        ctx.save_for_backward(x_BCHW, mean_C, invstd_C.pow(-2), invstd_C)
-        return _silu_(out) if silu else out
+        ctx.save_for_backward(x_BCHW, mean_C, variance_C)
+        return out
 
     @staticmethod
     def output(ctx: Any) -> Tensor:
         """The result of ``forward``, computed again."""
-        x_BCHW, mean_C, variance_C, _ = ctx.saved_tensors
-        return normalise_activate(x_BCHW, *ctx.scale_shift, mean_C, variance_C, ctx.silu)
+        x_BCHW, *statistics = ctx.saved_tensors
+        return ctx.kernels.normalise_activate(x_BCHW, *ctx.scale_shift, *statistics, ctx.silu)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor | None, ...]:
-        """Through SiLU, then through BatchNorm, with PyTorch's own kernels."""
-        x_BCHW, mean_C, variance_C, invstd_C = ctx.saved_tensors
-        if ctx.silu:
-            normalised = normalise_activate(x_BCHW, *ctx.scale_shift, mean_C, variance_C, silu=False)
-            grad_BCHW = _silu_backward_into(grad_BCHW, normalised, grad_input=normalised)
-        grads = _batch_norm_backward(
-            grad_BCHW,
-            x_BCHW,
-            ctx.scale_shift[0],
-            mean_C,
-            variance_C,
-            mean_C,
-            invstd_C,
-            ctx.by_batch,
-            0.0,
-            list(ctx.needs_input_grad[:3]),
-        )
-        return *grads, None, None
+        """Through SiLU, then through BatchNorm."""
+        x_BCHW, *statistics = ctx.saved_tensors
+        grads = ctx.kernels.backward(grad_BCHW, x_BCHW, *ctx.scale_shift, *statistics, ctx.silu, ctx.by_batch)
+        wanted = zip(grads, ctx.needs_input_grad[:3], strict=True)
+        return *(grad if is_wanted else None for grad, is_wanted in wanted), None, None

@@ -1,0 +1,126 @@
+"""What the benchmarks share: windows of noise, alternating timing, and the result file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.batch import Batch
+from engine.ema import EmaConfig, WeightAverage
+from engine.nonfinite import NonFiniteGuard
+from engine.optim import OptimizerConfig, build_optimizer
+from engine.precision import Precision, build_scaler
+from engine.recovery import MemorySettings
+from engine.schedule import Schedule, ScheduleConfig
+from engine.step import TrainingStep
+from models.loss import DetectionLoss, LossGains
+from models.network import head_strides
+
+NUM_CLASSES = 25
+BOXES_PER_IMAGE = 12
+
+
+def random_window(num_images: int, image_size: int, seed: int = 0) -> Batch:
+    """Noise images with a dozen boxes each."""
+    generator = torch.Generator().manual_seed(seed)
+    num_boxes = num_images * BOXES_PER_IMAGE
+    centres = torch.rand(num_boxes, 2, generator=generator) * image_size
+    sizes = (torch.rand(num_boxes, 2, generator=generator) * 0.3 + 0.05) * image_size
+    return Batch(
+        images=torch.randint(0, 256, (num_images, 3, image_size, image_size), generator=generator, dtype=torch.uint8),
+        boxes_xyxy_px=torch.cat([centres - sizes / 2, centres + sizes / 2], 1).clamp(0, image_size),
+        classes=torch.randint(0, NUM_CLASSES, (num_boxes,), generator=generator),
+        image_index=torch.arange(num_boxes) // BOXES_PER_IMAGE,
+        names=[f"{i}.jpg" for i in range(num_images)],
+    )
+
+
+def training_step(
+    network: nn.Module, window_size: int, micro_batch_size: int, precision: Precision = "fp32", recompute: str = "none"
+) -> TrainingStep:
+    """A training step on the network's device, as `engine.module` builds it."""
+    config = OptimizerConfig()
+    device = next(network.parameters()).device
+    memory = MemorySettings(network, window_size, micro_batch_size)
+    memory._set(micro_batch_size, recompute)
+    return TrainingStep(
+        network=network,
+        loss=DetectionLoss(head_strides(network)),
+        gains=LossGains(),
+        optimizer=build_optimizer(network, config, window_size),
+        optimizer_config=config,
+        schedule=Schedule(ScheduleConfig(), max_epochs=100, steps_per_epoch=100),
+        ema=WeightAverage(network, EmaConfig()),
+        scaler=build_scaler(precision, device),
+        precision=precision,
+        guard=NonFiniteGuard(10),
+        memory=memory,
+    )
+
+
+class BareLoop:
+    """One optimizer step as a plain PyTorch script writes it, with our network, loss and optimizer."""
+
+    def __init__(self, network: nn.Module, micro_batch_size: int) -> None:
+        self.network, self.micro_batch_size = network, micro_batch_size
+        self.loss, self.gains = DetectionLoss(head_strides(network)), LossGains()
+        self.optimizer = build_optimizer(network, OptimizerConfig(), 16)
+        self.ema = copy.deepcopy(network).eval().requires_grad_(False)
+        pairs = zip(self.ema.state_dict().values(), network.state_dict().values(), strict=True)
+        self.averages, self.weights = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
+
+    def __call__(self, window: Batch) -> None:
+        """Forward and backward of each micro-batch, clip, step, average."""
+        for batch in window.split(self.micro_batch_size):
+            sums = self.loss(
+                self.network(batch.images.float().div_(255)), batch.boxes_xyxy_px, batch.classes, batch.image_index
+            )
+            (self.gains.total(sums, sums.normaliser) * len(batch)).backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averages), list(self.weights), 1e-4)
+
+
+def alternate(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Seconds of each function, called in turn; a GPU's work is waited for."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(warm_up + rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: times[warm_up:] for name, times in seconds.items()}
+
+
+def compare(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str, float]]:
+    """Medians, and the median of the paired ratios to ``base``."""
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(times, seconds[base], strict=True))
+        for name, times in seconds.items()
+    }
+    return {"median_seconds": medians, f"median_ratio_to_{base}": ratios}
+
+
+def write(out: Path | None, what: str, results: Mapping[str, Any]) -> None:
+    """Print the results and, with ``out``, write them with what one needs to know about the machine."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    about = {"what": what, "device": device, "machine": platform.machine(), "torch": torch.__version__}
+    text = json.dumps(about | {"date": time.strftime("%Y-%m-%d")} | dict(results), indent=2)
+    print(text, flush=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")

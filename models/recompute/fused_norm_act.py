@@ -1,0 +1,294 @@
+"""BatchNorm + SiLU in fused Triton kernels: every map is read and written as few times as possible.
+
+On a GPU these operations do little but move memory, so what counts is how often a map passes through it:
+
+    =============================  =================  =====
+    maps read or written           PyTorch's kernels  fused
+    =============================  =================  =====
+    forward, batch's statistics                    5      3
+    forward, running statistics                    4      2
+    output computed again                          4      2
+    backward, batch's statistics                  10      5
+    backward, running statistics                  10      3
+    =============================  =================  =====
+
+All arithmetic is in float32, whatever the dtype of the map; the result is rounded once. The variance comes from
+Welford's recurrence in every lane of a tile, then from Chan's formula for merging samples, so it survives a mean that
+is large beside the deviation. There are no atomic additions: the same input gives the same bits.
+
+A kernel sees a map as images x channels x places. Any map will do whose places are evenly spaced: contiguous,
+channels_last, or some of the channels of either. A tile holds channels and places of one image, more of whichever lie
+side by side in memory.
+
+Without a GPU, ``TRITON_INTERPRET=1`` runs the same kernels on CPU tensors, slowly: the tests do.
+
+Legend: B images, C channels, H x W places, S splits (one program's share of the tiles).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+TILE_ELEMENTS = 1024
+MAX_TILE_CHANNELS = 64
+NUM_PROGRAMS = 1024  # a few for each multiprocessor of the largest GPU
+MERGE_CHANNELS = 8
+
+
+@triton.jit
+def _tile_places(tile, num_places, tiles_per_image, TILE_PLACES: tl.constexpr):
+    """Image and places of a tile; int64 for the image, since a map may have more than 2**31 elements."""
+    place = (tile % tiles_per_image) * TILE_PLACES + tl.arange(0, TILE_PLACES)[None, :]
+    return tl.cast(tile // tiles_per_image, tl.int64), place, place < num_places
+
+
+@triton.jit
+def _normalise(x, channel, in_channel, mean, variance, weight, bias):
+    """``(x - mean) / deviation``, that times weight plus bias, and the factor ``weight / deviation``."""
+    mean_C = tl.load(mean + channel, in_channel, 0.0).to(tl.float32)
+    invstd_C = 1.0 / tl.sqrt(tl.load(variance + channel, in_channel, 1.0).to(tl.float32))
+    weight_C = tl.load(weight + channel, in_channel, 0.0).to(tl.float32)
+    bias_C = tl.load(bias + channel, in_channel, 0.0).to(tl.float32)
+    standard = (x.to(tl.float32) - mean_C) * invstd_C
+    return standard, standard * weight_C + bias_C, invstd_C * weight_C
+
+
+@triton.jit
+def _before_act(grad, normalised, SILU: tl.constexpr):
+    """Gradient of BatchNorm's output, from that of the activation."""
+    grad = grad.to(tl.float32)
+    if SILU:
+        sigmoid = tl.sigmoid(normalised)
+        grad = grad * sigmoid * (1.0 + normalised * (1.0 - sigmoid))
+    return grad
+
+
+@triton.jit
+def _moments_kernel(
+    x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image, num_tiles, split_tiles,
+    count_SC, mean_SC, squares_SC, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+):  # fmt: skip
+    """Size of one split, mean of each channel in it, and sum of squared deviations from that."""
+    channel = tl.program_id(0) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
+    in_channel = channel < num_channels
+    first = tl.program_id(1) * split_tiles
+    lane_count = tl.zeros((1, TILE_PLACES), tl.float32)
+    lane_mean = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
+    squares = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
+    for tile in range(first, tl.minimum(first + split_tiles, num_tiles)):
+        image, place, in_image = _tile_places(tile, num_places, tiles_per_image, TILE_PLACES)
+        inside = in_channel & in_image
+        value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0).to(tl.float32)
+        lane_count += in_image.to(tl.float32)
+        deviation = tl.where(inside, value - lane_mean, 0.0)
+        lane_mean += deviation / tl.maximum(lane_count, 1.0)
+        squares += deviation * tl.where(inside, value - lane_mean, 0.0)
+    count = tl.sum(lane_count)
+    mean = tl.sum(lane_mean * lane_count, 1)[:, None] / count
+    squares = tl.sum(squares + lane_count * (lane_mean - mean) * (lane_mean - mean), 1)[:, None]
+    target = tl.program_id(1) * num_channels + channel
+    tl.store(count_SC + target, tl.zeros_like(mean) + count, in_channel)
+    tl.store(mean_SC + target, mean, in_channel)
+    tl.store(squares_SC + target, squares, in_channel)
+
+
+@triton.jit
+def _merge_kernel(
+    count_SC, mean_SC, squares_SC, num_splits, num_channels, eps, momentum,
+    mean, variance, running_mean, running_var, UPDATE: tl.constexpr, SPLITS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Statistics of all splits together; the running ones move towards them."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    split = tl.arange(0, SPLITS)[:, None]
+    in_channel = channel < num_channels
+    inside = (split < num_splits) & in_channel
+    source = split * num_channels + channel
+    counts = tl.load(count_SC + source, inside, 0.0)
+    means = tl.load(mean_SC + source, inside, 0.0)
+    squares = tl.load(squares_SC + source, inside, 0.0)
+    count = tl.maximum(tl.sum(counts, 0)[None, :], 1.0)
+    total = tl.sum(means * counts, 0)[None, :] / count
+    squares = tl.sum(squares + counts * (means - total) * (means - total), 0)[None, :]
+    tl.store(mean + channel, total, in_channel)
+    tl.store(variance + channel, squares / count + eps, in_channel)
+    if UPDATE:
+        old_mean = tl.load(running_mean + channel, in_channel, 0.0).to(tl.float32)
+        old_var = tl.load(running_var + channel, in_channel, 0.0).to(tl.float32)
+        unbiased = squares / tl.maximum(count - 1.0, 1.0)
+        tl.store(running_mean + channel, old_mean + momentum * (total - old_mean), in_channel)
+        tl.store(running_var + channel, old_var + momentum * (unbiased - old_var), in_channel)
+
+
+@triton.jit
+def _apply_kernel(
+    x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image,
+    out, out_image, out_channel, out_place, mean, variance, weight, bias,
+    SILU: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+):  # fmt: skip
+    """Normalise and activate one tile."""
+    channel = tl.program_id(1) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
+    in_channel = channel < num_channels
+    image, place, in_image = _tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
+    inside = in_channel & in_image
+    value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
+    _, result, _ = _normalise(value, channel, in_channel, mean, variance, weight, bias)
+    if SILU:
+        result = result * tl.sigmoid(result)
+    tl.store(out + image * out_image + channel * out_channel + place * out_place, result, inside)
+
+
+@triton.jit
+def _reduce_kernel(
+    x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image, num_tiles, split_tiles,
+    grad, grad_image, grad_channel, grad_place, out, out_image, out_channel, out_place,
+    mean, variance, weight, bias, weight_sum_SC, bias_sum_SC,
+    SILU: tl.constexpr, FROZEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of weight and bias over one split; ``out``, that of the map, too if the statistics are frozen."""
+    channel = tl.program_id(0) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
+    in_channel = channel < num_channels
+    first = tl.program_id(1) * split_tiles
+    weight_sum = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
+    bias_sum = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
+    for tile in range(first, tl.minimum(first + split_tiles, num_tiles)):
+        image, place, in_image = _tile_places(tile, num_places, tiles_per_image, TILE_PLACES)
+        inside = in_channel & in_image
+        value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
+        slope = tl.load(grad + image * grad_image + channel * grad_channel + place * grad_place, inside, 0.0)
+        standard, normalised, scale = _normalise(value, channel, in_channel, mean, variance, weight, bias)
+        slope = _before_act(slope, normalised, SILU)
+        weight_sum += tl.where(inside, slope * standard, 0.0)
+        bias_sum += tl.where(inside, slope, 0.0)
+        if FROZEN:
+            target = image * out_image + channel * out_channel + place * out_place
+            tl.store(out + target, slope * scale, inside)
+    target = tl.program_id(1) * num_channels + channel
+    tl.store(weight_sum_SC + target, tl.sum(weight_sum, 1)[:, None], in_channel)
+    tl.store(bias_sum_SC + target, tl.sum(bias_sum, 1)[:, None], in_channel)
+
+
+@triton.jit
+def _grad_kernel(
+    x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image, num_values,
+    grad, grad_image, grad_channel, grad_place, out, out_image, out_channel, out_place,
+    mean, variance, weight, bias, weight_sum, bias_sum,
+    SILU: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+):  # fmt: skip
+    """Gradient of one tile of the map, through the batch's statistics too."""
+    channel = tl.program_id(1) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
+    in_channel = channel < num_channels
+    image, place, in_image = _tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
+    inside = in_channel & in_image
+    value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
+    slope = tl.load(grad + image * grad_image + channel * grad_channel + place * grad_place, inside, 0.0)
+    standard, normalised, scale = _normalise(value, channel, in_channel, mean, variance, weight, bias)
+    weight_mean = tl.load(weight_sum + channel, in_channel, 0.0) / num_values
+    bias_mean = tl.load(bias_sum + channel, in_channel, 0.0) / num_values
+    result = (_before_act(slope, normalised, SILU) - bias_mean - standard * weight_mean) * scale
+    tl.store(out + image * out_image + channel * out_channel + place * out_place, result, inside)
+
+
+def normalise_by_batch(
+    x_BCHW: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    running: tuple[Tensor, Tensor] | None,
+    momentum: float,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `norm_act.normalise_by_batch`, for a map in one of `DTYPES`."""
+    x, num_channels = _evenly_spaced(x_BCHW), x_BCHW.shape[1]
+    sizes, tile, (num_tiles, channel_tiles) = _tiling(x)
+    split_tiles, num_splits = _split(num_tiles, channel_tiles)
+    moments_3SC = x.new_empty(3, num_splits, num_channels, dtype=torch.float32)
+    mean_C, variance_C = moments_3SC.new_empty(2, num_channels)
+    with torch.cuda.device_of(x):
+        _moments_kernel[channel_tiles, num_splits](
+            x, *_strides(x), *sizes, num_tiles, split_tiles, *moments_3SC, **tile
+        )
+        _merge_kernel[(triton.cdiv(num_channels, MERGE_CHANNELS),)](
+            *moments_3SC, num_splits, num_channels, eps, momentum, mean_C, variance_C, *(running or (mean_C, mean_C)),
+            UPDATE=running is not None, SPLITS=triton.next_power_of_2(num_splits), CHANNELS=MERGE_CHANNELS,
+        )  # fmt: skip
+    return normalise_activate(x, weight_C, bias_C, mean_C, variance_C, silu), mean_C, variance_C
+
+
+def normalise_activate(
+    x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, variance_C: Tensor, silu: bool
+) -> Tensor:
+    """As `norm_act.normalise_activate`, for a map in one of `DTYPES`."""
+    x = _evenly_spaced(x_BCHW)
+    out = torch.empty_like(x)
+    sizes, tile, grid = _tiling(x)
+    with torch.cuda.device_of(x):
+        _apply_kernel[grid](
+            x, *_strides(x), *sizes, out, *_strides(out), mean_C, variance_C, weight_C, bias_C, SILU=silu, **tile
+        )
+    return out
+
+
+def backward(
+    grad_BCHW: Tensor,
+    x_BCHW: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    mean_C: Tensor,
+    variance_C: Tensor,
+    silu: bool,
+    by_batch: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `norm_act.backward`, for maps in `DTYPES`."""
+    x, grad = _evenly_spaced(x_BCHW), _evenly_spaced(grad_BCHW)
+    out = torch.empty_like(x)
+    sizes, tile, (num_tiles, channel_tiles) = _tiling(x)
+    split_tiles, num_splits = _split(num_tiles, channel_tiles)
+    maps = grad, *_strides(grad), out, *_strides(out), mean_C, variance_C, weight_C, bias_C
+    sums_2SC = x.new_empty(2, num_splits, x.shape[1], dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        _reduce_kernel[channel_tiles, num_splits](
+            x, *_strides(x), *sizes, num_tiles, split_tiles, *maps, *sums_2SC, SILU=silu, FROZEN=not by_batch, **tile
+        )
+        grad_weight_C, grad_bias_C = sums_2SC.sum(1)
+        if by_batch:
+            num_values = x.numel() // x.shape[1]
+            _grad_kernel[num_tiles, channel_tiles](
+                x, *_strides(x), *sizes, num_values, *maps, grad_weight_C, grad_bias_C, SILU=silu, **tile
+            )
+    return out, grad_weight_C.to(weight_C.dtype), grad_bias_C.to(bias_C.dtype)
+
+
+def _evenly_spaced(x_BCHW: Tensor) -> Tensor:
+    """The map, copied if its rows do not follow each other at the distance of places."""
+    height, width = x_BCHW.shape[2:]
+    is_even = height == 1 or width == 1 or x_BCHW.stride(2) == width * x_BCHW.stride(3)
+    return x_BCHW if is_even else x_BCHW.contiguous()
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    """Elements from image to image, channel to channel, place to place."""
+    return x.stride(0), x.stride(1), x.stride(3 if x.shape[3] > 1 else 2)
+
+
+def _tiling(x: Tensor) -> tuple[tuple[int, int, int], dict[str, int], tuple[int, int]]:
+    """Channels, places of an image, tiles along these; shape of a tile; tiles along the places, and the channels."""
+    num_channels, num_places = x.shape[1], x.shape[2] * x.shape[3]
+    if x.stride(1) == 1:
+        channels = min(triton.next_power_of_2(num_channels), MAX_TILE_CHANNELS)
+        places = min(triton.next_power_of_2(num_places), TILE_ELEMENTS // channels)
+    else:
+        places = min(triton.next_power_of_2(num_places), TILE_ELEMENTS)
+        channels = min(triton.next_power_of_2(num_channels), TILE_ELEMENTS // places)
+    tiles_per_image = triton.cdiv(num_places, places)
+    grid = len(x) * tiles_per_image, triton.cdiv(num_channels, channels)
+    return (num_channels, num_places, tiles_per_image), {"TILE_CHANNELS": channels, "TILE_PLACES": places}, grid
+
+
+def _split(num_tiles: int, channel_tiles: int) -> tuple[int, int]:
+    """Tiles of a split, and splits, none of them empty: about `NUM_PROGRAMS` programs in all."""
+    split_tiles = triton.cdiv(num_tiles * channel_tiles, NUM_PROGRAMS)
+    return split_tiles, triton.cdiv(num_tiles, split_tiles)
