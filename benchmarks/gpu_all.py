@@ -32,7 +32,6 @@ from step_time import UltralyticsLoop
 from torch import nn
 from torch.nn import functional as F
 
-from engine.performance import set_backends
 from models.network import build_network
 from models.recompute import fused_norm_act, norm_act
 
@@ -161,7 +160,8 @@ def main() -> None:
     dry = arguments.dry_run
     if not dry and not torch.cuda.is_available():
         parser.error("no GPU: use --dry-run")
-    set_backends("fp16")
+    torch.backends.cudnn.benchmark = True
+    norm_act.use_fused_kernels(True)
     date = time.strftime("%Y-%m-%d")
     for measure in (measure_kernels, measure_steps, measure_layouts):
         name = measure.__name__.removeprefix("measure_")

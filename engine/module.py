@@ -38,6 +38,7 @@ from models.network import (
 )
 from models.postprocess import NmsConfig
 from models.recompute import Level, apply_recompute
+from models.recompute.norm_act import use_fused_kernels
 
 
 class Detector(L.LightningModule):
@@ -54,6 +55,7 @@ class Detector(L.LightningModule):
         precision: Precision = "fp32",
         recompute: Level | Literal["auto"] = "auto",
         recompute_layers: dict[int, Level] | None = None,
+        fused_kernels: bool = False,
         freeze_batch_norm: bool = False,
         freeze_layers: int = 0,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  frozen
@@ -78,6 +80,8 @@ class Detector(L.LightningModule):
                 YOLO11l at 640 to about 0.36 without repeating a convolution, ``block`` to 0.23 by repeating layers.
                 ``auto``: the cheapest with which ``memory.budget`` is kept.
             recompute_layers: Other levels for single layers, by their number, such as ``{0: block, 2: block}``.
+            fused_kernels: Take Triton kernels for BatchNorm and SiLU on a GPU, in layers that recompute. Tested in Triton's
+                interpreter, not yet on a GPU.
             freeze_batch_norm: Normalise with the running statistics and leave them as they are. Makes accumulation
                 exact to the last bit of rounding; sensible with pretrained weights and small micro-batches.
             freeze_layers: How many of the network's first layers do not train.
@@ -110,6 +114,7 @@ class Detector(L.LightningModule):
         with config_key("model.recompute"):
             apply_recompute(self.network, recompute, recompute_layers)
         layers = dict(recompute_layers or {})
+        use_fused_kernels(fused_kernels)
         self.memory = MemorySettings(self.network, batch_size, micro_batch_size, recompute, layers)
         self.validation_batch_size = micro_batch_size
         self.evaluation = Evaluation(self.loss, loss, nms, class_names)

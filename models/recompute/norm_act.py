@@ -1,7 +1,7 @@
 """BatchNorm + SiLU as one operation that keeps nothing but its input and a few numbers per channel.
 
 The functions here use PyTorch's own kernels, on any device: the reference. `fused_norm_act` has functions of the same
-names and arguments, which `BatchNormAct` takes for tensors on a GPU where Triton is installed.
+names and arguments, which `BatchNormAct` takes for tensors on a GPU once `use_fused_kernels` has been told to.
 
 Legend: B images, C channels, H x W positions.
 """
@@ -25,9 +25,18 @@ _silu_backward_into = torch.ops.aten.silu_backward.grad_input
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
+_is_fused = False
+
+
+def use_fused_kernels(enabled: bool) -> None:
+    """Whether this process takes `fused_norm_act` for tensors on a GPU, where Triton is installed; not at first."""
+    global _is_fused
+    _is_fused = enabled
+
+
 def kernels_for(x: Tensor) -> ModuleType:
     """The module whose functions work on ``x``: this one or `fused_norm_act`."""
-    fused = _fused_kernels() if x.is_cuda else None
+    fused = _fused_kernels() if _is_fused and x.is_cuda else None
     return fused if fused is not None and x.dtype in fused.DTYPES else sys.modules[__name__]
 
 

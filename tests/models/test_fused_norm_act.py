@@ -263,10 +263,12 @@ def test_kernels_for__cpu_and_float64_take_pytorchs_kernels() -> None:
     assert torch.float64 not in fused_norm_act.DTYPES
 
 
-def test_kernels_for__falls_back_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_for__are_fused_on_demand_where_triton_is(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnCuda:
         is_cuda, dtype = True, torch.float16
 
+    assert norm_act.kernels_for(OnCuda()) is norm_act
+    monkeypatch.setattr(norm_act, "_is_fused", True)
     assert norm_act.kernels_for(OnCuda()) is fused_norm_act
     norm_act._fused_kernels.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -277,7 +279,8 @@ def test_kernels_for__falls_back_without_triton(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_step__trains_on_a_gpu_with_fused_kernels(precision: str) -> None:
+def test_step__trains_on_a_gpu_with_fused_kernels(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_act, "_is_fused", True)
     network = make_network(frozen=False).cuda()
     apply_recompute(network, "elementwise")
     before = flat_weights(network)
