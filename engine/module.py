@@ -80,8 +80,8 @@ class Detector(L.LightningModule):
                 YOLO11l at 640 to about 0.36 without repeating a convolution, ``block`` to 0.23 by repeating layers.
                 ``auto``: the cheapest with which ``memory.budget`` is kept.
             recompute_layers: Other levels for single layers, by their number, such as ``{0: block, 2: block}``.
-            fused_kernels: Take Triton kernels for BatchNorm and SiLU on a GPU, in layers that recompute. Tested in Triton's
-                interpreter, not yet on a GPU.
+            fused_kernels: Take Triton kernels for BatchNorm and SiLU on a GPU, in layers that recompute. Tested in
+                Triton's interpreter, not yet on a GPU.
             freeze_batch_norm: Normalise with the running statistics and leave them as they are. Makes accumulation
                 exact to the last bit of rounding; sensible with pretrained weights and small micro-batches.
             freeze_layers: How many of the network's first layers do not train.
