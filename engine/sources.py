@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from data.image import read_image
-from data.index import IMAGE_SUFFIXES
+from data.listing import IMAGE_SUFFIXES
 from engine.errors import ConfigError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
