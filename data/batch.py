@@ -100,14 +100,19 @@ class Batch:
         return self.images.shape[0]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
         tensors = [self.images, self.boxes_xyxy_px, self.classes, self.image_index]
         if self.geometry is not None:
             tensors += vars(self.geometry).values()
         if self.hsv_gains_B3 is not None:
             tensors.append(self.hsv_gains_B3)
-        return sum(tensor.nbytes for tensor in tensors)
+        return tensors
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     def split(self, micro_batch_size: int) -> list[Batch]:
         """Cut into micro-batches of ``micro_batch_size`` images, in order; the last one may be smaller.

@@ -5,8 +5,8 @@ of a real step on a CPU. Tensors on the meta device have no data, so the largest
 before the step is there here too: weights, their average, the optimizer's state. One micro-batch is enough: what
 the second and later ones of a step find different is that there are gradients to add to, so these are made before.
 
-Left out are kernels that allocate nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars). No micro-batch
-is copied to the device ahead of its turn, so none is counted.
+The next micro-batch, which is copied to the device ahead of its turn, is there as well. Left out are kernels that
+allocate nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars).
 """
 
 from __future__ import annotations
@@ -201,8 +201,10 @@ class _Simulation:
             self.statistics.save()
             if accumulates:
                 self._make_gradients()
+            ahead = self._copied_ahead() if accumulates else None
             self.tracker.reset_peak()
             self._micro_batch()
+            del ahead
             self._update()
         self.network.zero_grad(set_to_none=True)
         remove_recompute(self.network)
@@ -213,6 +215,10 @@ class _Simulation:
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
+
+    def _copied_ahead(self) -> Batch:
+        with self.tracker.phase("inputs"):
+            return self._micro_batch_on_device()
 
     def _micro_batch(self) -> None:
         sums = self._loss_sums()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from engine.accumulation import AccumulationWindow, gradients_of
+from engine.copy_ahead import copied_ahead
 from engine.ema import WeightAverage
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, clip_gradients, step_if
@@ -135,8 +136,11 @@ class TrainingStep:
         """Forward and backward passes of all micro-batches of a window."""
         self.batch_statistics.save()
         accumulation = AccumulationWindow(len(window), self.gains, self.scaler)
-        for micro_batch in window.split(self.memory.micro_batch_size):
-            accumulation.backward(self.loss_sums(micro_batch), len(micro_batch))
+        for micro_batch in copied_ahead(window.split(self.memory.micro_batch_size), self.device):
+            num_images = len(micro_batch)
+            sums = self.loss_sums(micro_batch)
+            del micro_batch  # backward does not need the images as bytes
+            accumulation.backward(sums, num_images)
         return accumulation
 
     def _undo(self) -> None:
@@ -149,8 +153,8 @@ class TrainingStep:
         self.memory.on_recovery(sentence)
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
-        """Forward pass and un-normalised loss of one micro-batch, which may still be on the host."""
-        micro_batch = micro_batch.to(self.device, non_blocking=True).coloured()
+        """Forward pass and un-normalised loss of one micro-batch on the device."""
+        micro_batch = micro_batch.coloured()
         with autocast(self.precision, self.device):
             predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
         return self.loss(

@@ -31,17 +31,17 @@ def bytes_of_a_real_step(level: str, micro_batch_size: int, accumulate: int, mon
     # On a CPU the window is there already and is not copied; on a GPU every micro-batch is.
     monkeypatch.setattr(Batch, "to", lambda self, device, non_blocking=False: self._map(torch.clone))
     network = make_network(frozen=False)
-    step = make_step(network)
+    step = make_step(network, micro_batch_size)
     apply_recompute(network, level)
     window = make_window([BOXES_PER_IMAGE] * (micro_batch_size * accumulate), image_size=IMAGE_SIZE)
-    step.run(window, micro_batch_size)
+    step.run(window)
     tracker = StorageTracker("cpu", CUDA_ALLOCATION_BYTES)
     tracker.track([*network.parameters(), *network.buffers(), *step.ema.parameters(), *step.ema.buffers()], None)
     tracker.track([value for state in step.optimizer.state.values() for value in state.values()], None)
     tracker.track([window.images, window.boxes_xyxy_px, window.classes, window.image_index], "window")
     with tracker:
         tracker.reset_peak()
-        step.run(window, micro_batch_size)
+        step.run(window)
     return tracker.peak_bytes - tracker.breakdown()["window"]
 
 
