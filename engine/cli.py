@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from engine.advice import PaceAdvisor
 from engine.auto import MemoryAhead, settle_memory, settle_without_plan
@@ -51,6 +52,7 @@ NEEDLESS_WARNINGS = (
     ".*your dataloader is not resumable.*",  # the sampler is told where to go on
     ".*smaller than the logging interval.*",
     ".*overridden `transfer_batch_to_device`.*",
+    ".*sync_dist=True.*",  # what is logged has been summed over the processes already
 )
 ULTRALYTICS_KEYS = {
     "amp": "model.precision",
@@ -188,6 +190,8 @@ class CommandLine(LightningCLI):
 
     def save_config(self) -> None:
         """Write ``config.yaml``, complete and fit to run again, and ``plan.json`` into the run folder."""
+        if rank_zero_only.rank:
+            return
         if self.memory_ahead is not None:
             self.memory_ahead.save(self.config.run.folder)
         path = self.config.run.folder / "config.yaml"

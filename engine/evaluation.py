@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from data.batch import Batch, to_original_px
 from engine.metrics import DetectionMetrics, DetectionResults
 from engine.precision import AUTOCAST_DTYPE, Precision, autocast
+from engine.ranks import Ranks, all_present
 from models.boxes import decode_boxes
 from models.loss import MIN_NORMALISER, DetectionLoss, LossGains
 from models.network import head_strides, network_input, raw_predictions
@@ -60,11 +61,13 @@ class Evaluation:
         return found
 
     def losses(self) -> dict[str, float]:
-        """Box, cls and dfl loss over all images, normalised once."""
-        totals = self._totals.tolist()
+        """Box, cls and dfl loss over all images of all ranks, normalised once."""
+        totals = Ranks().sum(self._totals).tolist()
         normaliser = max(totals[3], MIN_NORMALISER)
         return {f"{name}_loss": total / normaliser for name, total in zip(("box", "cls", "dfl"), totals, strict=False)}
 
     def compute(self) -> DetectionResults:
-        """The metrics over everything added."""
-        return self.metrics.compute()
+        """The metrics over everything added, on any rank; all must ask."""
+        self.metrics.process_group = Ranks().group
+        with all_present():
+            return self.metrics.compute()

@@ -164,6 +164,7 @@ class Detector(L.LightningModule):
         )
         if self._step_state is not None:
             self.step.load_state_dict(self._step_state)
+        self.memory.agree_over_ranks(self.step.ranks)
 
     def _schedule(self) -> Schedule:
         epochs = self.trainer.max_epochs

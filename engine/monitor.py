@@ -96,6 +96,10 @@ class MemoryMonitor(L.Callback):
             except OSError as error:
                 _warn_of_disk(path, error, "training goes on")
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Learn which folder the first process has chosen."""
+        self.folder = trainer.strategy.broadcast(self.folder)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the log."""
         # A process per device: each writes down its own, and the first of them draws.

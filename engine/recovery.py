@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from data.batch import Batch
 from engine.errors import TrainingError
+from engine.ranks import Ranks
 from models.recompute import Level, apply_recompute
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,16 @@ class MemorySettings:
         log.warning(sentence)
         return sentence
 
+    def agree_over_ranks(self, ranks: Ranks) -> None:
+        """Take the most frugal settings of all ranks, which may have planned for different devices."""
+        plans = ranks.gather(self._values())
+        if all(plan == plans[0] for plan in plans):
+            return
+        by_layer = [level for plan in plans for level in plan["recompute_layers"].items()]
+        self.recompute_layers = {layer: _leanest(lv for n, lv in by_layer if n == layer) for layer, _ in by_layer}
+        self._set(min(plan["micro_batch_size"] for plan in plans), _leanest(plan["recompute"] for plan in plans))
+        log.info("the devices have planned differently: all take %s", self._text())
+
     def state_dict(self) -> dict[str, Any]:
         """The settings in force, those of the configuration, and how they came to differ, in plain values."""
         return {
@@ -131,6 +141,10 @@ class MemorySettings:
 
     def _text(self) -> str:
         return f"micro-batch {self.micro_batch_size} at recompute {self.recompute}"
+
+
+def _leanest(levels: Iterable[Level]) -> Level:
+    return max(levels, key=get_args(Level).index)
 
 
 def retry(
@@ -203,22 +217,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-class Ranks:
-    """Lets the processes of a run agree on the host, without waiting for a device."""
-
-    def __init__(self) -> None:
-        is_parallel = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo") if is_parallel else None
-
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true on any rank; all must ask."""
-        if self._group is None:
-            return flag
-        flags = torch.tensor([int(flag)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
-        return bool(flags)
 
 
 def _in_one_sentence(error: BaseException) -> str:

@@ -36,6 +36,10 @@ class MidEpochCheckpoints(L.Callback):
         self._former: dict[int, Any] = {}
         self._saved = time.monotonic()
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Learn which folder the first process has chosen."""
+        self.path = trainer.strategy.broadcast(self.path)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals, and start the clock."""
         self._saved = time.monotonic()

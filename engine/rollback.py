@@ -7,8 +7,11 @@ every forward pass, and one NaN there would spoil every later validation.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.accumulation import all_reduce_sum
+from engine.ranks import is_parallel
 from models.network import batch_norms
 
 
@@ -20,6 +23,7 @@ class BatchStatistics:
 
     def __init__(self, network: nn.Module) -> None:
         norms = list(batch_norms(network))
+        self._norms = norms
         self._tensors_by_kind = [
             [norm.running_mean for norm in norms] + [norm.running_var for norm in norms],
             [norm.num_batches_tracked for norm in norms],
@@ -40,6 +44,14 @@ class BatchStatistics:
         """Put the remembered statistics back where ``good`` (scalar bool, on the device) is false: no host sync."""
         for tensors, saved in zip(self._tensors_by_kind, self._saved, strict=True):
             _unflatten(torch.where(good, _flatten(tensors), saved), tensors)
+
+    def average_over_ranks(self) -> None:
+        """Give all ranks the mean of their running statistics, so that they go on with one network."""
+        if not is_parallel() or not any(norm.training for norm in self._norms):
+            return
+        tensors = self._tensors_by_kind[0]
+        all_reduce_sum(tensors)
+        torch._foreach_div_(tensors, dist.get_world_size())
 
 
 def _flatten(tensors: list[Tensor]) -> Tensor:

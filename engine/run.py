@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 
 from engine.errors import ConfigError
+from engine.folder_lock import lock_folder
 from engine.resume import MidEpochCheckpoints
 
 MONITOR = "val/map50_95"
@@ -30,23 +34,41 @@ class RunConfig:
 
 
 def prepare_run_folder(config: RunConfig, ckpt_path: Path | None) -> Path:
-    """Choose and make the folder of a run that starts, or of one that is resumed from one of its own checkpoints.
+    """Choose, make and lock the folder of a run that starts, or of one that is resumed from one of its own checkpoints.
+
+    With several processes the first one does so; the others learn of it in their callbacks' ``setup``.
 
     Raises:
-        ConfigError: If it cannot be made.
+        ConfigError: If it cannot be made, or another run has it.
     """
     folder = config.folder
+    if rank_zero_only.rank:
+        return folder
     is_resumed = ckpt_path is not None and folder.resolve() in ckpt_path.resolve().parents
-    if not is_resumed:
+    try:
         number = 1
-        while folder.exists() and any(folder.iterdir()):
+        while not is_resumed and not _claim(folder):
             number += 1
             folder = config.folder.with_name(f"{config.folder.name}-{number}")
-    try:
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run.folder: {folder}: cannot be made ({error.strerror}): choose another") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"run.folder: {folder}: cannot be written to: choose another")
+    lock_folder(folder)
     return folder
+
+
+def _claim(folder: Path) -> bool:
+    """Whether a new run may have a folder: it was empty, and no other run that starts at this moment was faster."""
+    if folder.exists() and any(folder.iterdir()):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / CHECKPOINTS).mkdir()  # one of several succeeds
+    except FileExistsError:
+        return False
+    return True
 
 
 class MetricsCsv(CSVLogger):
@@ -57,6 +79,7 @@ class MetricsCsv(CSVLogger):
         self._path = folder / "metrics.csv"
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """The writer, which has written what an earlier part of the run had."""
         if self._experiment is None:

@@ -25,7 +25,8 @@ from engine.ema import WeightAverage
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, clip_gradients, step_if
 from engine.precision import AUTOCAST_DTYPE, Precision, autocast
-from engine.recovery import MemorySettings, Ranks, retry
+from engine.ranks import Ranks
+from engine.recovery import MemorySettings, retry
 from engine.rollback import BatchStatistics
 from engine.schedule import Schedule
 from models.loss import DetectionLoss, LossGains, LossSums
@@ -126,6 +127,7 @@ class TrainingStep:
         retry(lambda: step_if(finite, self.optimizer, self.take_step), self._lower, agree=self.ranks.any)
         self.scaler.update()
         self.batch_statistics.restore_unless(finite)
+        self.batch_statistics.average_over_ranks()
         self.ema.update(self.network, self.num_steps_taken + 1, finite)
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import random
@@ -128,30 +129,73 @@ def test_resume__extends_a_finished_run(data_yaml: Path, tmp_path: Path) -> None
     assert cli.model.step.num_steps_taken == EPOCHS * WINDOWS
 
 
+KILLS = int(os.environ.get("YOLOFIT_TEST_KILLS", "2"))
+MOMENTS = ("writing", "training", "training", "writing", "any")
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_kill__at_random_moments_changes_nothing(data_yaml: Path, tmp_path: Path, undisturbed) -> None:
+@pytest.mark.timeout(300 + 60 * KILLS)
+def test_kill__at_random_moments_changes_nothing(data_yaml: Path, tmp_path: Path) -> None:
     """``kill -9`` again and again; a checkpoint after every window; each time the run goes on with ``last.ckpt``."""
+    epochs = f"--trainer.max_epochs={max(EPOCHS, KILLS)}"
+    fit(arguments(data_yaml, tmp_path / "undisturbed", epochs))
     folder, rng = tmp_path / "run", random.Random(0)
     last = folder / "checkpoints" / "last.ckpt"
-    kills = 0
+    kills: list[str] = []
     while True:
         more = [f"--ckpt_path={last}"] if last.exists() else []
-        args = arguments(data_yaml, folder, "--run.checkpoint_minutes=1e-9", *more)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen([sys.executable, "-m", "engine.fit", *args], env=environment, start_new_session=True)
-        while process.poll() is None and not (folder / "config.yaml").exists():
-            time.sleep(0.05)
-        try:
-            process.wait(timeout=rng.uniform(6.0, 12.0) if kills < KILLS else None)
+        args = arguments(data_yaml, folder, epochs, "--run.checkpoint_minutes=1e-9", *more)
+        moment = MOMENTS[len(kills) % len(MOMENTS)] if len(kills) < KILLS else "never"
+        process = start(args, tmp_path / "stderr.txt")
+        if not kill_at(moment, process, last, rng):
             break
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert process.returncode == 0
-    assert kills > 0
-    assert_same(final_state(folder), undisturbed[1])
+        kills.append(moment)
+    print("killed:", kills)
+    assert process.returncode == 0, (tmp_path / "stderr.txt").read_text()
+    assert len(kills) >= KILLS // 2
+    assert_same(final_state(folder), final_state(tmp_path / "undisturbed"))
+    rows = rows_of(folder)
+    assert [results(row) for row in rows] == [results(row) for row in rows_of(tmp_path / "undisturbed")]
 
 
-KILLS = int(os.environ.get("YOLOFIT_TEST_KILLS", "2"))
+def start(args: list[str], stderr: Path) -> subprocess.Popen:
+    """The real command, in a process group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with stderr.open("w") as file:
+        command = [sys.executable, "-m", "engine.fit", *args]
+        return subprocess.Popen(command, env=environment, stderr=file, start_new_session=True)
+
+
+def kill_at(moment: str, process: subprocess.Popen, last: Path, rng: random.Random) -> bool:
+    """Kill a process and its workers: while it writes a checkpoint, in training after one, or at any time.
+
+    Returns:
+        Whether it was killed, rather than finished.
+    """
+    before = modified(last)
+    if moment == "never":
+        process.wait()
+    elif moment == "any":
+        wait(process, rng.uniform(0, 15))
+    else:
+        while process.poll() is None and modified(last) == before:
+            time.sleep(0.005)
+        wait(process, rng.uniform(0, 0.5))
+    while moment == "writing" and process.poll() is None and not last.with_suffix(".partial").exists():
+        time.sleep(0.0005)
+    if moment == "writing":
+        wait(process, rng.uniform(0, 0.05))
+    if process.poll() is not None:
+        return False
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return True
+
+
+def modified(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def wait(process: subprocess.Popen, seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
