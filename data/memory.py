@@ -8,7 +8,7 @@ out. What a machine has is given to it as numbers: this package does not look at
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -253,11 +253,45 @@ def open_caches(
             file = folder / f"decoded-{id(dataset):x}-{np.random.SeedSequence().entropy:x}.bin"
         floor_bytes = 0 if plan.cache == "disk" else plan.floor_bytes
         source.cache = DecodedCache(plan.cached_images, slot_bytes, file, available_bytes, floor_bytes)
-    elif plan.recent_images:
-        source.cache = RecentImages(dataset.pools, plan.recent_images, slot_bytes)
+    else:
+        open_recent_images(dataset, plan)
     if plan.cache == "files":
         paths = (Path(source.index.path(image)) for image in range(len(source)))
         source.files = FileCache(np.fromiter((path.stat().st_size for path in paths), np.int64, len(source)))
+
+
+def open_recent_images(dataset: TrainDataset, plan: LoadPlan) -> None:
+    """Keep as many decoded pictures for mosaics as a plan says, if any; those that were kept are dropped."""
+    if plan.recent_images:
+        slot_bytes = 3 * dataset.source.image_size**2
+        dataset.source.cache = RecentImages(dataset.pools, plan.recent_images, slot_bytes)
+
+
+def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> LoadPlan:
+    """The plan of a run under way with another number of workers, as far as there is room; the cache stays.
+
+    Args:
+        plan: What the loader takes now.
+        host: What is left beside it.
+        volume: What is loaded.
+        workers: Processes that are wanted.
+    """
+    recent_bytes = plan.recent_images * volume.slot_bytes
+    given_back_bytes = plan.window_bytes + plan.workers * WORKER_BYTES + recent_bytes
+    shm_bytes = None if host.shm_bytes is None else host.shm_bytes + plan.window_bytes
+    host = replace(host, ram_bytes=host.ram_bytes + given_back_bytes, shm_bytes=shm_bytes)
+    fresh = plan_loading(host, volume, "none", workers)
+    recent_images = fresh.recent_images if plan.recent_images else 0
+    cache_bytes = plan.cache_bytes - recent_bytes + recent_images * volume.slot_bytes
+    return replace(
+        plan,
+        workers=fresh.workers,
+        prefetch=fresh.prefetch,
+        recent_images=recent_images,
+        window_bytes=fresh.window_bytes,
+        cache_bytes=cache_bytes,
+        ram_bytes=fresh.window_bytes + cache_bytes + fresh.workers * WORKER_BYTES,
+    )
 
 
 def next_workers(stall_share: float, workers: int, cores: int, is_memory_short: bool = False) -> int:
@@ -273,7 +307,7 @@ def next_workers(stall_share: float, workers: int, cores: int, is_memory_short: 
         Half as many if memory is short; half as many again, up to the cores, if training waited; else the same.
     """
     if is_memory_short:
-        return max(workers // 2, 1)
+        return min(max(workers // 2, 1), workers)
     if stall_share > STALL_SHARE:
         return min(workers + max(workers // 2, 1), max(cores, workers))
     return workers

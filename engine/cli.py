@@ -30,6 +30,7 @@ from engine.report.memory_log import OOM_RECOVERY
 from engine.reporter import RunReporter
 from engine.run import RunConfig, default_callbacks, default_loggers, prepare_run_folder
 from engine.throughput import Throughput
+from engine.workers import WorkerAdapter
 
 TRAINER_DEFAULTS = {
     "max_epochs": 100,
@@ -167,6 +168,7 @@ class CommandLine(LightningCLI):
         self.config.run.folder = folder
         advisor = PaceAdvisor(throughput, self.datamodule.workers)
         callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
+        callbacks.append(WorkerAdapter(throughput))
         callbacks += default_callbacks(folder, config.run)
         logger = combined_loggers(config.trainer.logger, default_loggers(folder))
         return super().instantiate_trainer(

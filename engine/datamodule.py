@@ -23,8 +23,10 @@ from data.memory import (
     VALIDATION_WORKERS,
     CacheMode,
     Host,
+    change_workers,
     measure_volume,
     open_caches,
+    open_recent_images,
     plan_loading,
     worker_count,
 )
@@ -65,7 +67,8 @@ class DetectionData(L.LightningDataModule):
                 ``auto``, the fastest that stays within ``memory.budget``.
             image_size: Side of the network's square input in pixels, a multiple of 32. VRAM grows with its square.
             workers: Processes that prepare images; 0 prepares them in this one. Each keeps up to two windows in RAM.
-                ``auto``: one for each core but one, up to 8, as RAM and /dev/shm allow.
+                ``auto``: one for each core but one, up to 8, as RAM and /dev/shm allow; between epochs more where
+                training waited, up to the cores, and fewer where RAM ran short.
             cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit; ``disk`` decoded, in the
                 cache folder; ``none``; ``auto`` what fits of these, or compressed files in RAM.
             augment: How training images are varied.
@@ -79,6 +82,7 @@ class DetectionData(L.LightningDataModule):
         check_sizes(batch_size, micro_batch_size, image_size)
         if micro_batch_size == "auto":
             raise ConfigError("data.micro_batch_size: auto: is settled by engine.fit; in a program, give a number")
+        self.has_auto_workers = workers == "auto"
         workers = worker_count(workers, available_cores())
         if workers < 0:
             raise ConfigError(f"data.workers: {workers}: must not be negative")
@@ -120,18 +124,35 @@ class DetectionData(L.LightningDataModule):
     def _plan_loading(self) -> None:
         """Fit workers, windows and caches into what this machine has, shared by the processes on it."""
         dataset = self.train_dataset
+        index = dataset.source.index
+        self.volume = measure_volume(index, self.image_size, self.batch_size, self.trainer.world_size)
+        self.loading = plan_loading(self._host(), self.volume, self.cache, self.workers)
+        open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
+        self.repeats = image_repeats(index, tuple(self.class_names), self.balance)
+
+    def _host(self) -> Host:
+        """What this machine has left for this process, of those on it."""
         num_processes = max(self.trainer.num_devices, 1)
         shm_bytes = shm_free_bytes()
-        host = Host(
+        return Host(
             ram_bytes=ram_available_bytes() // num_processes,
             cores=available_cores() // num_processes,
             shm_bytes=None if shm_bytes is None else shm_bytes // num_processes,
             disk_bytes=free_disk_bytes(cache_folder()) // num_processes,
         )
-        volume = measure_volume(dataset.source.index, self.image_size, self.batch_size, self.trainer.world_size)
-        self.loading = plan_loading(host, volume, self.cache, self.workers)
-        open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
-        self.repeats = image_repeats(dataset.source.index, tuple(self.class_names), self.balance)
+
+    def change_workers(self, workers: int) -> bool:
+        """Plan the next training loader with another number of workers, as far as there is room; caches stay.
+
+        Returns:
+            Whether it will have another number than the one in use.
+        """
+        plan = change_workers(self.loading, self._host(), self.volume, workers)
+        if plan.workers == self.loading.workers:
+            return False
+        self.loading = plan
+        open_recent_images(self.train_dataset, plan)
+        return True
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Windows of ``batch_size`` images, shuffled anew each epoch."""
