@@ -109,23 +109,29 @@ class Detector(L.LightningModule):
             self._load_weights(weights)
         self.loss = DetectionLoss(head_strides(self.network))
         self.ema = WeightAverage(self.network, ema)
-        if recompute == "auto":
-            raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")
-        with config_key("model.recompute"):
-            apply_recompute(self.network, recompute, recompute_layers)
-        layers = dict(recompute_layers or {})
         use_fused_kernels(fused_kernels)
-        self.memory = MemorySettings(self.network, batch_size, micro_batch_size, recompute, layers)
+        self.memory = self._memory_settings(micro_batch_size, recompute, dict(recompute_layers or {}))
         self.validation_batch_size = micro_batch_size
         self.evaluation = Evaluation(self.loss, loss, nms, class_names)
         with config_key("model.freeze_layers"):
             _freeze(self.network, freeze_layers, freeze_batch_norm)
+        self._begin()
 
+    def _begin(self) -> None:
+        """The state of a run that has not started."""
         self.step: TrainingStep | None = None
         self.last_outcome: StepOutcome | None = None
-        self.epoch_statistics = EpochStatistics(optimizer.max_grad_norm)
+        self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
         self.validation_summary: dict[str, float] = {}
         self._step_state: dict[str, Any] | None = None
+
+    def _memory_settings(self, micro_batch_size: int, level: Level, layers: dict[int, Level]) -> MemorySettings:
+        """Apply the recompute levels."""
+        if level == "auto":
+            raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")
+        with config_key("model.recompute"):
+            apply_recompute(self.network, level, layers)
+        return MemorySettings(self.network, self.batch_size, micro_batch_size, level, layers)
 
     @property
     def micro_batch_size(self) -> int:

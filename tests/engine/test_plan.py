@@ -18,7 +18,7 @@ from engine.memory.units import GIB
 
 SMALL = [
     "--data.root=synthetic", "--model.network=yolo11n", "--data.image_size=64", "--data.batch_size=8",
-    "--data.micro_batch_size=4",
+    "--data.micro_batch_size=4", "--model.recompute=none",
 ]  # fmt: skip
 
 
