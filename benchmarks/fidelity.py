@@ -23,6 +23,8 @@ import csv
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -144,12 +146,17 @@ def train_ultralytics(run: Run) -> dict[str, Path]:
         "warmup_momentum": schedule["warmup_momentum"], "close_mosaic": run.close_mosaic, "seed": run.seed,
         "augmentations": [],  # else it blurs or greys every 25th image where Albumentations is installed
         "amp": run.precision != "fp32" and {"fp16": True, "bf16": "bf16"}[run.precision],
-        "device": run.device, "workers": 1, "cache": "ram", "patience": run.epochs, "deterministic": False,
+        "device": their_device(run), "workers": 1, "cache": "ram", "patience": run.epochs, "deterministic": False,
         "plots": False, "project": str(run.folder), "name": "run",
     }  # fmt: skip
     with mock.patch.object(module, "check_amp", lambda model: True):  # it would download a network to check with
         DetectionTrainer(overrides=overrides).train()
     return {name: run.folder / "run" / "weights" / f"{name}.pt" for name in ("last", "best")}
+
+
+def their_device(run: Run) -> str:
+    """The device as Ultralytics writes it."""
+    return "cpu" if run.device == "cpu" else "0"
 
 
 def read_curves(run: Run) -> dict[str, list[float]]:
@@ -180,7 +187,7 @@ def validate_by_ultralytics(loaded: LoadedNetwork, run: Run, path: Path) -> dict
     loaded.network.to("cpu")
     export(loaded, "ultralytics", path)
     results = YOLO(path).val(
-        data=str(run.data), imgsz=run.image_size, batch=run.batch, device=run.device, half=False, plots=False,
+        data=str(run.data), imgsz=run.image_size, batch=run.batch, device=their_device(run), half=False, plots=False,
         workers=0, project=str(run.folder), name="val",
     )  # fmt: skip
     return {"map50_95": float(results.box.map), "map50": float(results.box.map50)}
@@ -299,7 +306,9 @@ def main() -> None:
         f"lr {options.lr}, {options.precision}; else configs/parity.yaml"
     )
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["YOLOFIT_CACHE"] = folder  # also where Ultralytics keeps its settings
+        os.environ |= {"YOLOFIT_CACHE": folder, "YOLO_CONFIG_DIR": folder, "OMP_NUM_THREADS": "1"}
+        # Ultralytics writes its settings when first imported: now, lest the runs do so all at once.
+        subprocess.run([sys.executable, "-c", "import ultralytics"], check=True)
         runs = make_runs(options, Path(folder))
         start_seconds = time.perf_counter()
 
