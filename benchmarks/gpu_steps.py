@@ -12,6 +12,8 @@ predicts for them is another program's business: `plan_error.py`.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import gc
 import os
 import statistics
@@ -72,8 +74,13 @@ def _their_step(window: Batch, precision: str) -> Callable[[], object]:
 
 
 def _network() -> torch.nn.Module:
+    return copy.deepcopy(_template()).cuda()
+
+
+@functools.cache
+def _template() -> torch.nn.Module:
     torch.manual_seed(0)
-    return build_network("yolo11l", NUM_CLASSES).cuda()
+    return build_network("yolo11l", NUM_CLASSES)
 
 
 def _used_bytes() -> int:
