@@ -35,6 +35,7 @@ from models.recompute import norm_act
 
 LEVELS = ("none", "elementwise", "block")
 RIVALS = ("ultralytics", *LEVELS)
+CELLS = ["16x640", "32x640", "16x800", "32x800", "8x640", "64x640"]
 TURNS, WARM_UP_STEPS = 2, 5
 
 
@@ -125,8 +126,7 @@ def _row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--image-sizes", type=int, nargs="+", default=[640, 800])
-    parser.add_argument("--micro-batches", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--cells", nargs="+", default=CELLS, help="Micro-batches and image sizes.")
     parser.add_argument("--steps", type=int, default=10, help="Steps of a turn that are timed.")
     arguments = parser.parse_args()
     pynvml.nvmlInit()
@@ -134,11 +134,10 @@ def main() -> None:
     torch.zeros(1, device="cuda")
     results: dict[str, Any] = {"used_bytes_of_an_empty_process": _used_bytes(), "rows": []}
     what = "YOLO11l: memory and time of an optimizer step of one micro-batch, beside Ultralytics' trainer"
-    cells = [(size, number, "fp16", RIVALS) for size in arguments.image_sizes for number in arguments.micro_batches]
-    cells += [(arguments.image_sizes[0], 16, precision, ("ultralytics", "none", "elementwise"))
-              for precision in ("bf16", "fp32")]  # fmt: skip
-    for cell in cells:
-        results["rows"] += measure_cell(*cell, arguments.steps)
+    cells = [(*map(int, cell.split("x")), "fp16", RIVALS) for cell in arguments.cells]
+    cells += [(16, 640, precision, ("ultralytics", "none", "elementwise")) for precision in ("bf16", "fp32")]
+    for micro_batch, image_size, precision, rivals in cells:
+        results["rows"] += measure_cell(image_size, micro_batch, precision, rivals, arguments.steps)
         write(arguments.out, what, results, quiet=True)  # after each cell: a run that is cut short leaves what it has
 
 
