@@ -54,6 +54,9 @@ NEEDLESS_WARNINGS = (
     ".*your dataloader is not resumable.*",  # the sampler is told where to go on
     ".*smaller than the logging interval.*",
     ".*overridden `transfer_batch_to_device`.*",
+    ".*when using `ckpt_path`, callbacks used to create the checkpoint.*",  # validation has none; patience may change
+    ".*could not find the monitored key.*",  # epochs without validation
+    ".*dirpath has changed.*",  # a run resumed into another folder looks for its own best epoch
     ".*sync_dist=True.*",  # what is logged has been summed over the processes already
 )
 ULTRALYTICS_KEYS = {
@@ -165,7 +168,7 @@ class CommandLine(LightningCLI):
         throughput = Throughput()
         callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
         if not self.writes_run:
-            return super().instantiate_trainer(callbacks=callbacks, logger=False)
+            return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
         folder = prepare_run_folder(config.run, config.ckpt_path)
         self.config.run.folder = folder
         advisor = PaceAdvisor(throughput, self.datamodule.workers)
