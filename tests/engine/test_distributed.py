@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,7 +14,6 @@ from tests.helpers.training import flat_weights, make_network, make_step, make_w
 
 COUNTS = [3, 0, 5, 2]
 NUM_STEPS = 5
-LEVELS = ("none", "elementwise", "block")
 
 
 def train(level: str, rank: int | None) -> torch.Tensor:
@@ -26,8 +27,26 @@ def train(level: str, rank: int | None) -> torch.Tensor:
     return flat_weights(network)
 
 
-def train_with_a_fault(rank: int) -> dict:
+def train_on_rank(rank: int, folder: str, level: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(train(level, rank), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["none", "elementwise", "block"])
+def test_run__two_processes_equal_one(level: str, tmp_path: Path) -> None:
+    mp.spawn(train_on_rank, args=(str(tmp_path), level), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first, second)
+    assert relative_error(first, train("none", rank=None)) <= 1e-10
+
+
+def train_with_a_fault(rank: int, folder: str) -> None:
     """Memory runs out on the second rank only, in the second window."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     network = make_network(dtype=torch.float64)
     step = make_step(network, micro_batch_size=2)
     for seed in range(NUM_STEPS):
@@ -36,7 +55,9 @@ def train_with_a_fault(rank: int) -> dict:
         step.run(make_window(COUNTS, seed=seed).split(2)[rank])
         if rank == 1 and seed == 1:
             handle.remove()
-    return {"weights": flat_weights(network), "memory": step.memory.state_dict()}
+    state = {"weights": flat_weights(network), "memory": step.memory.state_dict()}
+    torch.save(state, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
 
 
 def run_out(layer: torch.nn.Module, *_: object) -> None:
@@ -45,39 +66,11 @@ def run_out(layer: torch.nn.Module, *_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
 
-def work(rank: int, folder: str) -> None:
-    """All that one of the two processes does."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    results = {level: train(level, rank) for level in LEVELS}
-    torch.save(results | {"fault": train_with_a_fault(rank)}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What each of two processes came to; to start them takes longer than their work."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-
-@pytest.fixture(scope="module")
-def alone() -> torch.Tensor:
-    return train("none", rank=None)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("level", LEVELS)
-def test_run__two_processes_equal_one(level: str, ranks: list[dict], alone: torch.Tensor) -> None:
-    assert torch.equal(ranks[0][level], ranks[1][level])
-    assert relative_error(ranks[0][level], alone) <= 1e-10
-
-
-@pytest.mark.slow
-def test_run__adapts_on_all_ranks_together(ranks: list[dict], alone: torch.Tensor) -> None:
-    states = [rank["fault"] for rank in ranks]
-    assert relative_error(states[1]["weights"], alone) <= 1e-10
+def test_run__adapts_on_all_ranks_together(tmp_path: Path) -> None:
+    mp.spawn(train_with_a_fault, args=(str(tmp_path),), nprocs=2)
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert relative_error(states[1]["weights"], train("none", rank=None)) <= 1e-10
     assert torch.equal(states[0]["weights"], states[1]["weights"])
     assert [state["memory"]["current"]["recompute"] for state in states] == ["elementwise"] * 2
     causes = [state["memory"]["history"][0]["cause"] for state in states]
