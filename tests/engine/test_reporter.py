@@ -146,7 +146,8 @@ def test_warnings__are_still_shown_when_nobody_else_listens(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
-    reporter = RunReporter(folder)
+    never_begun, reporter = RunReporter(folder), RunReporter(folder)
     logging.getLogger("engine.monitor").warning("VRAM is spilling")
     reporter.teardown(None, None, "fit")
     assert capsys.readouterr().err == "VRAM is spilling\n"
+    assert never_begun._warnings.messages == []
