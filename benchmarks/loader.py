@@ -135,8 +135,8 @@ def enlarge(root_yaml: Path, folder: Path) -> None:
     for number in range(NUM_IMAGES):
         image = Path(index.path(number % len(index))).resolve()
         (folder / "train" / "images" / f"{number:06d}{image.suffix}").symlink_to(image)
-        if label := find_label_file(image):
-            (folder / "train" / "labels" / f"{number:06d}.txt").write_bytes(label.read_bytes())
+        if label := find_label_file(str(image)):
+            (folder / "train" / "labels" / f"{number:06d}.txt").write_bytes(Path(label).read_bytes())
     content = {"train": "train/images", "val": "train/images", "names": list(dataset.names)}
     (folder / "data.yaml").write_text(yaml.safe_dump(content))
 
