@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
-from data.sampler import WindowSampler
+from data.rectangles import RectangleSampler
+from data.sampler import WindowSampler, image_sizes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 32 * 2**20  # the most that glibc takes
@@ -30,6 +31,7 @@ def build_train_loader(
     rank: int = 0,
     prefetch: int = 2,
     repeats: np.ndarray | None = None,
+    multi_scale: float = 0.0,
 ) -> DataLoader[Batch]:
     """Shuffled windows of augmented pictures.
 
@@ -43,6 +45,7 @@ def build_train_loader(
         rank: Which of them this process is.
         prefetch: Windows that each worker makes ahead.
         repeats: How often each image is shown per epoch, on average, see `data.balance`; None for once.
+        multi_scale: Each window has an image size of its own, up to this part of the data set's larger or smaller.
 
     Returns:
         A loader whose length is the number of windows in an epoch.
@@ -50,7 +53,8 @@ def build_train_loader(
     Raises:
         DataError: If some window has fewer images than there are devices.
 
-    Memory: up to ``num_workers * prefetch`` windows of 3 * image_size**2 bytes an image; see `data.memory`.
+    Memory: up to ``num_workers * prefetch`` windows of 3 * image_size**2 bytes an image, for multi-scale training of the
+        largest size; see `data.memory`.
     """
     sampler = WindowSampler(
         len(dataset),
@@ -62,6 +66,7 @@ def build_train_loader(
         rank=rank,
         start_window=start_window,
         repeats=repeats,
+        image_sizes=image_sizes(dataset.source.image_size, multi_scale) if multi_scale else None,
     )
     return _build_loader(dataset, sampler, num_workers, prefetch)
 
@@ -74,7 +79,7 @@ def build_validation_loader(
     num_replicas: int = 1,
     rank: int = 0,
 ) -> DataLoader[Batch]:
-    """Letterboxed pictures in the data set's order, each exactly once over all devices.
+    """Letterboxed pictures, each exactly once over all devices: in the data set's order, or rectangle by rectangle.
 
     Args:
         dataset: What to validate on.
@@ -87,14 +92,21 @@ def build_validation_loader(
         A loader of batches with geometry.
 
     Raises:
-        DataError: If some batch has fewer images than there are devices.
+        DataError: If some batch has fewer images than there are devices; rectangular batches may.
     """
-    sampler = WindowSampler(len(dataset), batch_size, seed=0, shuffle=False, num_replicas=num_replicas, rank=rank)
+    sampler: WindowSampler | RectangleSampler
+    if dataset.rectangles_hw is not None:
+        sampler = RectangleSampler(dataset.rectangles_hw, batch_size, num_replicas, rank)
+    else:
+        sampler = WindowSampler(len(dataset), batch_size, seed=0, shuffle=False, num_replicas=num_replicas, rank=rank)
     return _build_loader(dataset, sampler, num_workers, prefetch=2)
 
 
 def _build_loader(
-    dataset: TrainDataset | ValidationDataset, sampler: WindowSampler, num_workers: int, prefetch: int
+    dataset: TrainDataset | ValidationDataset,
+    sampler: WindowSampler | RectangleSampler,
+    num_workers: int,
+    prefetch: int,
 ) -> DataLoader[Batch]:
     return DataLoader(
         dataset,

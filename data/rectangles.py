@@ -13,9 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from data.sampler import SampleKey
-
-STRIDE_PX = 32
+from data.sampler import STRIDE_PX, SampleKey
 
 
 def rectangles_hw(sizes_hw: np.ndarray, image_size: int) -> np.ndarray:

@@ -29,6 +29,13 @@ from data.errors import DataError
 ORDER_STREAM = 0  # a SeedSequence child of its own: no sample's generator can coincide with the order's
 REPEAT_STREAM = 1
 SIZE_STREAM = 2
+STRIDE_PX = 32  # of the network's coarsest map: input sides are multiples of it
+
+
+def image_sizes(image_size: int, multi_scale: float) -> range:
+    """The sizes of multi-scale training: multiples of `STRIDE_PX` within this part of ``image_size``, either way."""
+    steps = int(image_size * multi_scale) // STRIDE_PX
+    return range(max(image_size - steps * STRIDE_PX, STRIDE_PX), image_size + steps * STRIDE_PX + 1, STRIDE_PX)
 
 
 class SampleKey(NamedTuple):
