@@ -53,8 +53,8 @@ def build_train_loader(
     Raises:
         DataError: If some window has fewer images than there are devices.
 
-    Memory: up to ``num_workers * prefetch`` windows of 3 * image_size**2 bytes an image, for multi-scale training of the
-        largest size; see `data.memory`.
+    Memory: up to ``num_workers * prefetch`` windows of 3 * image_size**2 bytes an image, of the largest size for
+        multi-scale training; see `data.memory`.
     """
     sampler = WindowSampler(
         len(dataset),

@@ -66,23 +66,27 @@ class DetectionData(L.LightningDataModule):
 
         Args:
             root: A ``data.yaml`` in Ultralytics' form, or ``synthetic`` for drawn circuit boards. Only read.
-            batch_size: Effective batch: images per optimizer step, over all devices. Any number; exact.
+            batch_size: Effective batch: images per optimizer step, over all devices. Any number; exact. Costs no
+                VRAM; in RAM an image of a window takes 3 * image_size**2 bytes.
             micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the batch; or
                 ``auto``, the fastest that stays within ``memory.budget``.
             image_size: Side of the network's square input in pixels, a multiple of 32. VRAM grows with its square.
-            multi_scale: Each optimizer step has an image size of its own, drawn from the multiples of 32 up to this part
-                of ``image_size`` larger or smaller (0 to 0.9). VRAM, windows in RAM and the plan are for the largest: at
-                0.5, 2.25 times that of ``image_size``.
+            multi_scale: Each optimizer step has an image size of its own, drawn from the multiples of 32 up to this
+                part of ``image_size`` larger or smaller (0 to 0.9). VRAM, windows in RAM and the plan are for the
+                largest: at 0.5, 2.25 times that of ``image_size``.
             rectangular_validation: Pad validation images to the multiple of 32 above their own two sides, not to a
-                square: less work and never more VRAM. Metrics change a little, as there is less grey, but do not depend
-                on the batch size. No effect on training.
-            workers: Processes that prepare images; 0 prepares them in this one. Each keeps up to two windows in RAM.
-                ``auto``: one for each core but one, up to 8, as RAM and /dev/shm allow; between epochs more where
-                training waited, up to the cores, and fewer where RAM ran short.
-            cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit; ``disk`` decoded, in the
-                cache folder; ``none``; ``auto`` what fits of these, or compressed files in RAM.
+                square: less work and never more VRAM. Metrics change a little, as there is less grey, but do not
+                depend on the batch size. No effect on training.
+            workers: Processes that prepare images; 0 prepares them in this one. Each takes some 150 MiB of RAM and
+                keeps up to two windows in it, in /dev/shm under Linux. ``auto``: one for each core but one, up to 8,
+                as RAM and /dev/shm allow; between epochs more where training waited, up to the cores, and fewer where
+                RAM ran short.
+            cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit, up to 3 * image_size**2
+                bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto``
+                what fits of these, or compressed files in RAM, which take the size of the files.
             augment: How training images are varied.
-            transforms: Albumentations to apply after the built-in augmentation.
+            transforms: Albumentations to apply after the built-in augmentation. Colours are then changed on the host,
+                and each worker holds some copies of one picture for a moment.
             balance: Which images are shown more often, for classes that are rare.
             synthetic: What to draw if ``root`` is ``synthetic``.
             seed: Of every random draw; from ``seed_everything``.
@@ -227,7 +231,9 @@ def check_sizes(
         nearest = max(round(image_size / STRIDE_PX), 1) * STRIDE_PX
         raise ConfigError(f"data.image_size: {image_size}: must be a multiple of 32: use {nearest}")
     if not 0 <= multi_scale <= MAX_MULTI_SCALE:
-        raise ConfigError(f"data.multi_scale: {multi_scale}: give a part of data.image_size from 0 to {MAX_MULTI_SCALE}")
+        raise ConfigError(
+            f"data.multi_scale: {multi_scale}: give a part of data.image_size from 0 to {MAX_MULTI_SCALE}"
+        )
     if multi_scale and len(image_sizes(image_size, multi_scale)) == 1:
         raise ConfigError(
             f"data.multi_scale: {multi_scale}: is less than {STRIDE_PX} pixels of data.image_size {image_size}, and "
