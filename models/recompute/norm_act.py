@@ -9,6 +9,7 @@ Legend: B images, C channels, H x W positions.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from functools import cache, partial
 from types import ModuleType
@@ -20,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from models.recompute.repeat import is_repeating
 
+log = logging.getLogger(__name__)
 _silu_ = partial(torch.nn.functional.silu, inplace=True)
 _silu_backward_into = torch.ops.aten.silu_backward.grad_input
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
@@ -29,23 +31,30 @@ _is_fused = False
 
 
 def use_fused_kernels(enabled: bool) -> None:
-    """Whether this process takes `fused_norm_act` for tensors on a GPU, where Triton is installed; not at first."""
+    """Whether this process takes `fused_norm_act` for tensors on a GPU, where Triton works; not at first."""
     global _is_fused
     _is_fused = enabled
 
 
 def kernels_for(x: Tensor) -> ModuleType:
     """The module whose functions work on ``x``: this one or `fused_norm_act`."""
-    fused = _fused_kernels() if _is_fused and x.is_cuda else None
+    fused = _fused_kernels(x.device) if _is_fused and x.is_cuda else None
     return fused if fused is not None and x.dtype in fused.DTYPES else sys.modules[__name__]
 
 
 @cache
-def _fused_kernels() -> ModuleType | None:
+def _fused_kernels(device: torch.device) -> ModuleType | None:
+    """`fused_norm_act`, if Triton is installed and works: it compiles its kernels with this machine's C compiler."""
     if importlib.util.find_spec("triton") is None:
         return None
     from models.recompute import fused_norm_act
 
+    try:
+        x, numbers = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, device=device)
+        fused_norm_act.normalise_activate(x, numbers, numbers, numbers, numbers, True)
+    except Exception as error:  # Triton's compilers fail in many ways
+        log.warning("model.fused_kernels: Triton does not work here (%s): PyTorch's own kernels are used", error)
+        return None
     return fused_norm_act
 
 
@@ -53,7 +62,7 @@ def normalise_by_batch(
     x_BCHW: Tensor,
     weight_C: Tensor,
     bias_C: Tensor,
-    running: tuple[Tensor, Tensor] | None,
+    running: tuple[Tensor, Tensor, Tensor] | None,
     momentum: float,
     eps: float,
     silu: bool,
@@ -64,7 +73,8 @@ def normalise_by_batch(
         x_BCHW: Raw convolution output, any float dtype.
         weight_C: Scale, in float32 even if ``x`` is in half precision; so are all statistics.
         bias_C: Shift.
-        running: Mean and variance to move towards those of ``x``, by ``momentum``; None to leave them alone.
+        running: Mean and variance to move towards those of ``x``, by ``momentum``, and the number of batches to count
+            this one in; None to leave them alone.
         momentum: Weight of the new statistics.
         eps: Added to the variance.
         silu: Whether to activate.
@@ -72,8 +82,11 @@ def normalise_by_batch(
     Returns:
         Output, of the shape, dtype and memory format of ``x``; mean; and variance with epsilon added.
     """
+    running_mean_C, running_var_C, num_batches = running or (None, None, None)
+    if num_batches is not None:
+        num_batches.add_(1)
     out, mean_C, invstd_C = torch.native_batch_norm(
-        x_BCHW, weight_C, bias_C, *(running or (None, None)), True, momentum, eps
+        x_BCHW, weight_C, bias_C, running_mean_C, running_var_C, True, momentum, eps
     )
     return _silu_(out) if silu else out, mean_C, invstd_C.pow(-2)
 
@@ -118,10 +131,7 @@ class BatchNormAct(torch.autograd.Function):
             variance_C = norm.running_var + norm.eps
             ctx.save_for_backward(x_BCHW, norm.running_mean, variance_C)
             return ctx.kernels.normalise_activate(x_BCHW, weight_C, bias_C, norm.running_mean, variance_C, silu)
-        running = None
-        if not is_repeating.get():
-            norm.num_batches_tracked.add_(1)
-            running = norm.running_mean, norm.running_var
+        running = None if is_repeating.get() else (norm.running_mean, norm.running_var, norm.num_batches_tracked)
         out, mean_C, variance_C = ctx.kernels.normalise_by_batch(
             x_BCHW, weight_C, bias_C, running, norm.momentum, norm.eps, silu
         )

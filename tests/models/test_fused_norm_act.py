@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -73,7 +75,7 @@ class TestAgainstFloat64:
         self, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, silu: bool
     ) -> None:
         x, grad, affine = make_map(shape, dtype, layout), make_map(shape, dtype, layout, seed=2), make_affine(shape[1])
-        running = torch.full((2, shape[1]), 0.25, device=DEVICE).unbind()
+        running = *torch.full((2, shape[1]), 0.25, device=DEVICE).unbind(), torch.tensor(6, device=DEVICE)
         out, mean, variance = normalise_by_batch(x, *affine, running, MOMENTUM, EPS, silu)
         grads = backward(grad, x, *affine, mean, variance, silu, by_batch=True)
 
@@ -85,6 +87,7 @@ class TestAgainstFloat64:
         unbiased = true_variance * num_values / max(num_values - 1, 1)
         assert_close(running[0], 0.25 + MOMENTUM * (true_mean - 0.25), 1e-6)
         assert_close(running[1], 0.25 + MOMENTUM * (unbiased - 0.25), 1e-6)
+        assert int(running[2]) == 7
         expected = reference(x, affine, grad, silu)
         for actual, wanted, limit in zip(
             (out, *grads), expected, (ROUNDING[dtype], ROUNDING[dtype], 1e-5, 1e-5), strict=True
@@ -263,17 +266,40 @@ def test_kernels_for__cpu_and_float64_take_pytorchs_kernels() -> None:
     assert torch.float64 not in fused_norm_act.DTYPES
 
 
-def test_kernels_for__are_fused_on_demand_where_triton_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnCuda:
-        is_cuda, dtype = True, torch.float16
+class OnCuda:
+    """As much of a tensor on a GPU as is looked at."""
 
-    assert norm_act.kernels_for(OnCuda()) is norm_act
+    is_cuda, dtype, device = True, torch.float16, DEVICE
+
+
+@pytest.fixture
+def fused_on_demand(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(norm_act, "_is_fused", True)
-    assert norm_act.kernels_for(OnCuda()) is fused_norm_act
     norm_act._fused_kernels.cache_clear()
+    yield
+    norm_act._fused_kernels.cache_clear()
+
+
+def test_kernels_for__are_fused_only_on_demand(fused_on_demand: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert norm_act.kernels_for(OnCuda()) is fused_norm_act
+    monkeypatch.setattr(norm_act, "_is_fused", False)
+    assert norm_act.kernels_for(OnCuda()) is norm_act
+
+
+def test_kernels_for__are_pytorchs_without_triton(fused_on_demand: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert norm_act.kernels_for(OnCuda()) is norm_act
-    norm_act._fused_kernels.cache_clear()
+
+
+def test_kernels_for__are_pytorchs_where_triton_cannot_compile(
+    fused_on_demand: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(fused_norm_act, "normalise_activate", fail)
+    assert norm_act.kernels_for(OnCuda()) is norm_act
+    assert "Failed to find C compiler" in caplog.text
 
 
 @pytest.mark.gpu
