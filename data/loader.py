@@ -109,8 +109,13 @@ def _as_it_is(window: Batch) -> Batch:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Ctrl-C reaches the whole process group; what it means is for the training process, which needs its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ignore what asks the run to stop: the training process ends its workers once it has written its checkpoint.
+
+    Ctrl-C in a terminal and SLURM's SIGTERM reach every process of a run. If the training process dies, torch's watchdog
+    ends its workers within seconds.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     prepare_worker()
 
 

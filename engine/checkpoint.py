@@ -13,6 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from engine.checkpoint_io import verify_checkpoint
 from engine.errors import ConfigError
 from models.network import NetworkName, build_network
 from models.saved_weights import SavedWeights, WeightsError, read_weights
@@ -52,6 +53,16 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "yolofit" not in checkpoint:
         raise ConfigError(f"{key}: {path}: is not a yolofit checkpoint: it has no entry 'yolofit'")
     return checkpoint
+
+
+def num_steps_of(path: Path) -> int:
+    """How many windows a run had behind it when it wrote this checkpoint, for ``--ckpt_path``.
+
+    Raises:
+        ConfigError: If it is missing, damaged, or not a yolofit checkpoint.
+    """
+    verify_checkpoint(path, "--ckpt_path")
+    return read_checkpoint(path, "--ckpt_path")["global_step"]
 
 
 def check_network(checkpoint: dict[str, Any], ours: dict[str, Any], key: str) -> None:

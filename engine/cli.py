@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from engine.advice import PaceAdvisor
 from engine.auto import MemoryAhead, settle_memory, settle_without_plan
+from engine.checkpoint import num_steps_of
 from engine.checkpoint_io import SafeCheckpointIO
 from engine.datamodule import DetectionData
 from engine.errors import ConfigError
@@ -164,13 +165,14 @@ class CommandLine(LightningCLI):
         callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
         if not self.writes_run:
             return super().instantiate_trainer(callbacks=callbacks, logger=False)
+        num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path)
         self.config.run.folder = folder
         advisor = PaceAdvisor(throughput, self.datamodule.workers)
         callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
         callbacks.append(WorkerAdapter(throughput))
         callbacks += default_callbacks(folder, config.run)
-        logger = combined_loggers(config.trainer.logger, default_loggers(folder))
+        logger = combined_loggers(config.trainer.logger, default_loggers(folder, num_steps_behind))
         return super().instantiate_trainer(
             callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
         )
@@ -194,10 +196,13 @@ class CommandLine(LightningCLI):
         """Write ``config.yaml``, complete and fit to run again, and ``plan.json`` into the run folder."""
         if rank_zero_only.rank:
             return
-        if self.memory_ahead is not None:
-            self.memory_ahead.save(self.config.run.folder)
         path = self.config.run.folder / "config.yaml"
-        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+        try:
+            if self.memory_ahead is not None:
+                self.memory_ahead.save(self.config.run.folder)
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+        except OSError as error:
+            raise ConfigError(f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another") from error
 
 
 def explain(message: str, known_keys: list[str], config_files: list[Path]) -> str:

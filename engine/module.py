@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from data.batch import Batch
@@ -24,6 +23,7 @@ from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, build_optimizer
 from engine.precision import Precision, assert_fp32, build_scaler, check_precision
 from engine.recovery import MemorySettings, in_parts
+from engine.run_logs import MetricsCsv
 from engine.schedule import Schedule, ScheduleConfig
 from engine.statistics import EpochStatistics
 from engine.step import StepOutcome, TrainingStep
@@ -195,8 +195,11 @@ class Detector(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log, and check what every precision promises."""
-        summary = self.epoch_statistics.summary() | {"train/lr": self._learning_rate()}
-        self.log_dict(summary | self.validation_summary)
+        summary = self.epoch_statistics.summary() | {"train/lr": self._learning_rate()} | self.validation_summary
+        self.log_dict(summary, logger=False)
+        for logger in self.loggers:  # now, before the checkpoint of this epoch: Lightning would do it after
+            logger.log_metrics(summary | {"epoch": self.current_epoch}, self.global_step - 1)
+            logger.save()
         assert_fp32(self.network, self.optimizers().optimizer)
 
     def on_validation_epoch_start(self) -> None:
@@ -226,7 +229,7 @@ class Detector(L.LightningModule):
         if self.step.num_steps_taken % self.trainer.log_every_n_steps == 0:
             values = {f"step/{name}": float(value) for name, value in outcome._asdict().items()}
             for logger in self.loggers:
-                if not isinstance(logger, CSVLogger):  # metrics.csv has a row per epoch
+                if not isinstance(logger, MetricsCsv):  # metrics.csv has a row per epoch
                     logger.log_metrics(values | {"step/lr": self._learning_rate()}, self.step.num_steps_taken)
 
     def _learning_rate(self) -> float:
