@@ -111,8 +111,8 @@ def _as_it_is(window: Batch) -> Batch:
 def _start_worker(worker_id: int) -> None:
     """Ignore what asks the run to stop: the training process ends its workers once it has written its checkpoint.
 
-    Ctrl-C in a terminal and SLURM's SIGTERM reach every process of a run. If the training process dies, torch's watchdog
-    ends its workers within seconds.
+    Ctrl-C in a terminal and SLURM's SIGTERM reach every process of a run. If the training process dies, torch's
+    watchdog ends its workers within seconds.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -202,7 +202,8 @@ class CommandLine(LightningCLI):
                 self.memory_ahead.save(self.config.run.folder)
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
         except OSError as error:
-            raise ConfigError(f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another") from error
+            message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"
+            raise ConfigError(message) from error
 
 
 def explain(message: str, known_keys: list[str], config_files: list[Path]) -> str:

@@ -39,8 +39,8 @@ def explained_faults(last_checkpoint: Path) -> Iterator[None]:
         if not str(error).startswith(WORKER_LOST):
             raise
         raise TrainingError(
-            f"a process that prepares images is gone ({_first_line(error)}): mostly the system has killed it because RAM "
-            f"was short: lower data.workers or data.batch_size; {_go_on(last_checkpoint)}"
+            f"a process that prepares images is gone ({_first_line(error)}): mostly the system has killed it because "
+            f"RAM was short: lower data.workers or data.batch_size; {_go_on(last_checkpoint)}"
         ) from error
     except OSError as error:
         if error.errno is None:

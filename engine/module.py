@@ -19,7 +19,7 @@ from engine.checkpoint import load_weights, network_description
 from engine.ema import EmaConfig, WeightAverage
 from engine.errors import ConfigError, config_key
 from engine.evaluation import Evaluation
-from engine.nonfinite import NonFiniteGuard
+from engine.nonfinite import NonFiniteGuard, find_origin
 from engine.optim import OptimizerConfig, build_optimizer
 from engine.precision import Precision, assert_fp32, build_scaler, check_precision
 from engine.recovery import MemorySettings, in_parts
@@ -124,6 +124,7 @@ class Detector(L.LightningModule):
         self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
         self.validation_summary: dict[str, float] = {}
         self._step_state: dict[str, Any] | None = None
+        self._last_window: Batch | None = None
 
     def _memory_settings(self, micro_batch_size: int, level: Level, layers: dict[int, Level]) -> MemorySettings:
         """Apply the recompute levels."""
@@ -164,7 +165,7 @@ class Detector(L.LightningModule):
             ema=self.ema,
             scaler=build_scaler(self.precision_name, self.device),
             precision=self.precision_name,
-            guard=NonFiniteGuard(self.max_skipped_windows),
+            guard=NonFiniteGuard(self.max_skipped_windows, self._find_origin),
             memory=self.memory,
             take_step=optimizer.step,
         )
@@ -189,7 +190,9 @@ class Detector(L.LightningModule):
 
     def training_step(self, window: Batch, batch_idx: int) -> None:
         """One optimizer step."""
-        self._record(self.step.run(window))
+        outcome = self.step.run(window)
+        self._last_window = window  # until its own outcome is known
+        self._record(outcome)
         if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._record(self.step.settle())  # the epoch's means are shown before `on_train_epoch_end`
 
@@ -231,6 +234,13 @@ class Detector(L.LightningModule):
             for logger in self.loggers:
                 if not isinstance(logger, MetricsCsv):  # metrics.csv has a row per epoch
                     logger.log_metrics(values | {"step/lr": self._learning_rate()}, self.step.num_steps_taken)
+
+    def _find_origin(self) -> str:
+        """Where the window whose outcome has just been read went wrong."""
+        if self._last_window is None:
+            return ""
+        parts = [part.to(self.device) for part in self._last_window.split(self.micro_batch_size)]
+        return find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
 
     def _learning_rate(self) -> float:
         return self.optimizers().optimizer.param_groups[0]["lr"]

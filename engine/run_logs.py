@@ -23,7 +23,7 @@ STEP = "step"
 class MetricsCsv(Logger):
     """``metrics.csv``, a row per epoch: a file of a few kilobytes that is replaced as a whole for every row.
 
-    So it is never half written, new columns are no problem, and a row that the disk has refused comes with the next one.
+    So it is never half written, new columns are no problem, and a row that the disk refuses comes with the next one.
     """
 
     def __init__(self, folder: Path, num_steps_behind: int = 0) -> None:
