@@ -32,7 +32,7 @@ def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
         "--config=configs/quickstart.yaml",
         f"--data.root={data_yaml}",
         f"--run.folder={folder}",
-        "--data.image_size=32",
+        "--data.image_size=64",
         "--data.batch_size=3",
         "--data.micro_batch_size=2",
         "--data.workers=2",
