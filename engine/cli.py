@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import yaml
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -153,6 +153,7 @@ class CommandLine(LightningCLI):
                 self.memory_ahead = settle_memory(self.config)
             else:
                 settle_without_plan(self.config)
+            check_sync_batchnorm(self.config)
             super().instantiate_classes()
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
@@ -204,6 +205,25 @@ class CommandLine(LightningCLI):
         except OSError as error:
             message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"
             raise ConfigError(message) from error
+
+
+def check_sync_batchnorm(config: Namespace) -> None:
+    """Refuse BatchNorm over devices where torch or recomputation cannot do it.
+
+    Raises:
+        ConfigError: On a CPU, or with a recompute level that takes a layer's forward pass twice.
+    """
+    if not config.trainer.sync_batchnorm:
+        return
+    if config.trainer.accelerator == "cpu":
+        raise ConfigError("trainer.sync_batchnorm: true: torch has it for GPUs only: leave it out")
+    levels = {config.model.recompute, *(config.model.recompute_layers or {}).values()}
+    if levels != {"none"}:
+        raise ConfigError(
+            f"trainer.sync_batchnorm: true: model.recompute is {config.model.recompute}, but devices can normalise "
+            "together only in layers that keep everything: set model.recompute: none, or leave "
+            "trainer.sync_batchnorm out"
+        )
 
 
 def explain(message: str, known_keys: list[str], config_files: list[Path]) -> str:

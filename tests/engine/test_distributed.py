@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from data.batch import Batch
+from models.network import batch_norms
 from models.recompute import apply_recompute
 from tests.helpers.training import flat_weights, make_network, make_step, make_window, relative_error
 
@@ -101,3 +102,15 @@ def test_run__adapts_on_all_ranks_together(tmp_path: Path) -> None:
     assert [state["memory"]["current"]["recompute"] for state in states] == ["elementwise"] * 2
     causes = [state["memory"]["history"][0]["cause"] for state in states]
     assert causes == ["another device ran out of memory", "CUDA out of memory (tried to allocate 3.00 GiB)"]
+
+
+def test_run__with_batch_norm_over_devices_is_plain_in_one_process() -> None:
+    """Lightning converts the network when ``trainer.sync_batchnorm`` is set; torch has the real thing for GPUs only."""
+    plain = make_network(frozen=False)
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(make_network(frozen=False))
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
+    for network in (plain, converted):
+        make_step(network, micro_batch_size=2).run(make_window(COUNTS))
+    assert torch.equal(flat_weights(plain), flat_weights(converted))
+    for ours, expected in zip(batch_norms(converted), batch_norms(plain), strict=True):
+        assert torch.equal(ours.running_mean, expected.running_mean)

@@ -60,7 +60,7 @@ class RunProcess:
 
 def start_run(args: list[str], output: Path, **environment: str) -> RunProcess:
     """Start ``python -m engine.fit`` with these arguments; no pictures are drawn."""
-    environment = {"YOLOFIT_CACHE": os.environ["YOLOFIT_CACHE"], **environment}
+    environment.setdefault("YOLOFIT_CACHE", os.environ.get("YOLOFIT_CACHE", str(output.parent / "cache")))
     process = _context.Process(target=_run, args=(args, output, environment))
     process.start()
     return RunProcess(process, output)
