@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
@@ -91,8 +92,9 @@ def build_validation_loader(
 def _build_loader(
     dataset: TrainDataset | ValidationDataset, sampler: WindowSampler, num_workers: int, prefetch: int
 ) -> DataLoader[Batch]:
+    windows: Dataset[Any] = dataset  # ``__getitems__`` makes whole windows
     return DataLoader(
-        dataset,
+        windows,
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_as_it_is,
@@ -103,7 +105,7 @@ def _build_loader(
     )
 
 
-def _as_it_is(window: Batch) -> Batch:
+def _as_it_is(window: Any) -> Batch:
     """The datasets make whole windows."""
     return window
 

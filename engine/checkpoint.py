@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -149,14 +149,14 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
     """
     try:
         saved = read_weights(path)
-        if saved.network not in get_args(NetworkName):
+        if saved.network is None or saved.network not in get_args(NetworkName):
             known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
             raise WeightsError(f"{known}: give a yolofit checkpoint or an Ultralytics file of a YOLO11 detector")
         num_classes = _num_classes(saved)
         names = saved.class_names or [f"class {number}" for number in range(num_classes)]
         if len(names) != num_classes:
             raise WeightsError(f"names {len(names)} classes, but its head tells {num_classes} apart")
-        network = build_network(saved.network, len(names))
+        network = build_network(cast(NetworkName, saved.network), len(names))
         network.load_state_dict(saved.state)
     except WeightsError as error:
         raise ConfigError(f"{key}: {path}: {error}") from error

@@ -87,7 +87,7 @@ def send_pictures(loggers: Iterable[Logger], pictures: Sequence[Path], step: int
             _send(logger, path, step)
 
 
-def _send(logger: Logger, path: Path, step: int) -> None:
+def _send(logger: Any, path: Path, step: int) -> None:
     name = type(logger).__name__
     if name == "TensorBoardLogger":
         image = np.asarray(Image.open(path).convert("RGB"))

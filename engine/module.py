@@ -115,7 +115,7 @@ class Detector(L.LightningModule):
         self.ema = WeightAverage(self.network, ema)
         use_fused_kernels(fused_kernels)
         self.memory = self._memory_settings(micro_batch_size, recompute, dict(recompute_layers or {}))
-        self.validation_batch_size = micro_batch_size
+        self.validation_batch_size: Any = micro_batch_size
         self.evaluation = Evaluation(self.loss, loss, nms, class_names)
         with config_key("model.freeze_layers"):
             _freeze(self.network, freeze_layers, freeze_batch_norm)
@@ -123,14 +123,14 @@ class Detector(L.LightningModule):
 
     def _begin(self) -> None:
         """The state of a run that has not started."""
-        self.step: TrainingStep | None = None
+        self.step: TrainingStep | Any = None  # from `on_train_start` on
         self.last_outcome: StepOutcome | None = None
         self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
         self.validation_summary: dict[str, float] = {}
         self._step_state: dict[str, Any] | None = None
         self._last_window: Batch | None = None
 
-    def _memory_settings(self, micro_batch_size: int, level: Level, layers: dict[int, Level]) -> MemorySettings:
+    def _memory_settings(self, micro_batch_size: Any, level: Any, layers: dict[int, Level]) -> MemorySettings:
         """Apply the recompute levels."""
         if level == "auto":
             raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")

@@ -45,10 +45,13 @@ OVERHEAD_SHARE = 0.005
 class PlannedMemory(Protocol):
     """What the monitor needs of a plan."""
 
-    peak_bytes: int
-    """Of the device, CUDA's context included."""
-    components: Mapping[str, int]
-    """The same bytes by who holds them."""
+    @property
+    def peak_bytes(self) -> int:
+        """Of the device, CUDA's context included."""
+
+    @property
+    def components(self) -> Mapping[str, int]:
+        """The same bytes by who holds them."""
 
 
 class MemoryMonitor(L.Callback):
@@ -79,7 +82,7 @@ class MemoryMonitor(L.Callback):
         self.plan = plan
         self.budget_bytes = budget_bytes
         self.adapt = adapt
-        self.probe = probe
+        self.probe: Any = probe
         self.guard = SpillGuard()
         self._log: MemoryLog | None = None
         self._is_running = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -81,7 +82,7 @@ def default_loggers(folder: Path, num_steps_behind: int = 0) -> list[Logger]:
 
 def default_callbacks(folder: Path, config: RunConfig) -> list[Callback]:
     """``best.ckpt`` by mAP50-95, ``last.ckpt`` of the newest state, and the end of patience."""
-    place = {"dirpath": folder / CHECKPOINTS, "enable_version_counter": False}
+    place: dict[str, Any] = {"dirpath": folder / CHECKPOINTS, "enable_version_counter": False}
     callbacks: list[Callback] = [
         ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **place),
         ModelCheckpoint(filename="last", **place),
