@@ -203,7 +203,8 @@ def _route(board: Board) -> tuple[list[np.ndarray], list[np.ndarray]]:
         if 3 * mm < np.abs(starts[other] - start).max() < 16 * mm:
             lay(_bent(rng, start, starts[other]), [pin[:2]], [pins[other, :2]])
     for pin, start in zip(pins, starts, strict=True):
-        length, sideways = (rng.uniform((0.3, 0.3), (4.0, 1.5)) * mm * (1, rng.integers(-1, 2))).tolist()
+        reach = rng.uniform((0.3, 0.3), (4.0, 1.5)) * mm
+        length, sideways = np.multiply(reach, (1, rng.integers(-1, 2))).tolist()
         lay(_bent(rng, start, start + pin[2:] * (length + abs(sideways)) + pin[[3, 2]] * sideways), [pin[:2]])
     return paths, vias
 

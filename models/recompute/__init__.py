@@ -94,9 +94,10 @@ def can_repeat(layer: nn.Module) -> bool:
 def _transform(layer: nn.Module, level: Level) -> None:
     module: Any  # whose method is replaced
     for module in layer.modules():
+        is_input_enough = isinstance(module, nn.MaxPool2d | Attention)
         if is_conv_unit(module):
             module.forward = partial(_conv_unit, module)
-        elif isinstance(module, nn.MaxPool2d | Attention):
+        elif is_input_enough:
             module.forward = partial(_keep_inputs_only, module)
     forward = _block if level == "block" and can_repeat(layer) else _elementwise
     layer.forward = partial(forward, layer)
