@@ -23,11 +23,11 @@ MOMENTS = ("writing", "training", "any", "training", "writing")
 @pytest.fixture(scope="module")
 def data_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "boards"
-    return generate_pcb_dataset(folder, SyntheticConfig(num_train=8, num_val=2, image_size=96))
+    return generate_pcb_dataset(folder, SyntheticConfig(num_train=24, num_val=2, image_size=96))
 
 
 def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
-    """8 images in windows of 3 by 2, read by two workers."""
+    """24 images in windows of 3 by 2, read by two workers."""
     return [
         "--config=configs/quickstart.yaml",
         f"--data.root={data_yaml}",
@@ -45,7 +45,7 @@ def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
 @pytest.mark.timeout(300 + 60 * KILLS)
 def test_kill__at_random_moments_changes_nothing(data_yaml: Path, tmp_path: Path) -> None:
     """Again and again; a checkpoint after every window; each time the run goes on with ``last.ckpt``."""
-    epochs = f"--trainer.max_epochs={KILLS + 4}"
+    epochs = f"--trainer.max_epochs={KILLS // 2 + 2}"
     undisturbed = start_run(arguments(data_yaml, tmp_path / "undisturbed", epochs), tmp_path / "undisturbed.txt")
     assert undisturbed.wait() == 0, undisturbed.output.read_text()
     folder, rng = tmp_path / "run", random.Random(0)
@@ -81,7 +81,7 @@ def kill_at(moment: str, run: RunProcess, last: Path, rng: random.Random) -> boo
     else:
         while run.is_running and modified(last) == before:
             time.sleep(0.005)
-        run.wait(rng.uniform(0, 0.5))
+        run.wait(rng.uniform(0, 0.3))
     if moment == "writing":
         while run.is_running and not last.with_suffix(".partial").exists():
             time.sleep(0.0005)
