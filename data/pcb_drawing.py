@@ -204,7 +204,7 @@ def _route(board: Board) -> tuple[list[np.ndarray], list[np.ndarray]]:
             lay(_bent(rng, start, starts[other]), [pin[:2]], [pins[other, :2]])
     for pin, start in zip(pins, starts, strict=True):
         reach = rng.uniform((0.3, 0.3), (4.0, 1.5)) * mm
-        length, sideways = np.multiply(reach, (1, rng.integers(-1, 2))).tolist()
+        length, sideways = np.multiply(reach, [1, int(rng.integers(-1, 2))]).tolist()
         lay(_bent(rng, start, start + pin[2:] * (length + abs(sideways)) + pin[[3, 2]] * sideways), [pin[:2]])
     return paths, vias
 

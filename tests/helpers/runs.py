@@ -10,11 +10,13 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from engine.errors import run_command
 from engine.fit import main as fit
@@ -78,12 +80,22 @@ def start_ranks(num_ranks: int, args: list[str], folder: Path) -> list[RunProces
     return [start_run(args, folder / f"rank{i}.txt", **environment) for i, environment in enumerate(ranks)]
 
 
+def _end_with_the_tests() -> None:
+    """A test that fails leaves its runs behind: they end when the process that started them does."""
+    tests = multiprocessing.parent_process()
+    assert tests is not None
+    tests.join()
+    os.killpg(0, signal.SIGKILL)
+
+
 def _run(args: list[str], output: Path, environment: dict[str, str]) -> None:
     os.setsid()
+    threading.Thread(target=_end_with_the_tests, daemon=True).start()
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ |= environment
+    rank_zero_only.rank = int(environment.get("RANK", 0))  # Lightning has read it when it was imported
     torch.set_num_threads(1)
     RunReporter._draw = lambda *_: None  # half of the time of a short run
     run_command(lambda _: fit(args))
