@@ -90,6 +90,7 @@ def _end_with_the_tests() -> None:
 
 def _run(args: list[str], output: Path, environment: dict[str, str]) -> None:
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of the workers, as in a run from the command line
     threading.Thread(target=_end_with_the_tests, daemon=True).start()
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
