@@ -8,11 +8,12 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from engine.checkpoint_io import verify_checkpoint
 from engine.errors import ConfigError
 from models.network import NetworkName, build_network
 from models.saved_weights import SavedWeights, WeightsError, read_weights
@@ -52,6 +53,16 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "yolofit" not in checkpoint:
         raise ConfigError(f"{key}: {path}: is not a yolofit checkpoint: it has no entry 'yolofit'")
     return checkpoint
+
+
+def num_steps_of(path: Path) -> int:
+    """How many windows a run had behind it when it wrote this checkpoint, for ``--ckpt_path``.
+
+    Raises:
+        ConfigError: If it is missing, damaged, or not a yolofit checkpoint.
+    """
+    verify_checkpoint(path, "--ckpt_path")
+    return read_checkpoint(path, "--ckpt_path")["global_step"]
 
 
 def check_network(checkpoint: dict[str, Any], ours: dict[str, Any], key: str) -> None:
@@ -138,14 +149,14 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
     """
     try:
         saved = read_weights(path)
-        if saved.network not in get_args(NetworkName):
+        if saved.network is None or saved.network not in get_args(NetworkName):
             known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
             raise WeightsError(f"{known}: give a yolofit checkpoint or an Ultralytics file of a YOLO11 detector")
         num_classes = _num_classes(saved)
         names = saved.class_names or [f"class {number}" for number in range(num_classes)]
         if len(names) != num_classes:
             raise WeightsError(f"names {len(names)} classes, but its head tells {num_classes} apart")
-        network = build_network(saved.network, len(names))
+        network = build_network(cast(NetworkName, saved.network), len(names))
         network.load_state_dict(saved.state)
     except WeightsError as error:
         raise ConfigError(f"{key}: {path}: {error}") from error

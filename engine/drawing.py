@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def _free_place(
     return next(clear, free[0] if free else None)
 
 
-def _overlaps(place: Place, other: Place) -> bool:
+def _overlaps(place: Sequence[float], other: Sequence[float]) -> bool:
     return place[0] < other[2] and other[0] < place[2] and place[1] < other[3] and other[1] < place[3]
 
 
@@ -103,7 +104,7 @@ def _contrast(colour: tuple[int, ...]) -> tuple[int, int, int]:
 @cache
 def _font(size_px: int, is_ascii: bool) -> ImageFont.FreeTypeFont:
     """Matplotlib's font, or one of the system's with more letters where the text needs them and there is one."""
-    path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    path: str | Path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     if not is_ascii:
         known = {font.name: font.fname for font in font_manager.fontManager.ttflist}
         path = next((known[name] for name in WIDE_FONTS if name in known), path)

@@ -66,7 +66,7 @@ def _draw_classes(axes: Axes, counts: np.ndarray, class_names: list[str]) -> Non
 def _draw_counts(axes: Axes, boxes_per_image: np.ndarray) -> None:
     most = int(boxes_per_image.max(initial=0))
     edges = np.linspace(-0.5, most + 0.5, min(most + 2, BINS))
-    axes.hist(boxes_per_image, bins=edges, color=PALETTE[0])
+    axes.hist(boxes_per_image, bins=edges.tolist(), color=PALETTE[0])
     empty = int((boxes_per_image == 0).sum())
     about = f"median {np.median(boxes_per_image):.0f}, most {most}; {empty:,} images have none"
     title(axes, "Boxes in an image", about)
