@@ -1,0 +1,85 @@
+"""The plan against a real training step, cell by cell.
+
+    python benchmarks/plan_accuracy.py --out benchmarks/results/plan_accuracy_cpu.json
+
+1. `simulated`: the step on the meta device against the storages of a real step of yolo11n on the CPU.
+2. `between`: what the plan reads off its straight lines between simulations against a simulation of that micro-batch.
+
+What a GPU has besides (kernels' workspaces, gaps in the allocator, CUDA itself) cannot be seen here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+from unittest import mock
+
+import torch
+from common import BOXES_PER_IMAGE, NUM_CLASSES, cpu_peak_bytes, random_window, step_tensors, training_step, write
+
+from data.batch import Batch
+from engine.planning import predict
+from engine.simulation import StepSpec, simulate_step
+from models.network import build_network
+from models.recompute import Level
+
+IMAGE_SIZES, MICRO_BATCHES, ACCUMULATES = (96, 160, 256), (1, 3, 8), (1, 2)
+LARGEST, BETWEEN = 32, (3, 6, 12, 24)
+
+
+def real_bytes(micro_batch: int, image_size: int, level: Level, accumulate: int) -> int:
+    """Peak of a step on the CPU, without the window: it stays on the host when there is a GPU."""
+    step = training_step(build_network("yolo11n", NUM_CLASSES), micro_batch * accumulate, micro_batch, "fp32", level)
+    window = random_window(micro_batch * accumulate, image_size)
+    # On a CPU a micro-batch is there already; on a GPU it is copied.
+    with mock.patch.object(Batch, "to", lambda self, device, non_blocking=False: self._map(torch.clone)):
+        step.run(window)  # the optimizer's state is made
+        return cpu_peak_bytes(lambda: step.run(window), step_tensors(step))
+
+
+def simulated() -> Iterator[dict[str, Any]]:
+    """A row a cell."""
+    for level, size, micro_batch, accumulate in itertools.product(
+        get_args(Level), IMAGE_SIZES, MICRO_BATCHES, ACCUMULATES
+    ):
+        spec = StepSpec("yolo11n", NUM_CLASSES, size, "fp32", BOXES_PER_IMAGE)
+        components = simulate_step(
+            spec, micro_batch, level, accumulates=accumulate > 1, workspace_bytes=lambda func, args: 0
+        )
+        cell = {"recompute": level, "image_size": size, "micro_batch": micro_batch, "accumulate": accumulate}
+        yield row(cell, sum(components.values()), real_bytes(micro_batch, size, level, accumulate))
+
+
+def between() -> Iterator[dict[str, Any]]:
+    """A row a cell."""
+    for network, level, micro_batch in itertools.product(("yolo11n", "yolo11l"), get_args(Level), BETWEEN):
+        spec = StepSpec(network)
+        predicted = sum(predict(spec, LARGEST, level, micro_batch, accumulates=True).values())
+        measured = sum(simulate_step(spec, micro_batch, level, accumulates=True).values())
+        yield row({"network": network, "recompute": level, "micro_batch": micro_batch}, predicted, measured)
+
+
+def row(cell: dict[str, Any], predicted: int, measured: int) -> dict[str, Any]:
+    """A cell with its error, relative to what was measured."""
+    print(cell, f"{predicted / measured - 1:+.3%}", flush=True)
+    return cell | {
+        "predicted_bytes": predicted,
+        "measured_bytes": measured,
+        "relative_error": predicted / measured - 1,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    results = {"simulated": list(simulated()), "between": list(between())}
+    write(out, "peak bytes of a training step: predicted against measured", results, quiet=True)
+
+
+if __name__ == "__main__":
+    main()
