@@ -75,6 +75,7 @@ def training_step(
         precision=precision,
         guard=NonFiniteGuard(10),
         memory=memory,
+        cuda_graphs=True,
     )
 
 

@@ -5,7 +5,8 @@ of a real step on a CPU. Tensors on the meta device have no data, so the largest
 before the step is there here too: weights, their average, the optimizer's state. One micro-batch is enough: what
 the second and later ones of a step find different is that there are gradients to add to, so these are made before.
 
-The next micro-batch, which is copied to the device ahead of its turn, is there as well. Left out are kernels that
+The next micro-batch, which is copied to the device ahead of its turn, is there as well, and what `engine.cuda_graphs`
+keeps: gradients between steps, and one more copy of the micro-batch. Left out are kernels that
 allocate nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars).
 """
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batch import Batch
-from engine.accumulation import AccumulationWindow, gradients_of
+from engine.accumulation import AccumulationWindow, back_propagate, gradients_of
 from engine.ema import EmaConfig, WeightAverage
 from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker, cuda_autocast_on_meta
 from engine.optim import OptimizerConfig, build_optimizer, clip_gradients, step_if
@@ -66,6 +67,8 @@ class StepSpec:
     optimizer: OptimizerConfig = OptimizerConfig()  # noqa: RUF009  frozen
     freeze_batch_norm: bool = False
     freeze_layers: int = 0
+    cuda_graphs: bool = True
+    """Whether micro-steps are recorded, as on a GPU they are."""
 
 
 class kernels_left_out(TorchDispatchMode):
@@ -188,9 +191,7 @@ class _Simulation:
         apply_recompute(self.network, level, per_layer)
         self.optimizer = build_optimizer(self.network, spec.optimizer, batch_size=micro_batch_size)
         self.statistics = BatchStatistics(self.network)
-        self.accumulation = AccumulationWindow(
-            micro_batch_size, LossGains(), torch.amp.GradScaler(enabled=False)
-        )
+        self.scaler = torch.amp.GradScaler(enabled=False)
         tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
         tracker.track([*self.ema.parameters(), *self.ema.buffers()], "ema")
         self._fill_optimizer_state()
@@ -199,36 +200,39 @@ class _Simulation:
         """The step, from top to bottom, as `engine.step` has it; bytes by component at its peak."""
         with kernels_left_out(), self.tracker, self.tracker.phase("temporaries"):
             self.statistics.save()
-            if accumulates:
+            self.accumulation = AccumulationWindow(self.micro_batch_size, 1, torch.device("meta"))
+            if accumulates or self.spec.cuda_graphs:
                 self._make_gradients()
-            ahead = self._copied_ahead() if accumulates else None
+            elsewhere = self._copies(accumulates + self.spec.cuda_graphs)
             self.tracker.reset_peak()
             self._micro_batch()
-            del ahead
+            del elsewhere
             self._update()
         self.network.zero_grad(set_to_none=True)
         remove_recompute(self.network)
         return self.tracker.breakdown()
 
     def _make_gradients(self) -> None:
-        """What an earlier micro-batch of the step has left behind."""
+        """What an earlier micro-batch has left behind, or, with recordings, an earlier step."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
 
-    def _copied_ahead(self) -> Batch:
+    def _copies(self, count: int) -> list[Batch]:
+        """Micro-batches beside the one that is computed with: copied ahead, and the recording's own."""
         with self.tracker.phase("inputs"):
-            return self._micro_batch_on_device()
+            return [self._micro_batch_on_device() for _ in range(count)]
 
     def _micro_batch(self) -> None:
-        sums = self._loss_sums()
-        with self.tracker.phase("activation_gradients"):
-            self.accumulation.backward(sums, self.micro_batch_size)
-        self.tracker.track(gradients_of(self.optimizer), "gradients")
-
-    def _loss_sums(self) -> LossSums:
         with self.tracker.phase("inputs"):
             micro_batch = self._micro_batch_on_device()
+        sums = self._loss_sums(micro_batch)
+        with self.tracker.phase("activation_gradients"):
+            totals = back_propagate(sums, LossGains(), self.accumulation.scale, self.scaler)
+            self.accumulation.add(totals)
+        self.tracker.track(gradients_of(self.optimizer), "gradients")
+
+    def _loss_sums(self, micro_batch: Batch) -> LossSums:
         autocast = self._autocast()
         with autocast:
             with self.tracker.phase("inputs"):
@@ -251,7 +255,7 @@ class _Simulation:
         return cuda_autocast_on_meta(AUTOCAST_DTYPE[self.spec.precision])
 
     def _update(self) -> None:
-        self.accumulation.normalise(self.optimizer)
+        self.accumulation.normalise(self.optimizer, self.scaler)
         grad_norm = clip_gradients(gradients_of(self.optimizer), self.spec.optimizer.max_grad_norm)
         finite = grad_norm.isfinite()
         step_if(finite, self.optimizer, self.optimizer.step)
