@@ -1,17 +1,18 @@
 """The plan against a real training step, cell by cell.
 
-    python benchmarks/plan_accuracy.py --out benchmarks/results/plan_accuracy_cpu.json
+    python benchmarks/plan_error.py --out benchmarks/results/plan_error.json
+    python benchmarks/plan_error.py --gpu benchmarks/results/gpu_steps_DATE.json --out ...
 
 1. `simulated`: the step on the meta device against the storages of a real step of yolo11n on the CPU.
 2. `between`: what the plan reads off its straight lines between simulations against a simulation of that micro-batch.
-
-What a GPU has besides (kernels' workspaces, gaps in the allocator, CUDA itself) cannot be seen here.
+3. `gpu`: the plan, CUDA itself included, against what the driver reported for every cell of `gpu_steps.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +22,7 @@ import torch
 from common import BOXES_PER_IMAGE, NUM_CLASSES, cpu_peak_bytes, random_window, step_tensors, training_step, write
 
 from data.batch import Batch
-from engine.planning import predict
+from engine.planning import described, predict
 from engine.simulation import StepSpec, simulate_step
 from models.network import build_network
 from models.recompute import Level
@@ -45,7 +46,7 @@ def simulated() -> Iterator[dict[str, Any]]:
     for level, size, micro_batch, accumulate in itertools.product(
         get_args(Level), IMAGE_SIZES, MICRO_BATCHES, ACCUMULATES
     ):
-        spec = StepSpec("yolo11n", NUM_CLASSES, size, "fp32", BOXES_PER_IMAGE)
+        spec = StepSpec("yolo11n", NUM_CLASSES, size, "fp32", BOXES_PER_IMAGE, cuda_graphs=False)
         components = simulate_step(
             spec, micro_batch, level, accumulates=accumulate > 1, workspace_bytes=lambda func, args: 0
         )
@@ -62,6 +63,17 @@ def between() -> Iterator[dict[str, Any]]:
         yield row({"network": network, "recompute": level, "micro_batch": micro_batch}, predicted, measured)
 
 
+def on_gpu(file: Path) -> Iterator[dict[str, Any]]:
+    """A row a cell of ours that was measured."""
+    for found in json.loads(file.read_text())["rows"]:
+        if found["rival"] in get_args(Level):
+            size, micro_batch, level = found["image_size"], found["micro_batch"], found["rival"]
+            spec = StepSpec("yolo11l", NUM_CLASSES, size, found["precision"], found["boxes_per_image"])
+            predicted = described(spec, micro_batch, micro_batch, level, {}).peak_bytes
+            cell = {"image_size": size, "micro_batch": micro_batch, "precision": found["precision"]}
+            yield row(cell | {"recompute": level}, predicted, found["used_bytes"])
+
+
 def row(cell: dict[str, Any], predicted: int, measured: int) -> dict[str, Any]:
     """A cell with its error, relative to what was measured."""
     print(cell, f"{predicted / measured - 1:+.3%}", flush=True)
@@ -75,10 +87,13 @@ def row(cell: dict[str, Any], predicted: int, measured: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    out = parser.parse_args().out
+    parser.add_argument("--gpu", type=Path, help="A result of gpu_steps.py.")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     results = {"simulated": list(simulated()), "between": list(between())}
-    write(out, "peak bytes of a training step: predicted against measured", results, quiet=True)
+    if options.gpu is not None:
+        results |= {"gpu": list(on_gpu(options.gpu)), "gpu_file": options.gpu.name}
+    write(options.out, "peak bytes of a training step: predicted against measured", results, quiet=True)
 
 
 if __name__ == "__main__":
