@@ -2,8 +2,8 @@
 
     python benchmarks/accumulation.py --data synthetic PATH/TO/data.yaml --out benchmarks/results/accumulation_cpu.json
 
-yolo11n in FP32 with frozen BatchNorm whose statistics fit, windows of 16 training pictures with mosaic. "ultralytics"
-is their loss accumulated as their trainer does: every micro-batch divides by its own normaliser. "yolofit" is
+yolo11n in FP32 after some steps of training, with frozen BatchNorm; windows of 16 training pictures with mosaic.
+"ultralytics" is their loss accumulated as their trainer does: every micro-batch divides by its own normaliser. "yolofit" is
 `engine.accumulation`. Each is compared with its own gradient of the 16 pictures at once.
 """
 
@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from common import quartiles, write
+from common import quartiles, training_step, write
 from step_time import their_batch
 from torch import Tensor, nn
 from ultralytics.utils.loss import v8DetectionLoss
@@ -31,6 +31,7 @@ from data.index import build_index
 from data.sampler import SampleKey
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.accumulation import AccumulationWindow, back_propagate
+from engine.schedule import Schedule, ScheduleConfig
 from models.loss import DetectionLoss, LossGains
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides, network_input
 
@@ -46,15 +47,19 @@ def make_windows(description: DatasetYaml, image_size: int, num_windows: int) ->
     return [collate([dataset[key] for key in window]) for window in keys]
 
 
-def make_network(window: Batch, num_classes: int) -> nn.Module:
-    """A random network whose BatchNorm statistics are those of the window, and stay."""
+def make_network(windows: list[Batch], num_classes: int, num_steps: int) -> nn.Module:
+    """A network after some steps on the windows, whose BatchNorm statistics are those of the first, and stay."""
     torch.manual_seed(0)
     network = build_network("yolo11n", num_classes)
+    step = training_step(network, NUM_IMAGES, NUM_IMAGES)
+    step.schedule = Schedule(ScheduleConfig(warmup_epochs=0), max_epochs=1, steps_per_epoch=max(num_steps, 1))
+    for number in range(num_steps):
+        step.run(windows[number % len(windows)])
     norms = list(batch_norms(network))
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
-        network(network_input(window.images))
+        network(network_input(windows[0].images))
     freeze_batch_norms(norms)
     network.args = SimpleNamespace(box=LossGains.box, cls=LossGains.cls, dfl=LossGains.dfl)
     return network
@@ -93,13 +98,12 @@ def relative_error(gradient: Tensor, reference: Tensor) -> float:
     return float((gradient - reference).norm() / reference.norm())
 
 
-def measure(windows: list[Batch], num_classes: int) -> dict[str, Any]:
+def measure(windows: list[Batch], network: nn.Module) -> dict[str, Any]:
     """Errors over the windows, by split, and how far the two whole gradients are apart."""
     sides: dict[str, Callable[..., Tensor]] = {"ultralytics": ultralytics_gradient, "yolofit": yolofit_gradient}
     errors: dict[int, dict[str, list[float]]] = {size: {name: [] for name in sides} for size in MICRO_BATCHES}
     apart = []
     for window in windows:
-        network = make_network(window, num_classes)
         whole = {name: gradient(network, window, NUM_IMAGES) for name, gradient in sides.items()}
         apart.append(relative_error(whole["yolofit"], whole["ultralytics"]))
         for size in MICRO_BATCHES:
@@ -124,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["synthetic"], help="`synthetic`, or paths of data.yaml files")
     parser.add_argument("--image-size", type=int, default=320)
+    parser.add_argument("--steps", type=int, default=30, help="of training before")
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -135,10 +140,10 @@ def main() -> None:
             description = read_dataset_yaml(source)
             windows = make_windows(description, options.image_size, options.windows)
         name = "synthetic" if data == "synthetic" else source.resolve().parent.name
-        by_data[name] = measure(windows, description.num_classes)
+        by_data[name] = measure(windows, make_network(windows, description.num_classes, options.steps))
     what = (
         f"relative L2 error of the gradient against that of {NUM_IMAGES} pictures of {options.image_size} px at once; "
-        "yolo11n, fp32, BatchNorm frozen; medians over the windows"
+        f"yolo11n after {options.steps} steps, fp32, BatchNorm frozen; medians over the windows"
     )
     write(options.out, what, {"data": by_data})
 

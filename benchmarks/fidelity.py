@@ -15,8 +15,8 @@ of either's last epoch and best epoch are then validated twice: by yolofit's val
 file grows with every run that ends, so a run that is cut short leaves what it has. The data set is copied for every
 run; its own folder is only read.
 
-With `--plain` nothing is augmented: then only the order of images is left to chance, and with one batch an epoch nothing
-is, so both trainers must take the same course until rounding has grown into a difference.
+With `--plain` nothing is augmented: then only the order of images is left to chance, and with one batch an epoch
+nothing is, so both trainers must take the same course until rounding has grown into a difference.
 """
 
 from __future__ import annotations

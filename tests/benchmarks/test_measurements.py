@@ -50,7 +50,7 @@ def test_box_losses__are_nothing_in_fp32_and_far_apart_in_bf16() -> None:
 def test_gradients__of_whole_windows_are_those_of_ultralytics() -> None:
     config = SyntheticConfig(num_train=accumulation.NUM_IMAGES, num_val=1, image_size=96)
     windows = accumulation.make_windows(read_dataset_yaml(generate_pcb_dataset(Path("boards"), config)), 96, 1)
-    network = accumulation.make_network(windows[0], 25)
+    network = accumulation.make_network(windows, 25, num_steps=1)
     theirs = accumulation.ultralytics_gradient(network, windows[0], 16)
     assert accumulation.relative_error(accumulation.yolofit_gradient(network, windows[0], 16), theirs) < 1e-3
 
