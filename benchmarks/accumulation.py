@@ -3,8 +3,8 @@
     python benchmarks/accumulation.py --data synthetic PATH/TO/data.yaml --out benchmarks/results/accumulation_cpu.json
 
 yolo11n in FP32 after some steps of training, with frozen BatchNorm; windows of 16 training pictures with mosaic.
-"ultralytics" is their loss accumulated as their trainer does: every micro-batch divides by its own normaliser. "yolofit" is
-`engine.accumulation`. Each is compared with its own gradient of the 16 pictures at once.
+"ultralytics" is their loss accumulated as their trainer does: every micro-batch divides by its own normaliser.
+"yolofit" is `engine.accumulation`. Each is compared with its own gradient of the 16 pictures at once.
 """
 
 from __future__ import annotations
