@@ -160,7 +160,9 @@ def train_ultralytics(run: Run) -> dict[str, Path]:
         "device": their_device(run), "workers": 1, "cache": "ram", "patience": run.epochs, "deterministic": False,
         "plots": False, "project": str(run.folder), "name": "run", **run.augment,
     }  # fmt: skip
-    with mock.patch.object(module, "check_amp", lambda model: True):  # it would download a network to check with
+    no_download = mock.patch.object(module, "check_amp", lambda model: True)  # of a network to check with
+    no_polars = mock.patch.object(DetectionTrainer, "read_results_csv", lambda self: {})  # a copy in the checkpoint
+    with no_download, no_polars:
         DetectionTrainer(overrides=overrides).train()
     return {name: run.folder / "run" / "weights" / f"{name}.pt" for name in ("last", "best")}
 

@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python benchmarks/gpu_kernels.py --out benchmarks/results/gpu_kernels_2026-11-26.json
 
-For maps of YOLO11l at 640, in both layouts: forward, output computed again, backward. Microseconds of the kernels alone:
-calls are recorded in a CUDA graph, so that launching them from Python does not count; torch.compile's with its guards, in
-an ordinary loop. ``floor`` is the least traffic (3, 2 and 5 passes over the map) at the speed of a plain copy here.
+For maps of YOLO11l at 640, in both layouts: forward, output computed again, backward. Microseconds of the kernels:
+calls are recorded in a CUDA graph, so that launching them from Python does not count; only torch.compile's run in an
+ordinary loop, with its guards. ``floor`` is the least traffic (3, 2 and 5 passes over the map) at the speed of a copy.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ predicts for them is another program's business: `plan_error.py`.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import gc
 import os
 import statistics
@@ -33,6 +35,7 @@ from models.recompute import norm_act
 
 LEVELS = ("none", "elementwise", "block")
 RIVALS = ("ultralytics", *LEVELS)
+CELLS = ["16x640", "32x640", "16x800", "32x800", "8x640", "64x640"]
 TURNS, WARM_UP_STEPS = 2, 5
 
 
@@ -72,8 +75,13 @@ def _their_step(window: Batch, precision: str) -> Callable[[], object]:
 
 
 def _network() -> torch.nn.Module:
+    return copy.deepcopy(_template()).cuda()
+
+
+@functools.cache
+def _template() -> torch.nn.Module:
     torch.manual_seed(0)
-    return build_network("yolo11l", NUM_CLASSES).cuda()
+    return build_network("yolo11l", NUM_CLASSES)
 
 
 def _used_bytes() -> int:
@@ -118,8 +126,7 @@ def _row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--image-sizes", type=int, nargs="+", default=[640, 800])
-    parser.add_argument("--micro-batches", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--cells", nargs="+", default=CELLS, help="Micro-batches and image sizes.")
     parser.add_argument("--steps", type=int, default=10, help="Steps of a turn that are timed.")
     arguments = parser.parse_args()
     pynvml.nvmlInit()
@@ -127,11 +134,10 @@ def main() -> None:
     torch.zeros(1, device="cuda")
     results: dict[str, Any] = {"used_bytes_of_an_empty_process": _used_bytes(), "rows": []}
     what = "YOLO11l: memory and time of an optimizer step of one micro-batch, beside Ultralytics' trainer"
-    cells = [(size, number, "fp16", RIVALS) for size in arguments.image_sizes for number in arguments.micro_batches]
-    cells += [(arguments.image_sizes[0], 16, precision, ("ultralytics", "none", "elementwise"))
-              for precision in ("bf16", "fp32")]  # fmt: skip
-    for cell in cells:
-        results["rows"] += measure_cell(*cell, arguments.steps)
+    cells = [(*map(int, cell.split("x")), "fp16", RIVALS) for cell in arguments.cells]
+    cells += [(16, 640, precision, ("ultralytics", "none", "elementwise")) for precision in ("bf16", "fp32")]
+    for micro_batch, image_size, precision, rivals in cells:
+        results["rows"] += measure_cell(image_size, micro_batch, precision, rivals, arguments.steps)
         write(arguments.out, what, results, quiet=True)  # after each cell: a run that is cut short leaves what it has
 
 

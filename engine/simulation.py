@@ -12,8 +12,7 @@ allocate nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -110,25 +109,6 @@ def _is_like_first(args: tuple) -> bool:
     )
 
 
-def convolution_workspace_bytes(func: Any, args: tuple) -> int:
-    """What cuDNN takes while a convolution runs: its input and its output (or their gradients) once more.
-
-    Tensor cores want channels last; for maps that are channels first, as ours are, cuDNN makes copies in a workspace.
-    Depthwise convolutions do not use tensor cores. An assumption, not a measurement: other algorithms need less.
-    """
-    if func is aten.convolution.default:
-        x, weight, _, stride, padding, dilation, _, _, groups = args
-        if groups > 1:
-            return 0
-        dims = zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
-        size = [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, pad, gap, kernel, step in dims]
-        return x.nbytes + x.element_size() * len(x) * len(weight) * math.prod(size)
-    if func is aten.convolution_backward.default:
-        grad, x, groups = args[0], args[1], args[9]
-        return 0 if groups > 1 else grad.nbytes + x.nbytes
-    return 0
-
-
 @cache
 def network_on_meta(
     name: NetworkName, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
@@ -151,7 +131,6 @@ def simulate_step(
     per_layer: Mapping[int, Level] | None = None,
     *,
     accumulates: bool,
-    workspace_bytes: Callable[[Any, tuple], int] = convolution_workspace_bytes,
 ) -> dict[str, int]:
     """Run one optimizer step and see who holds the bytes at its peak.
 
@@ -161,12 +140,11 @@ def simulate_step(
         level: Recompute level of the network.
         per_layer: Other levels of single layers, as for `apply_recompute`.
         accumulates: Whether the step has several micro-batches, or one.
-        workspace_bytes: What kernels take beside their results, by operator and arguments.
 
     Returns:
         Bytes by component; they add up to the peak of allocated bytes.
     """
-    tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES, workspace_bytes)
+    tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES)
     return _Simulation(spec, micro_batch_size, level, per_layer, tracker).run(accumulates)
 
 

@@ -152,3 +152,26 @@ def test_run__trains_on_a_gpu_as_without_recordings(recompute: str) -> None:
         assert bool(step.micro_step._recordings) == graphs
         assert step.settle().finite
     assert relative_error(*[flat_weights(network) for network in networks]) < 1e-3  # bf16, atomic additions
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_run__recovers_from_running_out_of_memory_while_it_records() -> None:
+    networks = [make_network(frozen=True).cuda() for _ in range(2)]
+    for network, fails in zip(networks, (True, False), strict=True):
+        step = make_step(network, micro_batch_size=4, cuda_graphs=True)
+        work, failures = step._forward_backward, []
+
+        def fail_once(batch: Batch, scale: Tensor, work=work, failures=failures, fails=fails) -> Tensor:
+            totals = work(batch, scale)
+            if fails and not failures and torch.cuda.is_current_stream_capturing():
+                failures.append(True)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return totals
+
+        step.micro_step._micro_step = fail_once
+        for seed in range(6):
+            step.run(make_window([2, 0, 5, 1], seed).pin_memory())
+        assert bool(failures) == fails and step.memory.recompute == ("elementwise" if fails else "none")
+        assert step.micro_step._recordings
+    assert relative_error(*[flat_weights(network) for network in networks]) < 1e-4  # fp32 in another order
