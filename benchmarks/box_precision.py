@@ -9,6 +9,7 @@ Both losses get the same logits under the same autocast. What a loss says here i
 from __future__ import annotations
 
 import argparse
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,7 +99,7 @@ def main() -> None:
             row: dict = {"image_size": image_size, "precision": precision}
             for name in losses[0]:
                 values = [loss[name] for loss in losses]
-                row[name] = sum(values) / len(values)
+                row[name] = statistics.median(values)
                 row[f"{name}_quartiles"] = quartiles(values)
             rows.append(row)
     what = (

@@ -34,8 +34,10 @@ def with_quartiles(value: float, quartiles: Sequence[float], form: str = ".3f") 
 
 
 def gib(num_bytes: float) -> str:
-    """Bytes in GiB, or in MiB where there are few."""
-    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.0f} MiB"
+    """Bytes in GiB, or in MiB or KiB where there are few."""
+    if num_bytes >= GIB:
+        return f"{num_bytes / GIB:.2f} GiB"
+    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"
 
 
 def missing(what: str, program: str) -> str:
@@ -106,6 +108,30 @@ def _gpu_targets(report: Report, texts: Sequence[str], cells: dict[tuple, dict[s
     large = [row["used_bytes"] for key, cell in cells.items() if key[:2] == (640, 64)
              for level, row in cell.items() if level in LEVELS]  # fmt: skip
     report.target("1", texts[2], gib(min(large)) if large else None, bool(large) and min(large) <= 16 * GIB)
+
+
+def budget(report: Report) -> str:
+    """Runs within 16 GiB."""
+    result = report.newest("gpu_budget")
+    text = "GPU: all four rows of the popular 16 GB table train within 16 GiB"
+    if result is None:
+        report.target("1", text, None)
+        return missing("training within 16 GiB", "python benchmarks/gpu_budget.py")
+    rows, num_green = [], 0
+    for row in result["rows"]:
+        is_green = row["exit_status"] == 0
+        num_green += is_green and row["micro_batch"] != "auto"
+        planned = row.get("planned", {})
+        rows.append((
+            f"{row['micro_batch']} x {row['image_size']}", "trained" if is_green else f"status {row['exit_status']}",
+            planned.get("recompute", "-"), *(gib(size) if size else "-" for size in (
+                planned.get("peak_bytes"), row.get("peak_allocated_mib", 0) * 2**20,
+                row.get("peak_reserved_mib", 0) * 2**20,
+            )), row.get("recoveries", "-"),
+        ))  # fmt: skip
+    report.target("1", text, f"{num_green} of 4", num_green == 4)
+    head = ("micro-batch x size", "", "recompute", "planned", "allocated", "reserved", "recoveries")
+    return f"{result.source()}\n\n{table(head, rows, num_text=3)}"
 
 
 def kernels(report: Report) -> str:
@@ -222,7 +248,7 @@ def precision(report: Report) -> str:
         axes.set(yscale="log", ylabel="1 - CIoU")
         axes.legend(fontsize=7)
 
-    head = ("image size, precision", "Ultralytics, mean", "yolofit, mean")
+    head = ("image size, precision", "Ultralytics", "yolofit")
     return f"{result.source()}\n\n{table(head, rows)}\n\n{report.plot('box_precision', draw)}\n\n{saving}"
 
 
@@ -284,10 +310,29 @@ def loader(report: Report) -> str:
 def fidelity(report: Report) -> str:
     """Trained by both: what the networks are worth."""
     results = [found for name in ("gpu_fidelity", "fidelity_cpu") if (found := report.newest(name))]
+    parts = [_fidelity(report, result) for result in results]
     if not results:
         report.target("7", "mAP50-95 not below Ultralytics' mean", None)
-        return missing("training by both", "python benchmarks/fidelity.py")
-    return "\n\n".join(_fidelity(report, result) for result in results)
+        parts.append(missing("training by both", "python benchmarks/fidelity.py"))
+    if plain := report.newest("fidelity_plain_cpu"):
+        parts.append(_same_course(report, plain))
+    return "\n\n".join(parts)
+
+
+def _same_course(report: Report, result: Result) -> str:
+    """How far the losses of the two trainers are apart where nothing is left to chance."""
+    curves = {run["trainer"]: run["curves"] for run in result["runs"]}
+    names = ("box_loss", "cls_loss", "dfl_loss", "val_box_loss", "val_dfl_loss")
+    apart = {
+        name: [abs(ours / theirs - 1) for ours, theirs in zip(*(curves[side][name] for side in SIDES), strict=True)]
+        for name in names
+    }
+    epochs = range(1, len(apart["box_loss"]) + 1)
+    rows = [(name.replace("_", " "), *(f"{value:.0e}" for value in values)) for name, values in apart.items()]
+    worst = max(values[2] for values in apart.values())
+    report.target("7", "without chance, losses equal to 1e-4 for three steps", f"{worst:.0e}", worst <= 1e-4)
+    note = "Relative difference of the losses by epoch, of one step each, where nothing is left to chance:"
+    return f"{result.source()}\n\n{note}\n\n{table(('', *epochs), rows)}"
 
 
 def _fidelity(report: Report, result: Result) -> str:
@@ -408,6 +453,7 @@ def validation(report: Report) -> str:
 
 SECTIONS: dict[str, Callable[[Report], str]] = {
     "1. Memory and speed on a GPU": on_gpu,
+    "1. Training within 16 GiB": budget,
     "1. Kernels on a GPU": kernels,
     "2. Memory and speed on a CPU": on_cpu,
     "3. Plan against measurement": plan,
