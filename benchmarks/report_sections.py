@@ -160,16 +160,16 @@ def on_cpu(report: Report) -> str:
         ]  # fmt: skip
         head = ("", "peak of tensors", "seconds a step", "time, Ultralytics = 1")
 
-        def draw(axes: Axes) -> None:
-            for name, peak in step["peak_bytes"].items():
-                seconds = step["median_seconds"][name]
-                is_ours = name.startswith("yolofit")
-                axes.plot(seconds, peak / 2**20, "o", color=COLOURS["yolofit" if is_ours else "ultralytics"])
-                axes.annotate(f" {name.removeprefix('yolofit, ')}", (seconds, peak / 2**20), fontsize=6)
-            axes.set(xlabel="seconds a step", ylabel="peak of tensors, MiB", ylim=(0, None))
-            axes.margins(x=0.3)
+        def draw(memory: Axes, time: Axes) -> None:
+            names = list(reversed(step["peak_bytes"]))
+            colours = [COLOURS[name.partition(",")[0]] for name in names]
+            memory.barh(names, [step["peak_bytes"][name] / 2**20 for name in names], color=colours)
+            time.barh(names, [step["median_seconds"][name] for name in names], color=colours)
+            memory.set(xlabel="peak of tensors, MiB")
+            memory.tick_params(axis="y", labelsize=7)
+            time.set(xlabel="seconds a step", yticks=[])
 
-        parts.append(f"{step.source()}\n\n{table(head, rows)}\n\n{report.plot('step_cpu', draw)}")
+        parts.append(f"{step.source()}\n\n{table(head, rows)}\n\n{report.plot('step_cpu', draw, 2)}")
         ratio = step["median_seconds"]["yolofit, elementwise"] / step["median_seconds"]["yolofit, none"]
         text = "CPU: a step with `elementwise` takes at most 1.10 x one with `none`"
         report.target("2", text, f"{ratio:.2f}", ratio <= 1.1)
