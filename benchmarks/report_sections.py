@@ -215,9 +215,7 @@ def plan(report: Report) -> str:
             each.set(xlabel="error, %", ylabel="cells")
 
     head = ("", "cells", "least", "median", "greatest")
-    autobatch = "Ultralytics' AutoBatch fits its line to measurements on a GPU: " + (
-        missing("its error", "a run on a GPU") if report.newest("gpu_autobatch") is None else "see below."
-    )
+    autobatch = "Not measured yet: Ultralytics' AutoBatch, which fits its line to measurements on a GPU."
     picture = report.plot("plan_error", draw, len(kinds))
     return f"{result.source()}\n\n{table(head, rows)}\n\n{picture}\n\n{autobatch}"
 
