@@ -1,11 +1,11 @@
 """The plan against a real training step, cell by cell.
 
     python benchmarks/plan_error.py --out benchmarks/results/plan_error.json
-    python benchmarks/plan_error.py --gpu benchmarks/results/gpu_steps_DATE.json --out ...
+    python benchmarks/plan_error.py --gpu benchmarks/results/gpu_steps_DATE.json --out ...plan_error_gpu.json
 
 1. `simulated`: the step on the meta device against the storages of a real step of yolo11n on the CPU.
 2. `between`: what the plan reads off its straight lines between simulations against a simulation of that micro-batch.
-3. `gpu`: the whole plan against what the driver reported for every cell of `gpu_steps.py`.
+3. `gpu`, on its own: the plan that this machine makes against what the driver reported for every cell of `gpu_steps.py`.
 
 The first two are about tensors: what a GPU holds beside them (`engine.memory.overhead`) is no part of them.
 """
@@ -31,6 +31,7 @@ from models.network import build_network
 from models.recompute import Level
 
 IMAGE_SIZES, MICRO_BATCHES, ACCUMULATES = (96, 160, 256), (1, 3, 8), (1, 2)
+BESIDE_TENSORS = tuple(beside_tensors(0, 0, 0))
 LARGEST, BETWEEN = 32, (3, 6, 24)
 
 
@@ -61,7 +62,7 @@ def between() -> Iterator[dict[str, Any]]:
         spec = StepSpec(network)
         found = predict(spec, LARGEST, level, micro_batch, accumulates=True)
         measured = sum(simulate_step(spec, micro_batch, level, accumulates=True).values())
-        predicted = sum(found.values()) - sum(found[name] for name in beside_tensors(measured))
+        predicted = sum(found.values()) - sum(found[name] for name in BESIDE_TENSORS)
         yield row({"network": network, "recompute": level, "micro_batch": micro_batch}, predicted, measured)
 
 
@@ -92,9 +93,10 @@ def main() -> None:
     parser.add_argument("--gpu", type=Path, help="A result of gpu_steps.py.")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = {"simulated": list(simulated()), "between": list(between())}
-    if options.gpu is not None:
-        results |= {"gpu": list(on_gpu(options.gpu)), "gpu_file": options.gpu.name}
+    if options.gpu is None:
+        results: dict[str, Any] = {"simulated": list(simulated()), "between": list(between())}
+    else:
+        results = {"gpu": list(on_gpu(options.gpu)), "gpu_file": options.gpu.name}
     write(options.out, "peak bytes of a training step: predicted against measured", results, quiet=True)
 
 

@@ -81,9 +81,10 @@ class Report:
         paths = sorted(self.folder.glob("*.json"))
         return [Result(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
 
-    def target(self, number: str, text: str, measured: str | None, is_met: bool = False) -> None:
-        """Note a target and what became of it; None if it has not been measured."""
-        verdict = "not measured" if measured is None else "met" if is_met else "**missed**"
+    def target(self, number: str, text: str, measured: str | None, share_met: float = 0) -> None:
+        """Note a target, what was measured (None for nothing), and in which share of the cases it is met."""
+        is_part = 0 < share_met < 1
+        verdict = "not measured" if measured is None else "in part" if is_part else "met" if share_met else "**missed**"
         self.targets.append((number, text, measured or "-", verdict))
 
     def plot(self, name: str, draw: Callable[..., None], columns: int = 1) -> str:

@@ -5,6 +5,7 @@ Nothing in them is typed in by hand, and what has no result says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,18 +94,20 @@ def on_gpu(report: Report) -> str:
 
 
 def _gpu_targets(report: Report, texts: Sequence[str], cells: dict[tuple, dict[str, dict]]) -> None:
-    pairs = [(cell[level], cell["ultralytics"], f"{key[1]} x {key[0]} `{level}`")
-             for key, cell in cells.items() for level in LEVELS if level in cell and "ultralytics" in cell]  # fmt: skip
-    ratios = [
-        (ours["peak_allocated_bytes"] / theirs["peak_allocated_bytes"],
-         ours["images_per_second"] / theirs["images_per_second"], where)
-        for ours, theirs, where in pairs
-    ]  # fmt: skip
-    lean = min((ratio for ratio in ratios if ratio[1] >= 1), default=None)
-    fast = max((ratio for ratio in ratios if ratio[0] <= 1), key=lambda ratio: ratio[1], default=None)
-    say = "memory {0:.2f}, speed {1:.2f} at {2}"
-    report.target("1", texts[0], say.format(*lean) if lean else "never as fast", bool(lean) and lean[0] <= 0.45)
-    report.target("1", texts[1], say.format(*fast) if fast else "never as lean", bool(fast) and fast[1] >= 1.2)
+    lean, fast = [], []  # in each cell, the least memory at no less speed, and the most speed at no more memory
+    for cell in cells.values():
+        theirs = cell["ultralytics"]
+        ratios = [
+            (cell[level]["peak_allocated_bytes"] / theirs["peak_allocated_bytes"],
+             cell[level]["images_per_second"] / theirs["images_per_second"])
+            for level in LEVELS if level in cell
+        ]  # fmt: skip
+        lean.append(min((memory for memory, speed in ratios if speed >= 1), default=math.inf))
+        fast.append(max((speed for memory, speed in ratios if memory <= 1), default=0.0))
+    num_lean, num_fast = sum(memory <= 0.45 for memory in lean), sum(speed >= 1.2 for speed in fast)
+    for text, num_met, values in ((texts[0], num_lean, lean), (texts[1], num_fast, fast)):
+        measured = f"{num_met} of {len(cells)} cells ({min(values):.2f} to {max(values):.2f})"
+        report.target("1", text, measured, num_met / len(cells))
     large = [row["used_bytes"] for key, cell in cells.items() if key[:2] == (640, 64)
              for level, row in cell.items() if level in LEVELS]  # fmt: skip
     report.target("1", texts[2], gib(min(large)) if large else None, bool(large) and min(large) <= 16 * GIB)
@@ -187,18 +190,19 @@ def on_cpu(report: Report) -> str:
 
 def plan(report: Report) -> str:
     """The plan against measurement."""
-    result = report.newest("plan_error")
+    result, on_a_gpu = report.newest("plan_error"), report.newest("plan_error_gpu")
     text = "the plan is within 8 % of what the driver reports, over at least 12 cells"
     about = {
         "simulated": "simulated against a real step on a CPU",
         "between": "read off a straight line against simulated",
         "gpu": "plan against the driver on a GPU",
     }
-    if result is None:
+    found = (result.content if result else {}) | ({"gpu": on_a_gpu["gpu"]} if on_a_gpu else {})
+    kinds = [kind for kind in about if kind in found]
+    if not kinds:
         report.target("3", text, None)
         return missing("the plan's error", "python benchmarks/plan_error.py")
-    kinds = [kind for kind in about if result.content.get(kind)]
-    errors = {kind: [row["relative_error"] for row in result[kind]] for kind in kinds}
+    errors = {kind: [row["relative_error"] for row in found[kind]] for kind in kinds}
     rows = [
         (about[kind], len(values), f"{min(values):+.2%}", f"{sorted(values)[len(values) // 2]:+.2%}",
          f"{max(values):+.2%}")
@@ -217,7 +221,8 @@ def plan(report: Report) -> str:
     head = ("", "cells", "least", "median", "greatest")
     autobatch = "Not measured yet: Ultralytics' AutoBatch, which fits its line to measurements on a GPU."
     picture = report.plot("plan_error", draw, len(kinds))
-    return f"{result.source()}\n\n{table(head, rows)}\n\n{picture}\n\n{autobatch}"
+    sources = "\n\n".join(each.source() for each in (result, on_a_gpu) if each)
+    return f"{sources}\n\n{table(head, rows)}\n\n{picture}\n\n{autobatch}"
 
 
 def precision(report: Report) -> str:
