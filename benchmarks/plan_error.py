@@ -5,7 +5,8 @@
 
 1. `simulated`: the step on the meta device against the storages of a real step of yolo11n on the CPU.
 2. `between`: what the plan reads off its straight lines between simulations against a simulation of that micro-batch.
-3. `gpu`, on its own: the plan that this machine makes against what the driver reported for every cell of `gpu_steps.py`.
+3. `gpu`, on its own: the plan as it is made on that machine against what its driver reported, for every cell of
+   `gpu_steps.py`. (What `engine.memory.overhead` assumes was read off these very results: other cards may differ more.)
 
 The first two are about tensors: what a GPU holds beside them (`engine.memory.overhead`) is no part of them.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +26,12 @@ import torch
 from common import BOXES_PER_IMAGE, NUM_CLASSES, cpu_peak_bytes, random_window, step_tensors, training_step, write
 
 from data.batch import Batch
-from engine.memory.overhead import beside_tensors
+from engine.memory.overhead import (
+    CUBLAS_WORKSPACE_BYTES,
+    HOPPER_WORKSPACE_BYTES,
+    MODULES_BYTES,
+    beside_tensors,
+)
 from engine.planning import described, predict
 from engine.simulation import StepSpec, simulate_step
 from models.network import build_network
@@ -68,11 +75,16 @@ def between() -> Iterator[dict[str, Any]]:
 
 def on_gpu(file: Path) -> Iterator[dict[str, Any]]:
     """A row a cell of ours that was measured."""
-    for found in json.loads(file.read_text())["rows"]:
+    results = json.loads(file.read_text())
+    context_bytes = results["used_bytes_of_an_empty_process"] + MODULES_BYTES
+    is_hopper = re.search("H[12]00", results["machine"]["gpu"])
+    machine = HOPPER_WORKSPACE_BYTES if is_hopper else CUBLAS_WORKSPACE_BYTES, context_bytes
+    for found in results["rows"]:
         if found["rival"] in get_args(Level):
             size, micro_batch, level = found["image_size"], found["micro_batch"], found["rival"]
             spec = StepSpec("yolo11l", NUM_CLASSES, size, found["precision"], found["boxes_per_image"])
-            predicted = described(spec, micro_batch, micro_batch, level, {}).peak_bytes
+            with mock.patch("engine.planning.of_this_machine", lambda: machine):
+                predicted = described(spec, micro_batch, micro_batch, level, {}).peak_bytes
             cell = {"image_size": size, "micro_batch": micro_batch, "precision": found["precision"]}
             yield row(cell | {"recompute": level}, predicted, found["used_bytes"])
 
