@@ -16,6 +16,7 @@ MAX_NAMED_CLASSES = 16
 MAX_WRITTEN_CELLS = 32
 """With more classes, the cells of a confusion matrix hold no numbers."""
 BACKGROUND = "background"
+ALL_CLASSES = "all classes"
 
 
 def draw_curves(results: DetectionResults, folder: Path) -> list[Path]:
@@ -36,7 +37,7 @@ def _draw_pr(results: DetectionResults, path: Path) -> Path:
     labels = [f"{ap:.2f}" for ap in results.ap50_C]
     _draw_classes(axes, results, COCO_RECALLS, results.pr_curve, labels)
     mean = np.nanmean(results.pr_curve, axis=0)
-    axes.plot(COCO_RECALLS, mean, color=INK, linewidth=2.5, label=f"all classes: mAP50 {results.map50:.3f}")
+    axes.plot(COCO_RECALLS, mean, color=INK, linewidth=2.5, label=f"{ALL_CLASSES}: mAP50 {results.map50:.3f}")
     about = "a detection is right from IoU 0.5 on; in the legend: AP50"
     _finish(axes, "Precision over recall", about, "recall", "precision")
     figure.savefig(path)
@@ -50,7 +51,7 @@ def _draw_over_confidence(results: DetectionResults, name: str, curve: NDArray, 
     _draw_classes(axes, results, CONFIDENCES, curve, [f"{value:.2f}" for value in at_best])
     mean = np.nanmean(curve[results.num_truth_C > 0], axis=0)
     value = float(np.interp(results.confidence, CONFIDENCES, mean))
-    axes.plot(CONFIDENCES, mean, color=INK, linewidth=2.5, label=f"all classes: {value:.3f}")
+    axes.plot(CONFIDENCES, mean, color=INK, linewidth=2.5, label=f"{ALL_CLASSES}: {value:.3f}")
     axes.axvline(results.confidence, color=BAD, linewidth=1, linestyle=":", label="best mean F1")
     about = f"the best mean F1 is at confidence {results.confidence:.3f}; in the legend: {name} there"
     _finish(axes, f"{name[0].upper()}{name[1:]} over confidence", about, "confidence", name)
@@ -75,8 +76,9 @@ def _finish(axes: Axes, name: str, about: str, x: str, y: str) -> None:
     axes.set_ylabel(y, color=MUTED)
     tidy(axes, "both")
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(
-        handles[::-1], labels[::-1], loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK
+    first = next(i for i, label in enumerate(labels) if label.startswith(ALL_CLASSES))
+    axes.figure.legend(  # the mean, drawn last to be on top, is named first
+        handles[first:] + handles[:first], labels[first:] + labels[:first], loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK
     )
 
 

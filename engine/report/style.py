@@ -71,7 +71,9 @@ def drawing() -> Iterator[None]:
 
 def new_figure(width_in: float, height_in: float) -> Figure:
     """An empty figure, independent of pyplot's state."""
-    return Figure(figsize=(width_in, height_in), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width_in, height_in), dpi=150, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    return figure
 
 
 def tidy(axes: Axes, grid: Any = "y") -> None:
