@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from engine.metrics import COCO_RECALLS, CONFIDENCES, CONFUSION_CONFIDENCE, CONFUSION_IOU, DetectionResults
-from engine.report.style import BAD, INK, MUTED, class_colour, drawable_names, new_figure, tidy, title
+from engine.report.style import BAD, INK, MUTED, class_colour, drawable_names, new_figure, shortened, tidy, title
 
 MAX_NAMED_CLASSES = 16
 """With more classes, single ones are thin grey lines without names."""
@@ -64,7 +64,7 @@ def _draw_classes(axes: Axes, results: DetectionResults, x: NDArray, curve: NDAr
     present = np.flatnonzero(results.num_truth_C)
     for c in present if len(present) > 1 else []:
         if len(present) <= MAX_NAMED_CLASSES:
-            axes.plot(x, curve[c], color=class_colour(c), linewidth=1.1, label=f"{_short(names[c])} {values[c]}")
+            axes.plot(x, curve[c], color=class_colour(c), linewidth=1.1, label=f"{shortened(names[c])} {values[c]}")
         else:
             axes.plot(x, curve[c], color=MUTED, linewidth=0.6, alpha=0.6)
 
@@ -77,8 +77,9 @@ def _finish(axes: Axes, name: str, about: str, x: str, y: str) -> None:
     tidy(axes, "both")
     handles, labels = axes.get_legend_handles_labels()
     first = next(i for i, label in enumerate(labels) if label.startswith(ALL_CLASSES))
-    axes.figure.legend(  # the mean, drawn last to be on top, is named first
-        handles[first:] + handles[:first], labels[first:] + labels[:first], loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK
+    handles, labels = handles[first:] + handles[:first], labels[first:] + labels[:first]  # drawn last, to be on top
+    axes.figure.legend(
+        handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK
     )
 
 
@@ -105,7 +106,7 @@ def _draw_matrix(
     shown = np.where(values > 0, values, np.nan)
     largest = 1.0 if is_share else max(values.max(), 1.0)
     image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=largest)
-    names = [_short(label) for label in [*drawable_names(results.class_names), BACKGROUND]]
+    names = [shortened(label) for label in [*drawable_names(results.class_names), BACKGROUND]]
     size = 9 if num <= MAX_WRITTEN_CELLS else 6
     axes.set_xticks(range(num), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(num), names, fontsize=size)
@@ -128,7 +129,3 @@ def _draw_matrix(
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=MUTED, labelsize=8)
     figure.savefig(path)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"

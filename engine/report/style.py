@@ -55,6 +55,11 @@ def drawable_names(class_names: Sequence[str]) -> list[str]:
     return [name if font_file(name) else f"class {number}" for number, name in enumerate(class_names)]
 
 
+def shortened(name: str, most: int = 24) -> str:
+    """A name for an axis or a legend."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def class_colour(class_id: int) -> str:
     """The colour of a class in every picture."""
     return PALETTE[class_id % len(PALETTE)]
