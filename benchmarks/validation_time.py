@@ -34,9 +34,9 @@ from models.network import head_strides
 from models.postprocess import NmsConfig, detections
 
 BATCH_SIZE, NUM_ANCHORS, NUM_CLASSES, NUM_TRUTH = 16, 8400, 25, 30
-NUM_IMAGES = (64, 256, 1024)
+NUM_IMAGES = (32, 128, 512)
 MAX_KEPT_BATCHES = 16  # more images repeat these
-ROUNDS = 7
+ROUNDS = 5
 Batch = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
 """Boxes (B, A, 4), logits (B, C, A), and of each image the true boxes (n, 4) and their classes (n,)."""
 
