@@ -64,7 +64,7 @@ def network_batches(checkpoint: Path, data_yaml: Path, image_size: int) -> tuple
     loaded = load_network(checkpoint, "--ckpt_path")
     data = DetectionData(str(data_yaml), BATCH_SIZE, BATCH_SIZE, image_size, workers=0)
     data.setup("validate")
-    loader = build_validation_loader(data.validation_dataset, BATCH_SIZE, workers=0)
+    loader = build_validation_loader(data.validation_dataset, BATCH_SIZE)
     batches = []
     for batch in loader:
         predictions = predict_raw(loaded.network, batch.images, "fp32")
@@ -142,6 +142,7 @@ def measure(batches: list[Batch], num_classes: int) -> dict[str, dict[str, float
     }
     pairs = list(zip(runs["yolofit"], runs["ultralytics"], strict=True))
     ratios = {key: statistics.median(a[key] / b[key] for a, b in pairs) for key in ("nms", "match", "both")}
+    print(ratios, flush=True)
     return medians | {"median_ratio_to_ultralytics": ratios}
 
 
@@ -154,16 +155,16 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=640)
     options = parser.parse_args()
     results = {}
-    drawn = [make_batch(seed) for seed in range(MAX_KEPT_BATCHES)]
-    for num_images in NUM_IMAGES:
-        num_batches = num_images // BATCH_SIZE
-        batches = (drawn * -(-num_batches // len(drawn)))[:num_batches]
-        results[f"drawn, {num_images} images"] = measure(batches, NUM_CLASSES)
     if options.ckpt_path:
         batches, num_classes = network_batches(options.ckpt_path, options.data, options.image_size)
         num_images = sum(len(batch[2]) for batch in batches)
         name = f"trained network, {num_images} images of {options.image_size} px, {num_classes} classes"
         results[name] = measure(batches, num_classes)
+    drawn = [make_batch(seed) for seed in range(MAX_KEPT_BATCHES)]
+    for num_images in NUM_IMAGES:
+        num_batches = num_images // BATCH_SIZE
+        batches = (drawn * -(-num_batches // len(drawn)))[:num_batches]
+        results[f"drawn, {num_images} images"] = measure(batches, NUM_CLASSES)
     drawn_as = f"drawn: {NUM_ANCHORS} anchors, {NUM_CLASSES} classes, {NUM_TRUTH} objects an image"
     write(options.out, f"NMS and matching in seconds of CPU time; {drawn_as}", results | {"rounds": ROUNDS})
 
