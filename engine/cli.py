@@ -112,7 +112,7 @@ class CommandLine(LightningCLI):
     @property
     def ckpt_path(self) -> Path | None:
         """The checkpoint that the command line names."""
-        return self.config_init.ckpt_path
+        return self.config.ckpt_path
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys beside ``trainer``, ``model`` and ``data``, and the links between keys."""

@@ -166,7 +166,7 @@ class RunReporter(L.Callback):
             num_epochs=trainer.current_epoch,
             max_epochs=trainer.max_epochs,
             results=results,
-            messages=[*self._warnings.messages, *(_sentence(finding) for finding in self.findings)],
+            messages=[*self._warnings.messages, *(_sentence(x) for x in self.findings if x.severity != "ok")],
         )
         if index is not None:
             facts.num_train_boxes_C = np.bincount(index.classes, minlength=num_classes)
