@@ -211,6 +211,7 @@ def main() -> None:
     about = {"what": " ".join("\n".join(__doc__.split("\n\n")[2:]).split()), "date": time.strftime("%Y-%m-%d")}
     about |= {"ultralytics": ultralytics.__version__, "opencv": cv2.__version__, "python": platform.python_version()}
     about |= {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "rounds": args.rounds}
+    about |= {"load_average_at_the_end": os.getloadavg()[1]}
     args.out.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
 
 
