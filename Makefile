@@ -1,5 +1,5 @@
-# make fit    train the quickstart        make test   run the tests
-# make check  style and types          make coverage   the tests with branch coverage
+# make fit    train the quickstart        make test       run the tests, in two processes of one thread each
+# make check  style and types           make coverage   the tests with branch coverage
 # All set everything up first, in .venv; nothing else is needed than Python 3.11 or later.
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,7 +17,7 @@ fit: $(INSTALLED)
 	$(BIN)/python -m engine.fit --config configs/quickstart.yaml
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

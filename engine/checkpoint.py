@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engine.checkpoint_io import verify_checkpoint
 from engine.errors import ConfigError
@@ -19,7 +19,6 @@ from models.network import NetworkName, build_network
 from models.saved_weights import SavedWeights, WeightsError, read_weights
 from models.weights import Transfer, transfer_weights
 
-AVERAGED_WEIGHTS = "ema.network."
 EXAMPLE = "runs/fit/checkpoints/best.ckpt"
 
 
@@ -63,33 +62,6 @@ def num_steps_of(path: Path) -> int:
     """
     verify_checkpoint(path, "--ckpt_path")
     return read_checkpoint(path, "--ckpt_path")["global_step"]
-
-
-def check_network(checkpoint: dict[str, Any], ours: dict[str, Any], key: str) -> None:
-    """Refuse a checkpoint of another network, or of other classes.
-
-    Args:
-        checkpoint: As `read_checkpoint` gives it.
-        ours: The `network_description` of the network that shall take its weights.
-        key: The option that named the checkpoint, for messages.
-
-    Raises:
-        ConfigError: Saying what differs.
-    """
-    theirs = checkpoint["yolofit"]
-    for name, remedy in (("network", "set model.network to it"), ("class_names", "use the data set of its run")):
-        if theirs[name] != ours[name]:
-            raise ConfigError(f"{key}: its {name} is {theirs[name]}, the run's is {ours[name]}: {remedy}")
-
-
-def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The averaged weights in a checkpoint, by the names that `models.network.build_network`'s network uses."""
-    state = checkpoint["state_dict"]
-    return {
-        name.removeprefix(AVERAGED_WEIGHTS): tensor
-        for name, tensor in state.items()
-        if name.startswith(AVERAGED_WEIGHTS)
-    }
 
 
 def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str) -> Transfer:

@@ -9,6 +9,7 @@ import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from typing import Union, get_args
 
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
@@ -54,6 +55,9 @@ NEEDLESS_WARNINGS = (
     ".*your dataloader is not resumable.*",  # the sampler is told where to go on
     ".*smaller than the logging interval.*",
     ".*overridden `transfer_batch_to_device`.*",
+    ".*when using `ckpt_path`, callbacks used to create the checkpoint.*",  # validation has none; patience may change
+    ".*could not find the monitored key.*",  # epochs without validation
+    ".*dirpath has changed.*",  # a run resumed into another folder looks for its own best epoch
     ".*sync_dist=True.*",  # what is logged has been summed over the processes already
 )
 ULTRALYTICS_KEYS = {
@@ -108,10 +112,11 @@ class CommandLine(LightningCLI):
     @property
     def ckpt_path(self) -> Path | None:
         """The checkpoint that the command line names."""
-        return self.config_init.ckpt_path
+        return self.config.ckpt_path
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys beside ``trainer``, ``model`` and ``data``, and the links between keys."""
+        _whole_numbers_first(parser)
         parser.add_class_arguments(RunConfig, "run")
         parser.add_class_arguments(MemoryConfig, "memory")
         parser.add_argument("--ckpt_path", type=Path | None, help="Checkpoint to resume or to validate.")
@@ -165,7 +170,7 @@ class CommandLine(LightningCLI):
         throughput = Throughput()
         callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
         if not self.writes_run:
-            return super().instantiate_trainer(callbacks=callbacks, logger=False)
+            return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
         num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path)
         self.config.run.folder = folder
@@ -201,7 +206,7 @@ class CommandLine(LightningCLI):
         try:
             if self.memory_ahead is not None:
                 self.memory_ahead.save(self.config.run.folder)
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
         except OSError as error:
             message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"
             raise ConfigError(message) from error
@@ -271,6 +276,18 @@ def _config_files(args: list[str]) -> list[Path]:
     joined = [match[1] for arg in args if (match := re.match(r"(?:--config|-c)=(.+)", arg))]
     parted = [after for before, after in pairwise(args) if before in ("--config", "-c")]
     return [path for name in joined + parted if (path := Path(name)).is_file()]
+
+
+def _whole_numbers_first(parser: LightningArgumentParser) -> None:
+    """Read ``limit_train_batches: 1`` as one batch, never as 1.0, all of them.
+
+    The first type of a union that accepts a value wins, and Python does not keep their order: it may answer
+    ``Optional[Union[int, float]]`` with an equal ``Optional[Union[float, int]]`` that another module asked for before.
+    """
+    for action in parser._actions:
+        types = get_args(getattr(action, "_typehint", None))
+        if int in types and float in types:
+            action._typehint = Union[tuple(sorted(types, key=lambda kind: kind is not int))]  # noqa: UP007
 
 
 def _known_keys(parser: LightningArgumentParser) -> list[str]:

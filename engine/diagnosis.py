@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.memory import VALIDATION_WORKERS, worker_count
+from data.sampler import image_sizes
 from engine.machine import Gpu, Machine, free_disk_bytes
 from engine.memory.host import Platform, available_cores
 from engine.memory.units import GIB, MIB, format_bytes
@@ -73,7 +74,7 @@ def needs_of(config: Any) -> Needs:
         accelerator=str(config.trainer.accelerator),
         precision=config.model.precision,
         batch_size=config.data.batch_size,
-        image_size=config.data.image_size,
+        image_size=image_sizes(config.data.image_size, config.data.multi_scale)[-1],
         workers=worker_count(config.data.workers, available_cores()),
         folder=Path(config.run.folder),
     )

@@ -59,7 +59,7 @@ class StepSpec:
     network: NetworkName = "yolo11l"
     num_classes: int = 25
     image_size: int = 640
-    """Side of the square input in pixels."""
+    """Side of the largest square input in pixels."""
     precision: Precision = "fp16"
     boxes_per_image: int = 50
     """Ground-truth boxes of every image: of the worst image that can occur, for a plan that holds."""

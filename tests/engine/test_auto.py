@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import auto
-from engine.auto import count_devices, device_of, settle_memory, settle_without_plan, what_fits
+from engine.auto import count_devices, device_of, settle_memory, settle_without_plan, spec_of, what_fits
 from engine.cli import CommandLine
 from engine.errors import ConfigError
 from engine.memory.units import GIB
@@ -92,12 +93,12 @@ def test_settle__says_what_would_do_if_nothing_fits(gpu: SimpleNamespace) -> Non
         settle_memory(config_of(*SMALL, *AUTO))
 
 
-def test_settle__counts_the_boxes_of_the_worst_mosaic(gpu: SimpleNamespace, tmp_path: Path) -> None:
+def test_spec__counts_the_boxes_of_the_worst_mosaic(tmp_path: Path) -> None:
     data_yaml = generate_pcb_dataset(tmp_path / "boards", SyntheticConfig(num_train=8, num_val=2, image_size=96))
     labels = sorted((data_yaml.parent / "labels" / "train").glob("*.txt"))
     labels[3].write_text("".join(f"0 0.5 0.5 0.1 {0.1 + i / 1000}\n" for i in range(200)))
-    with_mosaic = settle_memory(config_of(*SMALL, f"--data.root={data_yaml}", *AUTO)).spec
-    without = settle_memory(config_of(*SMALL, f"--data.root={data_yaml}", *AUTO, "--data.augment.mosaic=0")).spec
+    with_mosaic, _ = spec_of(config_of(*SMALL, f"--data.root={data_yaml}"))
+    without, _ = spec_of(config_of(*SMALL, f"--data.root={data_yaml}", "--data.augment.mosaic=0"))
     assert without.boxes_per_image == 200
     assert with_mosaic.boxes_per_image > 200
 
@@ -119,8 +120,8 @@ def test_settle_without_plan__gives_numbers_to_validation() -> None:
 
 def test_what_fits__names_an_image_size_that_does() -> None:
     spec = StepSpec(network="yolo11n", num_classes=5, image_size=256, precision="fp32", boxes_per_image=5)
-    assert what_fits(spec, int(0.7 * GIB)).startswith("data.image_size 192 fits 716.8 MiB")
-    assert what_fits(spec, GIB // 2).startswith("no image size fits 512.0 MiB")
+    assert what_fits(spec, int(0.95 * GIB)).startswith("data.image_size 192 fits 972.8 MiB")
+    assert what_fits(replace(spec, image_size=128), GIB // 2).startswith("no image size fits 512.0 MiB")
 
 
 @pytest.mark.parametrize(
@@ -149,3 +150,24 @@ def test_settle__puts_every_row_of_the_popular_table_into_16_gib(gpu: SimpleName
     ahead = settle_memory(config)
     assert ahead.plan.peak_bytes < 16 * GIB
     assert ahead.plan.micro_batch * ahead.plan.accumulate == 32
+
+
+def test_settle__plans_for_the_largest_image_of_multi_scale_training(gpu: SimpleNamespace) -> None:
+    varied = config_of(*SMALL, *AUTO, "--data.multi_scale=0.5")
+    largest = settle_memory(config_of(*SMALL, *AUTO, "--data.image_size=96")).plan
+    plan = settle_memory(varied).plan
+    assert plan.image_size == 96 and plan.peak_bytes == largest.peak_bytes
+    assert varied.data.image_size == varied.model.image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1.0", r"^data\.multi_scale: 1\.0: give a part of data\.image_size from 0 to 0\.9$"),
+        ("-0.1", r"^data\.multi_scale: -0\.1: give a part"),
+        ("0.4", r"^data\.multi_scale: 0\.4: is less than 32 pixels of .* 64, .*: give 0 or at least 0\.5$"),
+    ],
+)
+def test_settle__rejects_multi_scale_that_cannot_be(gpu: SimpleNamespace, value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settle_memory(config_of(*SMALL, *AUTO, f"--data.multi_scale={value}"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 
 from engine.cli import CommandLine
 from engine.errors import ConfigError, DataError
@@ -69,6 +71,16 @@ def test_command_line__names_the_file_with_the_mistake(content: str, message: st
     file.write_text(content)
     assert message_of(QUICKSTART, f"--config={file}") == f"{file}: {message}"
     assert message_of(QUICKSTART, "--config", str(file)) == f"{file}: {message}"
+
+
+def test_command_line__reads_a_whole_number_as_one_whatever_order_python_has_for_a_union(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    constructor = inspect.unwrap(Trainer.__init__)
+    monkeypatch.setitem(constructor.__annotations__, "limit_train_batches", float | int | None)
+    for text, value in (("1", 1), ("1.0", 1.0), ("0.5", 0.5), ("null", None)):
+        trainer = CommandLine(["--data.root=any", f"--trainer.limit_train_batches={text}"]).config.trainer
+        assert (trainer.limit_train_batches, type(trainer.limit_train_batches)) == (value, type(value))
 
 
 def test_command_line__asks_for_the_data_set() -> None:
