@@ -111,7 +111,8 @@ def _suppress_until(enough: int, boxes_N4: Tensor, scores_N: Tensor, classes_N: 
     num_tried = FIRST_SHARE * enough
     while True:
         # Ascending indices are descending scores; torchvision's order of ties is open.
-        kept = _suppress(*(x[:num_tried] for x in (boxes_N4, scores_N, classes_N)), max_iou).sort().values
+        boxes, scores, classes = (x[:num_tried] for x in (boxes_N4, scores_N, classes_N))
+        kept = _suppress(boxes, scores, classes, max_iou).sort().values
         if len(kept) >= enough or num_tried >= len(scores_N):
             return kept[:enough]
         num_tried *= NEXT_SHARE

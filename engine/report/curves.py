@@ -64,7 +64,8 @@ def _draw_classes(axes: Axes, results: DetectionResults, x: NDArray, curve: NDAr
     present = np.flatnonzero(results.num_truth_C)
     for c in present if len(present) > 1 else []:
         if len(present) <= MAX_NAMED_CLASSES:
-            axes.plot(x, curve[c], color=class_colour(int(c)), linewidth=1.1, label=f"{shortened(names[c])} {values[c]}")
+            label = f"{shortened(names[c])} {values[c]}"
+            axes.plot(x, curve[c], color=class_colour(int(c)), linewidth=1.1, label=label)
         else:
             axes.plot(x, curve[c], color=MUTED, linewidth=0.6, alpha=0.6)
 
