@@ -135,7 +135,7 @@ def test_metrics_csv__a_row_that_the_disk_refused_comes_with_the_next(
 
 def test_metrics_csv__goes_on_behind_the_checkpoint(tmp_path: Path) -> None:
     log = MetricsCsv(tmp_path)
-    for epoch in range(3):
+    for epoch in range(4):
         log.log_metrics({"epoch": epoch, "a": float(epoch)}, 3 * epoch + 2)
     resumed = MetricsCsv(tmp_path, num_steps_behind=7)  # in the middle of the third epoch
     resumed.log_metrics({"epoch": 2, "a": 7.0}, 8)
