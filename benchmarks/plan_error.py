@@ -6,8 +6,8 @@
 1. `simulated`: the step on the meta device against the storages of a real step of yolo11n on the CPU.
 2. `between`: what the plan reads off its straight lines between simulations against a simulation of that micro-batch.
 3. `allocated` and `gpu`, on their own: the plan as it is made on that machine against what torch allocated there, and
-   against what its driver reported, for every cell of `gpu_steps.py`. (What `engine.memory.overhead` assumes was read off
-   these very results: other cards may differ more.)
+   against what its driver reported, for every cell of `gpu_steps.py`. (What `engine.memory.overhead` assumes was read
+   off these very results: other cards may differ more.)
 
 The first two are about tensors: what a GPU holds beside them (`engine.memory.overhead`) is no part of them.
 """
