@@ -120,7 +120,8 @@ def _values(hint: Any) -> str:
     if typing.get_origin(hint) in (list, dict):
         return "list" if typing.get_origin(hint) is list else "map"
     if arguments:
-        return " or ".join(dict.fromkeys(_values(item) for item in arguments))
+        # sorted: which of two equal unions Python keeps, and so their order, depends on what was imported before
+        return " or ".join(sorted({_values(item) for item in arguments}, reverse=True))
     names = {bool: "true, false", int: "whole number", float: "number", str: "text", Path: "path"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
