@@ -193,14 +193,16 @@ def collate(samples: list[Sample], images: Tensor | None = None) -> Batch:
 
 
 def _collate_gains(rows: list[Tensor | None]) -> Tensor | None:
-    return None if any(row is None for row in rows) else torch.stack(rows)
+    known = [row for row in rows if row is not None]
+    return torch.stack(known) if len(known) == len(rows) else None
 
 
 def _collate_geometry(rows: list[ImageGeometry | None]) -> ImageGeometry | None:
-    if any(row is None for row in rows):
+    known = [row for row in rows if row is not None]
+    if len(known) < len(rows):
         return None
     return ImageGeometry(
-        gain_B2=torch.cat([row.gain_B2 for row in rows]),
-        pad_B2=torch.cat([row.pad_B2 for row in rows]),
-        original_size_B2=torch.cat([row.original_size_B2 for row in rows]),
+        gain_B2=torch.cat([row.gain_B2 for row in known]),
+        pad_B2=torch.cat([row.pad_B2 for row in known]),
+        original_size_B2=torch.cat([row.original_size_B2 for row in known]),
     )

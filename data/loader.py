@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
@@ -108,8 +109,9 @@ def _build_loader(
     num_workers: int,
     prefetch: int,
 ) -> DataLoader[Batch]:
+    windows: Dataset[Any] = dataset  # ``__getitems__`` makes whole windows
     return DataLoader(
-        dataset,
+        windows,
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_as_it_is,
@@ -120,14 +122,19 @@ def _build_loader(
     )
 
 
-def _as_it_is(window: Batch) -> Batch:
+def _as_it_is(window: Any) -> Batch:
     """The datasets make whole windows."""
     return window
 
 
 def _start_worker(worker_id: int) -> None:
-    """Ctrl-C reaches the whole process group; what it means is for the training process, which needs its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ignore what asks the run to stop: the training process ends its workers once it has written its checkpoint.
+
+    Ctrl-C in a terminal and SLURM's SIGTERM reach every process of a run. If the training process dies, torch's
+    watchdog ends its workers within seconds.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     prepare_worker()
 
 

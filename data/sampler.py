@@ -42,7 +42,7 @@ class SampleKey(NamedTuple):
     """What a sample is a function of, beside the run's seed and configuration."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # tuples have a method of that name, which nobody calls on a key
     copy: int = 0
     """0 for the first time that an image is shown in the epoch, then 1, 2, ...: each is augmented differently."""
     image_size: int = 0

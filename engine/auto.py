@@ -122,7 +122,8 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
         The step, and what had to be assumed about the data set, in sentences.
     """
     model, root = config.model, config.data.root
-    facts, notes = {}, ()
+    facts: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if root == SYNTHETIC:
         facts = {"num_classes": len(CLASS_NAMES)}
     elif not Path(root).exists():

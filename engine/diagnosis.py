@@ -136,7 +136,7 @@ def diagnose_throughput(data_wait_share: float, workers: int, cores: int, cached
 def _check_torch(machine: Machine) -> Finding:
     build = f"CUDA {machine.torch_cuda}" if machine.torch_cuda else "CPUs only"
     torch_built = f"torch {machine.torch_version}, built for {build}"
-    if machine.driver is None:
+    if machine.driver is None or machine.driver_cuda is None:
         evidence = f"{torch_built}; no NVIDIA driver: training runs on the CPU"
         return Finding("torch", evidence, "for large networks use a machine with an NVIDIA GPU", "note")
     latest = "{}.{}".format(*machine.driver_cuda)

@@ -61,8 +61,7 @@ class RunReporter(L.Callback):
         self.folder = folder
         self.findings = findings
         self._warnings = WarningCollector()
-        for name in WATCHED:
-            logging.getLogger(name).addHandler(self._warnings)
+        self._warnings.listen()
         self._paths: list[str] = []
         self._best: DetectionResults | None = None
         self._best_records: list[ImageRecord] = []
@@ -121,8 +120,7 @@ class RunReporter(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Collect no more warnings."""
-        for name in WATCHED:
-            logging.getLogger(name).removeHandler(self._warnings)
+        stop_listening()
 
     def _keep_records(self, module: L.LightningModule) -> None:
         self._best_records = collect_records(module.evaluation.metrics, self._paths)
@@ -155,8 +153,8 @@ class RunReporter(L.Callback):
             shown = records[number * TILES : (number + 1) * TILES]
             draw = partial(draw_validation_batch, shown, class_names, confidence)
             self._draw(f"val_batch{number}_labels.jpg", draw)
-        draw = partial(draw_mistakes, records, class_names, confidence)
-        facts.num_wrong_images = self._draw("worst_mistakes.jpg", draw) or 0
+        mistakes = partial(draw_mistakes, records, class_names, confidence)
+        facts.num_wrong_images = self._draw("worst_mistakes.jpg", mistakes) or 0
 
     def _facts(self, trainer: L.Trainer, module: L.LightningModule) -> RunFacts:
         index, results = _train_index(trainer), self._best
@@ -168,7 +166,7 @@ class RunReporter(L.Callback):
             num_epochs=trainer.current_epoch,
             max_epochs=trainer.max_epochs,
             results=results,
-            messages=[*self._warnings.messages, *(_sentence(finding) for finding in self.findings)],
+            messages=[*self._warnings.messages, *(_sentence(x) for x in self.findings if x.severity != "ok")],
         )
         if index is not None:
             facts.num_train_boxes_C = np.bincount(index.classes, minlength=num_classes)
@@ -208,11 +206,24 @@ class WarningCollector(logging.Handler):
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
 
+    def listen(self) -> None:
+        """Collect from now on, in place of the collector of a run before this one that failed or never began."""
+        stop_listening()
+        for name in WATCHED:
+            logging.getLogger(name).addHandler(self)
+
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one; Python shows what nobody handles, so what only this handler handles is shown here."""
         self.messages.append(record.getMessage())
         if not logging.root.handlers and logging.lastResort is not None:
             logging.lastResort.handle(record)
+
+
+def stop_listening() -> None:
+    """Let no collector listen."""
+    for logger in map(logging.getLogger, WATCHED):
+        for handler in [handler for handler in logger.handlers if isinstance(handler, WarningCollector)]:
+            logger.removeHandler(handler)
 
 
 def _train_index(trainer: L.Trainer) -> ImageIndex | None:

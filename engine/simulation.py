@@ -85,7 +85,7 @@ class kernels_left_out(TorchDispatchMode):
             return args[0]
         if func in LIKE_FIRST and _is_like_first(args):
             return torch.empty_like(args[0])
-        if func is aten.silu_backward.grad_input:
+        if func is aten.silu_backward.grad_input and kwargs:
             return kwargs["grad_input"]
         if func is aten.native_batch_norm.default:
             x, weight, training = args[0], args[1], args[5]
@@ -167,7 +167,7 @@ class _Simulation:
         )
         self.loss = DetectionLoss(strides)
         apply_recompute(self.network, level, per_layer)
-        self.optimizer = build_optimizer(self.network, spec.optimizer, batch_size=micro_batch_size)
+        self.optimizer: Any = build_optimizer(self.network, spec.optimizer, batch_size=micro_batch_size)
         self.statistics = BatchStatistics(self.network)
         self.scaler = torch.amp.GradScaler(enabled=False)
         tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch  # before ultralytics, which otherwise limits torch to one CPU thread
 from torch import Tensor, nn
 from ultralytics.nn.modules import Detect
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 NetworkName = Literal["yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"]
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -25,7 +25,8 @@ def build_network(name: NetworkName, num_classes: int) -> DetectionModel:
         name: Which of the five sizes.
         num_classes: Classes that the head tells apart, at least 1.
     """
-    network = DetectionModel(f"{name}.yaml", nc=num_classes, verbose=False)
+    architecture = yaml_model_load(f"{name}.yaml") | {"nc": num_classes}  # given as ``nc`` it would be announced
+    network = DetectionModel(architecture, verbose=False)
     for parameter_name, parameter in network.named_parameters():
         # The fixed projection 0..15 of the distribution focal loss; every other parameter trains.
         parameter.requires_grad = ".dfl." not in parameter_name
@@ -45,7 +46,7 @@ def network_input(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return images.to(dtype, memory_format=torch.channels_last).div_(255)
 
 
-def detection_head(network: nn.Module) -> Detect:
+def detection_head(network: DetectionModel) -> Detect:
     """The last layer of the network."""
     return network.model[-1]
 
@@ -66,7 +67,7 @@ def freeze_batch_norms(modules: Iterable[nn.Module]) -> None:
         module.eval()
 
 
-def freeze_layers(network: nn.Module, num_layers: int) -> None:
+def freeze_layers(network: DetectionModel, num_layers: int) -> None:
     """Stop the training of the first ``num_layers`` top-level layers: parameters and batch statistics.
 
     Raises:

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.recompute.repeat import is_repeating
@@ -122,7 +122,7 @@ class BatchNormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, norm: nn.Module, silu: bool
+        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, norm: Any, silu: bool
     ) -> Tensor:
         """Normalise by the batch's statistics, or by the running ones if ``norm`` is in eval mode (frozen)."""
         ctx.kernels, ctx.by_batch, ctx.silu = kernels_for(x_BCHW), norm.training, silu

@@ -1,8 +1,39 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from engine import cli
+from engine.monitor import MemoryMonitor
+from engine.reporter import RunReporter
 from tests.helpers.checkpoints import Overfitted, overfit
+
+
+class NoPictures(RunReporter):
+    """Collects what a report needs, and leaves it at that."""
+
+    def _draw(self, *args: object) -> None:
+        pass
+
+    def _finish(self, *args: object) -> None:
+        pass
+
+
+class NoTimeline(MemoryMonitor):
+    """Writes ``memory.csv`` only."""
+
+    def _report(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runs_without_pictures() -> Iterator[None]:
+    """Runs within this process draw nothing, which would take most of their time; those of the real command do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "RunReporter", NoPictures)
+        patch.setattr(cli, "MemoryMonitor", NoTimeline)
+        yield
 
 
 @pytest.fixture(scope="session")

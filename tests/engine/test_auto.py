@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import auto
-from engine.auto import count_devices, device_of, settle_memory, settle_without_plan, what_fits
+from engine.auto import count_devices, device_of, settle_memory, settle_without_plan, spec_of, what_fits
 from engine.cli import CommandLine
 from engine.errors import ConfigError
 from engine.memory.units import GIB
@@ -92,12 +93,12 @@ def test_settle__says_what_would_do_if_nothing_fits(gpu: SimpleNamespace) -> Non
         settle_memory(config_of(*SMALL, *AUTO))
 
 
-def test_settle__counts_the_boxes_of_the_worst_mosaic(gpu: SimpleNamespace, tmp_path: Path) -> None:
+def test_spec__counts_the_boxes_of_the_worst_mosaic(tmp_path: Path) -> None:
     data_yaml = generate_pcb_dataset(tmp_path / "boards", SyntheticConfig(num_train=8, num_val=2, image_size=96))
     labels = sorted((data_yaml.parent / "labels" / "train").glob("*.txt"))
     labels[3].write_text("".join(f"0 0.5 0.5 0.1 {0.1 + i / 1000}\n" for i in range(200)))
-    with_mosaic = settle_memory(config_of(*SMALL, f"--data.root={data_yaml}", *AUTO)).spec
-    without = settle_memory(config_of(*SMALL, f"--data.root={data_yaml}", *AUTO, "--data.augment.mosaic=0")).spec
+    with_mosaic, _ = spec_of(config_of(*SMALL, f"--data.root={data_yaml}"))
+    without, _ = spec_of(config_of(*SMALL, f"--data.root={data_yaml}", "--data.augment.mosaic=0"))
     assert without.boxes_per_image == 200
     assert with_mosaic.boxes_per_image > 200
 
@@ -120,7 +121,7 @@ def test_settle_without_plan__gives_numbers_to_validation() -> None:
 def test_what_fits__names_an_image_size_that_does() -> None:
     spec = StepSpec(network="yolo11n", num_classes=5, image_size=256, precision="fp32", boxes_per_image=5)
     assert what_fits(spec, int(0.95 * GIB)).startswith("data.image_size 192 fits 972.8 MiB")
-    assert what_fits(spec, GIB // 2).startswith("no image size fits 512.0 MiB")
+    assert what_fits(replace(spec, image_size=128), GIB // 2).startswith("no image size fits 512.0 MiB")
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 
 from engine.cli import CommandLine
 from engine.errors import ConfigError, DataError
@@ -32,6 +34,7 @@ def message_of(*args: str) -> str:
         ("--model.optimizer.lr=-1", "model.optimizer.lr: -1.0: must be above 0"),
         ("--model.freeze_layers=99", "model.freeze_layers: 99: must be between 0 and 23"),
         ("--trainer.precision=16-mixed", "trainer.precision: 16-mixed: yolofit does this itself: use model.precision"),
+        ("--trainer.sync_batchnorm=true", "trainer.sync_batchnorm: true: torch has it for GPUs only: leave it out"),
         (
             "--data.micro_batch_size=99",
             "data.micro_batch_size: 99: is more than data.batch_size (16), the images of a whole optimizer step: "
@@ -47,6 +50,14 @@ def test_command_line__explains_a_wrong_argument(argument: str, message: str) ->
     assert message_of(QUICKSTART, argument) == message
 
 
+def test_command_line__normalises_over_devices_only_where_nothing_is_computed_again() -> None:
+    gpu = ("--trainer.accelerator=auto", "--trainer.sync_batchnorm=true")
+    assert message_of(QUICKSTART, *gpu, "--model.recompute=block") == (
+        "trainer.sync_batchnorm: true: model.recompute is block, but devices can normalise together only in layers "
+        "that keep everything: set model.recompute: none, or leave trainer.sync_batchnorm out"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -60,6 +71,16 @@ def test_command_line__names_the_file_with_the_mistake(content: str, message: st
     file.write_text(content)
     assert message_of(QUICKSTART, f"--config={file}") == f"{file}: {message}"
     assert message_of(QUICKSTART, "--config", str(file)) == f"{file}: {message}"
+
+
+def test_command_line__reads_a_whole_number_as_one_whatever_order_python_has_for_a_union(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    constructor = inspect.unwrap(Trainer.__init__)
+    monkeypatch.setitem(constructor.__annotations__, "limit_train_batches", float | int | None)
+    for text, value in (("1", 1), ("1.0", 1.0), ("0.5", 0.5), ("null", None)):
+        trainer = CommandLine(["--data.root=any", f"--trainer.limit_train_batches={text}"]).config.trainer
+        assert (trainer.limit_train_batches, type(trainer.limit_train_batches)) == (value, type(value))
 
 
 def test_command_line__asks_for_the_data_set() -> None:

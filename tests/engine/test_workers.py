@@ -19,6 +19,7 @@ from engine.fit import main as fit
 from engine.throughput import WINDOW_STEPS
 from engine.workers import WorkerAdapter
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # three cores are pretended
 EPOCHS = 4
 NUM_IMAGES = 10
 
@@ -84,6 +85,7 @@ def run(data_yaml: Path, throughput: FakeThroughput, asked: int | str = "auto", 
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        limit_val_batches=0,
         callbacks=[WorkerAdapter(throughput, Console(file=output, width=500))],
     )
     trainer.fit(recorder, datamodule=data)
@@ -91,7 +93,6 @@ def run(data_yaml: Path, throughput: FakeThroughput, asked: int | str = "auto", 
     return SimpleNamespace(recorder=recorder, lines=output.getvalue().splitlines(), data=data)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers__are_added_while_training_waits_and_the_images_are_the_same(data_yaml: Path) -> None:
     steady = run(data_yaml, FakeThroughput(0.0))
     assert steady.recorder.workers == [1] * EPOCHS
@@ -120,7 +121,6 @@ def test_workers__are_judged_by_steps_of_their_own(data_yaml: Path) -> None:
     assert short.recorder.workers == [1, 1, 2, 2]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers__are_halved_when_ram_is_short(data_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.datamodule.available_cores", lambda: 4)
     monkeypatch.setattr(workers, "ram_available_bytes", lambda: 0)

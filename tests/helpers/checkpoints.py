@@ -6,13 +6,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+import engine.cli
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.fit import main as fit
+from engine.run import CHECKPOINTS
 
 IMAGE_SIZE = 96
+EPOCHS = 120
 
 
 @dataclass
@@ -30,6 +35,11 @@ class Overfitted:
         return sorted((self.data_yaml.parent / "images" / "train").iterdir())
 
 
+def last_epoch(folder: Path) -> ModelCheckpoint:
+    """Instead of a checkpoint after each of the many short epochs."""
+    return ModelCheckpoint(folder / CHECKPOINTS, "last", every_n_epochs=EPOCHS)
+
+
 def overfit(folder: Path) -> Overfitted:
     """Train yolo11n on 16 boards for about half a minute; mAP50 is then around 0.25."""
     boards = generate_pcb_dataset(
@@ -39,22 +49,23 @@ def overfit(folder: Path) -> Overfitted:
     content |= {"path": str(boards), "val": content["train"]}
     (boards / "overfit.yaml").write_text(yaml.safe_dump(content))
     torch.set_num_threads(int(os.environ.get("YOLOFIT_TEST_THREADS", "1")))
-    cli = fit(
-        [
-            "--config=configs/quickstart.yaml",
-            f"--data.root={boards / 'overfit.yaml'}",
-            f"--run.folder={folder / 'run'}",
-            f"--data.image_size={IMAGE_SIZE}",
-            "--data.batch_size=8",
-            "--data.workers=0",
-            "--data.augment.mosaic=0",
-            "--data.augment.scale=0.1",
-            "--model.optimizer.lr=0.004",
-            "--model.ema.ramp_steps=10",
-            "--model.ema.decay=0.9",
-            "--trainer.max_epochs=120",
-            "--trainer.check_val_every_n_epoch=120",
-        ]
-    )
+    arguments = [
+        "--config=configs/quickstart.yaml",
+        f"--data.root={boards / 'overfit.yaml'}",
+        f"--run.folder={folder / 'run'}",
+        f"--data.image_size={IMAGE_SIZE}",
+        "--data.batch_size=8",
+        "--data.workers=0",
+        "--data.augment.mosaic=0",
+        "--data.augment.scale=0.1",
+        "--model.optimizer.lr=0.004",
+        "--model.ema.ramp_steps=10",
+        "--model.ema.decay=0.9",
+        f"--trainer.max_epochs={EPOCHS}",
+        f"--trainer.check_val_every_n_epoch={EPOCHS}",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.cli, "default_callbacks", lambda folder, config: [last_epoch(folder)])
+        cli = fit(arguments)
     names = cli.datamodule.class_names
     return Overfitted(cli.config.run.folder / "checkpoints" / "last.ckpt", boards / "overfit.yaml", names)

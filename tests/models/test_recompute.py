@@ -79,17 +79,19 @@ def test_apply_recompute__same_loss_gradients_and_statistics(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["yolo11s", "yolo11m", "yolo11l", "yolo11x"])
-@pytest.mark.parametrize("level", LEVELS)
-def test_apply_recompute__every_network(name: str, level: str) -> None:
+@pytest.mark.parametrize("name", ["yolo11s", "yolo11m", "yolo11x"])
+def test_apply_recompute__every_network(name: str) -> None:
+    """Of yolo11l, three steps are taken below."""
     torch.manual_seed(0)
     plain = build_network(name, 5)
     freeze_batch_norms(batch_norms(plain))
-    lean = copy_of(plain)
-    apply_recompute(lean, level)
-    (loss, gradient), (lean_loss, lean_gradient) = loss_and_gradient(plain), loss_and_gradient(lean)
-    assert torch.equal(loss, lean_loss)
-    assert relative(lean_gradient, gradient) <= 1e-5
+    leans = {level: copy_of(plain) for level in LEVELS}
+    loss, gradient = loss_and_gradient(plain)
+    for level, lean in leans.items():
+        apply_recompute(lean, level)
+        lean_loss, lean_gradient = loss_and_gradient(lean)
+        assert torch.equal(loss, lean_loss), level
+        assert relative(lean_gradient, gradient) <= 1e-5, level
 
 
 @pytest.mark.parametrize("name", ["yolo11n", pytest.param("yolo11l", marks=pytest.mark.slow)])
@@ -137,14 +139,14 @@ def test_apply_recompute__same_weights_after_five_steps_in_fp32(level: str) -> N
 
 
 @pytest.mark.slow
-def test_apply_recompute__same_weights_of_yolo11l_after_five_steps() -> None:
+def test_apply_recompute__same_weights_of_yolo11l_after_three_steps() -> None:
     torch.manual_seed(0)
     plain = build_network("yolo11l", NUM_CLASSES).double()
     freeze_batch_norms(batch_norms(plain))
     networks = {level: copy_of(plain) for level in ("none", *LEVELS)}
     for level, network in networks.items():
         apply_recompute(network, level)
-        take_steps(make_step(network, 2), 5, counts=[3, 2])
+        take_steps(make_step(network, 2), 3, counts=[3, 2])
     for level in LEVELS:
         assert relative(flat_weights(networks[level]), flat_weights(networks["none"])) <= 1e-10
 
