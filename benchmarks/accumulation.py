@@ -25,7 +25,7 @@ from data.dataset_yaml import read_dataset_yaml
 from data.index import build_index
 from data.sampler import SampleKey
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
-from engine.accumulation import AccumulationWindow
+from engine.accumulation import AccumulationWindow, back_propagate
 from models.loss import MIN_NORMALISER, DetectionLoss, LossGains
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides, network_input
 
@@ -68,11 +68,12 @@ def exact_gradient(network: nn.Module, window: Batch, micro_batch_size: int) -> 
     """The same with yolofit's accumulation."""
     loss, gains = DetectionLoss(head_strides(network)), LossGains()
     network.zero_grad()
-    collected = AccumulationWindow(len(window), gains, torch.amp.GradScaler("cpu", enabled=False))
+    collected = AccumulationWindow(len(window), len(window.classes), torch.device("cpu"))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
     for part in window.split(micro_batch_size):
         sums = loss(network(network_input(part.images)), part.boxes_xyxy_px, part.classes, part.image_index)
-        collected.backward(sums, len(part))
-    collected.normalise(torch.optim.SGD(network.parameters()))
+        collected.add(back_propagate(sums, gains, collected.scale, scaler))
+    collected.normalise(torch.optim.SGD(network.parameters()), scaler)
     return flat_gradient(network)
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import platform
+import shlex
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pynvml
 import torch
 from torch import nn
 
@@ -64,6 +71,7 @@ def training_step(
         precision=precision,
         guard=NonFiniteGuard(10),
         memory=memory,
+        cuda_graphs=True,
     )
 
 
@@ -115,12 +123,71 @@ def compare(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str
     return {"median_seconds": medians, f"median_ratio_to_{base}": ratios}
 
 
-def write(out: Path | None, what: str, results: Mapping[str, Any]) -> None:
-    """Print the results and, with ``out``, write them with what one needs to know about the machine."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    about = {"what": what, "device": device, "machine": platform.machine(), "torch": torch.__version__}
-    text = json.dumps(about | {"date": time.strftime("%Y-%m-%d")} | dict(results), indent=2)
-    print(text, flush=True)
+def machine() -> dict[str, Any]:
+    """What one needs to know to judge a number: hardware, versions, commit and date."""
+    about: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": os.environ.get("YOLOFIT_COMMIT") or _commit(),
+        "cpu": _cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "ram_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    about |= {name: version(name) for name in ("torch", "torchvision", "lightning", "ultralytics")}
+    if torch.cuda.is_available():
+        about |= {
+            "gpu": torch.cuda.get_device_name(),
+            "gpu_memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "driver": _driver(),
+        }
+    return about
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _driver() -> str:
+    pynvml.nvmlInit()
+    return pynvml.nvmlSystemGetDriverVersion()
+
+
+def _commit() -> str | None:
+    """The commit, with ``+`` if files differ from it; None where the folder is no checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changes.stdout else "")
+
+
+def _command() -> str:
+    """The command line, without where the result went and where this machine keeps its data."""
+    words, arguments = ["python", f"benchmarks/{Path(sys.argv[0]).name}"], iter(sys.argv[1:])
+    for word in arguments:
+        if word == "--out":
+            next(arguments)
+        elif Path(word).is_absolute():
+            words.append("/".join(["PATH/TO", *Path(word).parts[-2:]]))
+        else:
+            words.append(word)
+    return shlex.join(words)
+
+
+def write(out: Path | None, what: str, results: Mapping[str, Any], quiet: bool = False) -> None:
+    """Print the results and, with ``out``, write them with the command that made them and the machine it ran on."""
+    text = json.dumps({"what": what, "command": _command(), "machine": machine()} | dict(results), indent=2)
+    if not quiet:
+        print(text, flush=True)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text + "\n")

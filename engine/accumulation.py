@@ -9,7 +9,8 @@ gradient is linear in 1/normaliser, so it is enough to
 2. add up the normalisers,
 3. correct the accumulated gradient once per window by ``true scale / provisional scale``.
 
-The provisional scale only keeps fp16 gradients in range; it comes from the first micro-batch and cancels out.
+The provisional scale only keeps fp16 gradients in range; it is one over the window's boxes, which the host knows, and
+cancels out.
 
 What accumulation cannot make exact is BatchNorm, whose training statistics see one micro-batch at a time.
 """
@@ -35,43 +36,54 @@ class AccumulationWindow:
     window and all ranks: what the Ultralytics loss gives for one batch of that many images.
     """
 
-    def __init__(self, num_images: int, gains: LossGains, scaler: torch.amp.GradScaler) -> None:
+    def __init__(self, num_images: int, num_boxes: int, device: torch.device) -> None:
         """Start an empty window.
 
         Args:
             num_images: Images of the window on this rank.
-            gains: Weights of the loss terms.
-            scaler: fp16 loss scaler, possibly disabled.
+            num_boxes: Boxes of the window on this rank.
+            device: Of the network.
         """
         self.num_images = num_images
-        self.gains = gains
-        self.scaler = scaler
-        self._totals: Tensor | float = 0.0  # (4,): box, cls, dfl sums with gains, and the normaliser
-        self._provisional_scale: Tensor | None = None
+        self.scale = torch.full((), 1 / max(num_boxes, 1), device=device)
+        """Provisional scale of every `back_propagate` of this window, float32."""
+        self._totals: Tensor | float = 0.0
 
-    def backward(self, sums: LossSums, num_images: int) -> None:
-        """Add the gradient of one micro-batch of ``num_images`` images, from its un-normalised loss sums."""
-        if self._provisional_scale is None:
-            estimate = (sums.normaliser * (self.num_images / num_images)).clamp(min=MIN_NORMALISER)
-            self._provisional_scale = self.num_images / estimate
-        terms = self.gains.apply(sums)
-        self.scaler.scale(terms.sum() * self._provisional_scale).backward()
-        self._totals = self._totals + torch.cat([terms.detach(), sums.normaliser.view(1)])
+    def add(self, totals: Tensor) -> None:
+        """Count a micro-batch whose gradient has been added up: what `back_propagate` returned for it."""
+        self._totals = self._totals + totals
 
-    def normalise(self, optimizer: torch.optim.Optimizer) -> Tensor:
+    def normalise(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Tensor:
         """Turn the accumulated sums into the window's gradient: unscale, correct once, add up over the ranks.
 
         Returns:
             Float (3,) on the device: box, cls and dfl loss of the window.
         """
-        self.scaler.unscale_(optimizer)
-        totals = torch.cat([self._totals, self._totals.new_tensor([self.num_images])])
+        scaler.unscale_(optimizer)
+        totals = torch.cat([self._totals, self._totals.new_full((1,), self.num_images)])
         all_reduce_sum([totals])
         normaliser = totals[3].clamp(min=MIN_NORMALISER)
         gradients = gradients_of(optimizer)
-        torch._foreach_mul_(gradients, totals[4] / normaliser / self._provisional_scale)
+        torch._foreach_mul_(gradients, totals[4] / normaliser / self.scale)
         all_reduce_sum(gradients)
         return totals[:3] / normaliser
+
+
+def back_propagate(sums: LossSums, gains: LossGains, scale: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
+    """Add the gradient of one micro-batch to those that are there.
+
+    Args:
+        sums: Its un-normalised loss sums.
+        gains: Weights of the loss terms.
+        scale: Provisional scale of the window, a scalar on the device.
+        scaler: fp16 loss scaler, possibly disabled.
+
+    Returns:
+        Float (4,) on the device: box, cls and dfl sum with their gains, and the normaliser.
+    """
+    terms = gains.apply(sums)
+    scaler.scale(terms.sum() * scale).backward()
+    return torch.cat([terms.detach(), sums.normaliser.view(1)])
 
 
 def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -26,8 +26,9 @@ HELD = {
     "loss": ("loss and assignment", "green"),
     "autocast_copies": ("half-precision copies of weights", "magenta"),
     "temporaries": ("other temporaries", "magenta"),
-    "workspaces": ("workspaces of convolutions", "magenta"),
+    "workspaces": ("workspaces of matrix products", "magenta"),
     "allocator_rounding": ("rounding of the allocator", "magenta"),
+    "allocator_gaps": ("gaps in the allocator", "magenta"),
     "cuda_context": ("CUDA itself", "yellow"),
 }
 """Per component: what it is called, and its colour."""

@@ -20,6 +20,7 @@ from typing import get_args
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.memory.overhead import beside_tensors
 from engine.memory.plan import (
     COMPONENTS,
     ELEMENTWISE_EXTRA_TIME,
@@ -32,7 +33,6 @@ from engine.memory.plan import (
     margin_of,
     verdict_of,
 )
-from engine.memory.probe import CUDA_CONTEXT_BYTES
 from engine.precision import AUTOCAST_DTYPE
 from engine.simulation import StepSpec, network_on_meta, simulate_step
 from models.recompute import Level
@@ -119,7 +119,7 @@ def described(
     """What a step needs whose settings the user has fixed, whether or not it fits anything."""
     accumulate = -(-batch_size // micro_batch_size)
     found = simulate_step(spec, micro_batch_size, recompute, layer_levels, accumulates=accumulate > 1)
-    components = dict.fromkeys(COMPONENTS, 0) | found | {"cuda_context": CUDA_CONTEXT_BYTES}
+    components = _whole(found)
     return Recommendation(
         micro_batch=micro_batch_size,
         accumulate=accumulate,
@@ -160,7 +160,12 @@ def simulated(
     if spec.precision == "bf16":
         spec = replace(spec, precision="fp16")  # the same bytes
     found = _simulated(spec, micro_batch, level, block_layers, accumulates)
-    return dict.fromkeys(COMPONENTS, 0) | found | {"cuda_context": CUDA_CONTEXT_BYTES}
+    return _whole(found)
+
+
+def _whole(tensors: Components) -> Components:
+    """All components, out of those of the simulated tensors."""
+    return dict.fromkeys(COMPONENTS, 0) | tensors | beside_tensors(sum(tensors.values()))
 
 
 @cache

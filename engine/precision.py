@@ -21,6 +21,8 @@ AUTOCAST_DTYPE: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+FIRST_SCALE = 2.0**10
+"""fp16 loss scale to begin with. With torch's own 2**16 the first nine steps of a new YOLO11l overflow and are lost."""
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
@@ -32,7 +34,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 def build_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
     """The loss scaler that fp16's narrow range needs; one that does nothing for fp32 and bf16."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return torch.amp.GradScaler(device.type, init_scale=FIRST_SCALE, enabled=precision == "fp16")
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:

@@ -109,6 +109,11 @@ class MemorySettings:
         self._set(min(plan["micro_batch_size"] for plan in plans), _leanest(plan["recompute"] for plan in plans))
         log.info("the devices have planned differently: all take %s", self._text())
 
+    @property
+    def settings(self) -> tuple:
+        """What the kernels of a micro-step depend on, beside its size."""
+        return self.recompute, *sorted(self.recompute_layers.items())
+
     def state_dict(self) -> dict[str, Any]:
         """The settings in force, those of the configuration, and how they came to differ, in plain values."""
         return {

@@ -5,14 +5,14 @@ of a real step on a CPU. Tensors on the meta device have no data, so the largest
 before the step is there here too: weights, their average, the optimizer's state. One micro-batch is enough: what
 the second and later ones of a step find different is that there are gradients to add to, so these are made before.
 
-The next micro-batch, which is copied to the device ahead of its turn, is there as well. Left out are kernels that
+The next micro-batch, which is copied to the device ahead of its turn, is there as well, and what `engine.cuda_graphs`
+keeps: gradients between steps, and one more copy of the micro-batch. Left out are kernels that
 allocate nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.batch import Batch
-from engine.accumulation import AccumulationWindow, gradients_of
+from engine.accumulation import AccumulationWindow, back_propagate, gradients_of
 from engine.ema import EmaConfig, WeightAverage
 from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker, cuda_autocast_on_meta
 from engine.optim import OptimizerConfig, build_optimizer, clip_gradients, step_if
@@ -66,6 +66,8 @@ class StepSpec:
     optimizer: OptimizerConfig = OptimizerConfig()  # noqa: RUF009  frozen
     freeze_batch_norm: bool = False
     freeze_layers: int = 0
+    cuda_graphs: bool = True
+    """Whether micro-steps are recorded, as on a GPU they are."""
 
 
 class kernels_left_out(TorchDispatchMode):
@@ -107,25 +109,6 @@ def _is_like_first(args: tuple) -> bool:
     )
 
 
-def convolution_workspace_bytes(func: Any, args: tuple) -> int:
-    """What cuDNN takes while a convolution runs: its input and its output (or their gradients) once more.
-
-    Tensor cores want channels last; for maps that are channels first, as ours are, cuDNN makes copies in a workspace.
-    Depthwise convolutions do not use tensor cores. An assumption, not a measurement: other algorithms need less.
-    """
-    if func is aten.convolution.default:
-        x, weight, _, stride, padding, dilation, _, _, groups = args
-        if groups > 1:
-            return 0
-        dims = zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
-        size = [(side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, pad, gap, kernel, step in dims]
-        return x.nbytes + x.element_size() * len(x) * len(weight) * math.prod(size)
-    if func is aten.convolution_backward.default:
-        grad, x, groups = args[0], args[1], args[9]
-        return 0 if groups > 1 else grad.nbytes + x.nbytes
-    return 0
-
-
 @cache
 def network_on_meta(
     name: NetworkName, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
@@ -148,7 +131,6 @@ def simulate_step(
     per_layer: Mapping[int, Level] | None = None,
     *,
     accumulates: bool,
-    workspace_bytes: Callable[[Any, tuple], int] = convolution_workspace_bytes,
 ) -> dict[str, int]:
     """Run one optimizer step and see who holds the bytes at its peak.
 
@@ -158,12 +140,11 @@ def simulate_step(
         level: Recompute level of the network.
         per_layer: Other levels of single layers, as for `apply_recompute`.
         accumulates: Whether the step has several micro-batches, or one.
-        workspace_bytes: What kernels take beside their results, by operator and arguments.
 
     Returns:
         Bytes by component; they add up to the peak of allocated bytes.
     """
-    tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES, workspace_bytes)
+    tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES)
     return _Simulation(spec, micro_batch_size, level, per_layer, tracker).run(accumulates)
 
 
@@ -188,9 +169,7 @@ class _Simulation:
         apply_recompute(self.network, level, per_layer)
         self.optimizer = build_optimizer(self.network, spec.optimizer, batch_size=micro_batch_size)
         self.statistics = BatchStatistics(self.network)
-        self.accumulation = AccumulationWindow(
-            micro_batch_size, LossGains(), torch.amp.GradScaler(enabled=False)
-        )
+        self.scaler = torch.amp.GradScaler(enabled=False)
         tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
         tracker.track([*self.ema.parameters(), *self.ema.buffers()], "ema")
         self._fill_optimizer_state()
@@ -199,36 +178,39 @@ class _Simulation:
         """The step, from top to bottom, as `engine.step` has it; bytes by component at its peak."""
         with kernels_left_out(), self.tracker, self.tracker.phase("temporaries"):
             self.statistics.save()
-            if accumulates:
+            self.accumulation = AccumulationWindow(self.micro_batch_size, 1, torch.device("meta"))
+            if accumulates or self.spec.cuda_graphs:
                 self._make_gradients()
-            ahead = self._copied_ahead() if accumulates else None
+            elsewhere = self._copies(accumulates + self.spec.cuda_graphs)
             self.tracker.reset_peak()
             self._micro_batch()
-            del ahead
+            del elsewhere
             self._update()
         self.network.zero_grad(set_to_none=True)
         remove_recompute(self.network)
         return self.tracker.breakdown()
 
     def _make_gradients(self) -> None:
-        """What an earlier micro-batch of the step has left behind."""
+        """What an earlier micro-batch has left behind, or, with recordings, an earlier step."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
 
-    def _copied_ahead(self) -> Batch:
+    def _copies(self, count: int) -> list[Batch]:
+        """Micro-batches beside the one that is computed with: copied ahead, and the recording's own."""
         with self.tracker.phase("inputs"):
-            return self._micro_batch_on_device()
+            return [self._micro_batch_on_device() for _ in range(count)]
 
     def _micro_batch(self) -> None:
-        sums = self._loss_sums()
-        with self.tracker.phase("activation_gradients"):
-            self.accumulation.backward(sums, self.micro_batch_size)
-        self.tracker.track(gradients_of(self.optimizer), "gradients")
-
-    def _loss_sums(self) -> LossSums:
         with self.tracker.phase("inputs"):
             micro_batch = self._micro_batch_on_device()
+        sums = self._loss_sums(micro_batch)
+        with self.tracker.phase("activation_gradients"):
+            totals = back_propagate(sums, LossGains(), self.accumulation.scale, self.scaler)
+            self.accumulation.add(totals)
+        self.tracker.track(gradients_of(self.optimizer), "gradients")
+
+    def _loss_sums(self, micro_batch: Batch) -> LossSums:
         autocast = self._autocast()
         with autocast:
             with self.tracker.phase("inputs"):
@@ -251,7 +233,7 @@ class _Simulation:
         return cuda_autocast_on_meta(AUTOCAST_DTYPE[self.spec.precision])
 
     def _update(self) -> None:
-        self.accumulation.normalise(self.optimizer)
+        self.accumulation.normalise(self.optimizer, self.scaler)
         grad_norm = clip_gradients(gradients_of(self.optimizer), self.spec.optimizer.max_grad_norm)
         finite = grad_norm.isfinite()
         step_if(finite, self.optimizer, self.optimizer.step)

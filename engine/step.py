@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
-from engine.accumulation import AccumulationWindow, gradients_of
+from engine.accumulation import AccumulationWindow, back_propagate, gradients_of
 from engine.copy_ahead import copied_ahead
+from engine.cuda_graphs import RecordedMicroStep, can_record
 from engine.ema import WeightAverage
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, clip_gradients, step_if
@@ -72,6 +73,7 @@ class TrainingStep:
         guard: NonFiniteGuard,
         memory: MemorySettings,
         take_step: Callable[[], object] | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -88,6 +90,7 @@ class TrainingStep:
             guard: Told about every outcome.
             memory: Micro-batch and recompute level, lowered when memory runs out.
             take_step: Called in place of ``optimizer.step``, for a loop that counts.
+            cuda_graphs: Whether to record micro-steps, where that is possible.
         """
         self.network = network
         self.loss = loss
@@ -107,6 +110,8 @@ class TrainingStep:
         self._pending: _Readback | None = None
         parameter = next(network.parameters())
         self.device = parameter.device
+        records = cuda_graphs and can_record(network)
+        self.micro_step = RecordedMicroStep(self._forward_backward, list(network.parameters()), records)
         self._input_dtype = parameter.dtype if precision == "fp32" else AUTOCAST_DTYPE[precision]
 
     def run(self, window: Batch) -> StepOutcome | None:
@@ -116,7 +121,7 @@ class TrainingStep:
             TrainingError: If memory does not suffice even for the lowest settings.
         """
         accumulation = retry(lambda: self._accumulate(window), self._lower, self._undo, self.ranks.any)
-        losses = accumulation.normalise(self.optimizer)
+        losses = accumulation.normalise(self.optimizer, self.scaler)
         grad_norm = clip_gradients(gradients_of(self.optimizer), self.optimizer_config.max_grad_norm)
         finite = grad_norm.isfinite()
 
@@ -129,7 +134,7 @@ class TrainingStep:
         self.batch_statistics.restore_unless(finite)
         self.batch_statistics.average_over_ranks()
         self.ema.update(self.network, self.num_steps_taken + 1, finite)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.micro_step.keeps_gradients)
 
         self._pending = self._read_back(losses, grad_norm, finite, window.names)
         return previous
@@ -137,12 +142,10 @@ class TrainingStep:
     def _accumulate(self, window: Batch) -> AccumulationWindow:
         """Forward and backward passes of all micro-batches of a window."""
         self.batch_statistics.save()
-        accumulation = AccumulationWindow(len(window), self.gains, self.scaler)
+        accumulation = AccumulationWindow(len(window), len(window.classes), self.device)
         for micro_batch in copied_ahead(window.split(self.memory.micro_batch_size), self.device):
-            num_images = len(micro_batch)
-            sums = self.loss_sums(micro_batch)
-            del micro_batch  # backward does not need the images as bytes
-            accumulation.backward(sums, num_images)
+            totals = self.micro_step.run(micro_batch.coloured(), accumulation.scale, self.memory.settings)
+            accumulation.add(totals)
         return accumulation
 
     def _undo(self) -> None:
@@ -151,12 +154,20 @@ class TrainingStep:
         self.batch_statistics.restore()
 
     def _lower(self, cause: str) -> None:
+        self.micro_step.release()
         sentence = self.memory.lower(cause, self.num_steps_taken + (self._pending is not None))
         self.memory.on_recovery(sentence)
 
+    def _forward_backward(self, micro_batch: Batch, scale: Tensor) -> Tensor:
+        """Forward pass, loss and backward pass of one micro-batch on the device; returns its totals.
+
+        All that it changes stays at its place in memory (gradients, running statistics), so that its kernels can be
+        recorded once and launched again: see `engine.cuda_graphs`.
+        """
+        return back_propagate(self.loss_sums(micro_batch), self.gains, scale, self.scaler)
+
     def loss_sums(self, micro_batch: Batch) -> LossSums:
-        """Forward pass and un-normalised loss of one micro-batch on the device."""
-        micro_batch = micro_batch.coloured()
+        """Forward pass and un-normalised loss of one micro-batch on the device, its colours changed already."""
         with autocast(self.precision, self.device):
             predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
         return self.loss(

@@ -15,7 +15,7 @@ BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def build_network(name: NetworkName, num_classes: int) -> DetectionModel:
-    """A randomly initialised YOLO11 detector in training mode.
+    """A randomly initialised YOLO11 detector in training mode, its weights in channels_last, which is faster.
 
     In training mode it maps images (B, 3, H, W), RGB in [0, 1], H and W multiples of 32, to the raw predictions
     ``{"boxes": (B, 64, A), "scores": (B, C, A), "feats": [3 feature maps]}`` over the A anchors of the strides 8, 16
@@ -30,7 +30,7 @@ def build_network(name: NetworkName, num_classes: int) -> DetectionModel:
     for parameter_name, parameter in network.named_parameters():
         # The fixed projection 0..15 of the distribution focal loss; every other parameter trains.
         parameter.requires_grad = ".dfl." not in parameter_name
-    return network.train()
+    return network.to(memory_format=torch.channels_last).train()
 
 
 def raw_predictions(output: dict | tuple) -> dict:
@@ -39,11 +39,11 @@ def raw_predictions(output: dict | tuple) -> dict:
 
 
 def network_input(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Bytes to network input: uint8 (B, 3, H, W) in 0..255 to ``dtype`` in [0, 1].
+    """Bytes to network input: uint8 (B, 3, H, W) in 0..255 to ``dtype`` in [0, 1], channels_last as the network is.
 
     Every integer up to 256 is exact in fp16 and bf16, so converting first costs no accuracy and half the memory.
     """
-    return images.to(dtype).div_(255)
+    return images.to(dtype, memory_format=torch.channels_last).div_(255)
 
 
 def detection_head(network: nn.Module) -> Detect:

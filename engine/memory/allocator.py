@@ -14,7 +14,8 @@ import torch
 from engine.errors import ConfigError, config_key
 from engine.memory.config import MemoryConfig
 from engine.memory.host import current_platform, ram_available_bytes, ram_limit_bytes
-from engine.memory.probe import CUDA_CONTEXT_BYTES
+from engine.memory.overhead import final_context_bytes
+from engine.memory.probe import context_bytes
 from engine.memory.units import MIB, format_bytes, parse_bytes
 
 MARGIN_BYTES = 512 * MIB
@@ -52,7 +53,7 @@ def resolve_budget(config: MemoryConfig, device: torch.device) -> int:
     """
     if device.type == "cuda":
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-        free_bytes += torch.cuda.memory_reserved(device) + CUDA_CONTEXT_BYTES  # ours already
+        free_bytes += torch.cuda.memory_reserved(device) + context_bytes(device)  # ours already
     else:
         free_bytes, total_bytes = ram_available_bytes(), ram_limit_bytes()
     free_bytes = min(free_bytes, total_bytes)
@@ -73,7 +74,7 @@ def cap_allocator(device: torch.device, budget_bytes: int) -> None:
     if device.type != "cuda":
         return
     total_bytes = torch.cuda.get_device_properties(device).total_memory
-    fraction = (budget_bytes - CUDA_CONTEXT_BYTES) / total_bytes
+    fraction = (budget_bytes - final_context_bytes(device)) / total_bytes
     torch.cuda.set_per_process_memory_fraction(min(max(fraction, 0.0), 1.0), device)
 
 

@@ -128,10 +128,17 @@ def context_bytes(device: torch.device) -> int:
     """What this process holds on a GPU beside torch's allocator, as the driver says; else the usual size."""
     if device.type != "cuda":
         return 0
+    measured = measured_context_bytes(device)
+    return CUDA_CONTEXT_BYTES if measured is None else measured
+
+
+def measured_context_bytes(device: torch.device) -> int | None:
+    """The same; None where the driver does not tell."""
+    torch.cuda.mem_get_info(device)  # makes the context, if nothing has
     for process in processes_on(nvml_handle(device)):
         if process.pid == os.getpid() and process.used_bytes is not None:
             return max(process.used_bytes - torch.cuda.memory_reserved(device), 0)
-    return CUDA_CONTEXT_BYTES
+    return None
 
 
 def _used_and_total(handle: Any | None) -> tuple[int | None, int | None]:

@@ -10,15 +10,15 @@ a large network runs on them in seconds on any machine. Two tools turn that into
   can be followed in the same way.
 * `cuda_autocast_on_meta` casts as CUDA autocast does; the meta device has no autocast of its own.
 
-`engine.simulation` puts both together with the parts of a training step. What they cannot see is memory inside a kernel
-(the caller may estimate it), the caching allocator's fragmentation and the CUDA context.
+`engine.simulation` puts both together with the parts of a training step. What they cannot see is memory inside kernels,
+the caching allocator's gaps and the CUDA context: see `engine.memory.overhead`.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,9 +32,6 @@ CUDA_ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every allocation up to a multiple of this."""
 ROUNDING = "allocator_rounding"
 """Category of what storages take beyond their size because they are rounded up."""
-
-WORKSPACES = "workspaces"
-"""Category of what kernels take beside their results."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -66,8 +63,6 @@ class StorageTracker(TorchDispatchMode):
     Args:
         device_type: Only storages of this device are followed (``"meta"``, ``"cpu"`` or ``"cuda"``).
         round_to_bytes: Every storage counts as a multiple of this; see ``CUDA_ALLOCATION_BYTES``.
-        workspace_bytes: From an operator and its arguments to the bytes that its kernel takes and gives back while it
-            runs, beside its results; they get the category ``WORKSPACES``.
 
     Attributes:
         live_bytes: Bytes of all storages alive now.
@@ -79,10 +74,8 @@ class StorageTracker(TorchDispatchMode):
         self,
         device_type: str = "meta",
         round_to_bytes: int = 1,
-        workspace_bytes: Callable[[Any, tuple], int] = lambda func, args: 0,
     ) -> None:
         super().__init__()
-        self.workspace_bytes = workspace_bytes
         self.device_type = device_type
         self.round_to_bytes = round_to_bytes
         self.live_bytes = 0
@@ -98,7 +91,6 @@ class StorageTracker(TorchDispatchMode):
         """Run the operator and log each storage that it returns for the first time."""
         result = func(*args, **(kwargs or {}))
         self.track((result,) if isinstance(result, Tensor) else tree_iter(result), category=None)
-        self._use_workspace(self.workspace_bytes(func, args))
         return result
 
     def track(self, values: Iterable[Any], category: str | None) -> None:
@@ -136,11 +128,6 @@ class StorageTracker(TorchDispatchMode):
     def _lose(self, number: int, num_bytes: int) -> None:
         self._log.append((number, -num_bytes))
         self.live_bytes -= num_bytes
-
-    def _use_workspace(self, num_bytes: int) -> None:
-        if num_bytes:
-            self._gain(num_bytes, num_bytes, WORKSPACES)
-            self._lose(len(self._categories) - 1, num_bytes)
 
     @contextmanager
     def phase(self, category: str) -> Iterator[None]:

@@ -36,6 +36,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from ultralytics.nn.modules import Conv, Detect, DWConv
 from ultralytics.nn.modules.block import Attention
 
+from models.boxes import autocast_disabled
 from models.recompute import recipes
 from models.recompute.block import DroppedLayer
 from models.recompute.input_only import KeepInputsOnly
@@ -141,7 +142,12 @@ def _block(layer: nn.Module, x: Tensor) -> Tensor:
 
 def layer_forward(layer: nn.Module, x: Any) -> Any:
     """Forward of a top-level layer that is not `none`, without the saved tensor hooks around it."""
-    return _conv_unit(layer, x) if is_conv_unit(layer) else type(layer).forward(layer, x)
+    if is_conv_unit(layer):
+        return _conv_unit(layer, x)
+    if isinstance(layer, nn.Upsample):
+        with autocast_disabled(x.device):  # it copies values; in float32, twice the bytes
+            return type(layer).forward(layer, x)
+    return type(layer).forward(layer, x)
 
 
 _FORWARDS = (_conv_unit, _keep_inputs_only, _elementwise, _block)

@@ -33,8 +33,9 @@ import triton.language as tl
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-TILE_ELEMENTS = 1024
-MAX_TILE_CHANNELS = 64
+TILE_ELEMENTS = 2048
+MAX_TILE_CHANNELS = 128
+NUM_WARPS = 4
 NUM_PROGRAMS = 1024  # a few for each multiprocessor of the largest GPU
 MERGE_CHANNELS = 8
 
@@ -145,7 +146,7 @@ def _apply_kernel(
 def _reduce_kernel(
     x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image, num_tiles, split_tiles,
     grad, grad_image, grad_channel, grad_place, out, out_image, out_channel, out_place,
-    mean, variance, weight, bias, weight_sum_SC, bias_sum_SC,
+    mean, variance, weight, bias, sums_S2C,
     SILU: tl.constexpr, FROZEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of weight and bias over one split; ``out``, that of the map, too if the statistics are frozen."""
@@ -166,9 +167,19 @@ def _reduce_kernel(
         if FROZEN:
             target = image * out_image + channel * out_channel + place * out_place
             tl.store(out + target, slope * scale, inside)
-    target = tl.program_id(1) * num_channels + channel
-    tl.store(weight_sum_SC + target, tl.sum(weight_sum, 1)[:, None], in_channel)
-    tl.store(bias_sum_SC + target, tl.sum(bias_sum, 1)[:, None], in_channel)
+    target = sums_S2C + 2 * tl.program_id(1) * num_channels + channel
+    tl.store(target, tl.sum(weight_sum, 1)[:, None], in_channel)
+    tl.store(target + num_channels, tl.sum(bias_sum, 1)[:, None], in_channel)
+
+
+@triton.jit
+def _sum_kernel(sums_SC, num_splits, num_channels, total, SPLITS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Sum over all splits."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    split = tl.arange(0, SPLITS)[:, None]
+    inside = (split < num_splits) & (channel < num_channels)
+    result = tl.sum(tl.load(sums_SC + split * num_channels + channel, inside, 0.0), 0)[None, :]
+    tl.store(total + channel, result, channel < num_channels)
 
 
 @triton.jit
@@ -248,14 +259,20 @@ def backward(
     sizes, tile, (num_tiles, channel_tiles) = _tiling(x)
     split_tiles, num_splits = _split(num_tiles, channel_tiles)
     maps = grad, *_strides(grad), out, *_strides(out), mean_C, variance_C, weight_C, bias_C
-    sums_2SC = x.new_empty(2, num_splits, x.shape[1], dtype=torch.float32)
+    num_channels = x.shape[1]
+    sums_S2C = x.new_empty(num_splits, 2, num_channels, dtype=torch.float32)
+    total_2C = sums_S2C.new_empty(2, num_channels)
+    grad_weight_C, grad_bias_C = total_2C
     with torch.cuda.device_of(x):
         _reduce_kernel[channel_tiles, num_splits](
-            x, *_strides(x), *sizes, num_tiles, split_tiles, *maps, *sums_2SC, SILU=silu, FROZEN=not by_batch, **tile
+            x, *_strides(x), *sizes, num_tiles, split_tiles, *maps, sums_S2C, SILU=silu, FROZEN=not by_batch, **tile
         )
-        grad_weight_C, grad_bias_C = sums_2SC.sum(1)
+        _sum_kernel[(triton.cdiv(2 * num_channels, MERGE_CHANNELS),)](
+            sums_S2C, num_splits, 2 * num_channels, total_2C,
+            SPLITS=triton.next_power_of_2(num_splits), CHANNELS=MERGE_CHANNELS,
+        )  # fmt: skip
         if by_batch:
-            num_values = x.numel() // x.shape[1]
+            num_values = x.numel() // num_channels
             _grad_kernel[num_tiles, channel_tiles](
                 x, *_strides(x), *sizes, num_values, *maps, grad_weight_C, grad_bias_C, SILU=silu, **tile
             )
@@ -285,7 +302,8 @@ def _tiling(x: Tensor) -> tuple[tuple[int, int, int], dict[str, int], tuple[int,
         channels = min(triton.next_power_of_2(num_channels), TILE_ELEMENTS // places)
     tiles_per_image = triton.cdiv(num_places, places)
     grid = len(x) * tiles_per_image, triton.cdiv(num_channels, channels)
-    return (num_channels, num_places, tiles_per_image), {"TILE_CHANNELS": channels, "TILE_PLACES": places}, grid
+    tile = {"TILE_CHANNELS": channels, "TILE_PLACES": places, "num_warps": NUM_WARPS}
+    return (num_channels, num_places, tiles_per_image), tile, grid
 
 
 def _split(num_tiles: int, channel_tiles: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ Legend: B images, C channels, H x W positions.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from functools import cache, partial
 from types import ModuleType
@@ -20,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from models.recompute.repeat import is_repeating
 
+log = logging.getLogger(__name__)
 _silu_ = partial(torch.nn.functional.silu, inplace=True)
 _silu_backward_into = torch.ops.aten.silu_backward.grad_input
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
@@ -29,23 +31,30 @@ _is_fused = False
 
 
 def use_fused_kernels(enabled: bool) -> None:
-    """Whether this process takes `fused_norm_act` for tensors on a GPU, where Triton is installed; not at first."""
+    """Whether this process takes `fused_norm_act` for tensors on a GPU, where Triton works; not at first."""
     global _is_fused
     _is_fused = enabled
 
 
 def kernels_for(x: Tensor) -> ModuleType:
     """The module whose functions work on ``x``: this one or `fused_norm_act`."""
-    fused = _fused_kernels() if _is_fused and x.is_cuda else None
+    fused = _fused_kernels(x.device) if _is_fused and x.is_cuda else None
     return fused if fused is not None and x.dtype in fused.DTYPES else sys.modules[__name__]
 
 
 @cache
-def _fused_kernels() -> ModuleType | None:
+def _fused_kernels(device: torch.device) -> ModuleType | None:
+    """`fused_norm_act`, if Triton is installed and works: it compiles its kernels with this machine's C compiler."""
     if importlib.util.find_spec("triton") is None:
         return None
     from models.recompute import fused_norm_act
 
+    try:
+        x, numbers = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, device=device)
+        fused_norm_act.normalise_activate(x, numbers, numbers, numbers, numbers, True)
+    except Exception as error:  # Triton's compilers fail in many ways
+        log.warning("model.fused_kernels: Triton does not work here (%s): PyTorch's own kernels are used", error)
+        return None
     return fused_norm_act
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from data.batch import Batch
-from engine.accumulation import AccumulationWindow
+from engine.accumulation import AccumulationWindow, back_propagate
 from models.loss import DetectionLoss, LossGains
 from models.network import head_strides, network_input
 from tests.helpers.training import (
@@ -36,12 +36,12 @@ def window_gradient(network: nn.Module, window: Batch, sizes: list[int], scale: 
     loss = DetectionLoss(head_strides(network))
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
-    accumulation = AccumulationWindow(len(window), LossGains(), scaler)
+    accumulation = AccumulationWindow(len(window), len(window.classes), torch.device("cpu"))
     for part in cut(window, sizes):
         predictions = network(network_input(part.images, dtype))
         sums = loss(predictions, part.boxes_xyxy_px, part.classes, part.image_index)
-        accumulation.backward(sums, len(part))
-    accumulation.normalise(optimizer)
+        accumulation.add(back_propagate(sums, LossGains(), accumulation.scale, scaler))
+    accumulation.normalise(optimizer, scaler)
     return flat_gradient(network)
 
 

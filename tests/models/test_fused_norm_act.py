@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -263,17 +265,40 @@ def test_kernels_for__cpu_and_float64_take_pytorchs_kernels() -> None:
     assert torch.float64 not in fused_norm_act.DTYPES
 
 
-def test_kernels_for__are_fused_on_demand_where_triton_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnCuda:
-        is_cuda, dtype = True, torch.float16
+class OnCuda:
+    """As much of a tensor on a GPU as is looked at."""
 
-    assert norm_act.kernels_for(OnCuda()) is norm_act
+    is_cuda, dtype, device = True, torch.float16, DEVICE
+
+
+@pytest.fixture
+def fused_on_demand(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(norm_act, "_is_fused", True)
-    assert norm_act.kernels_for(OnCuda()) is fused_norm_act
     norm_act._fused_kernels.cache_clear()
+    yield
+    norm_act._fused_kernels.cache_clear()
+
+
+def test_kernels_for__are_fused_only_on_demand(fused_on_demand: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert norm_act.kernels_for(OnCuda()) is fused_norm_act
+    monkeypatch.setattr(norm_act, "_is_fused", False)
+    assert norm_act.kernels_for(OnCuda()) is norm_act
+
+
+def test_kernels_for__are_pytorchs_without_triton(fused_on_demand: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert norm_act.kernels_for(OnCuda()) is norm_act
-    norm_act._fused_kernels.cache_clear()
+
+
+def test_kernels_for__are_pytorchs_where_triton_cannot_compile(
+    fused_on_demand: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(fused_norm_act, "normalise_activate", fail)
+    assert norm_act.kernels_for(OnCuda()) is norm_act
+    assert "Failed to find C compiler" in caplog.text
 
 
 @pytest.mark.gpu

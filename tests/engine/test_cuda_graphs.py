@@ -1,0 +1,177 @@
+"""Recorded micro-steps: without a GPU, a recording is replaced by one that runs the micro-step again, in its place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data.batch import Batch
+from engine import cuda_graphs
+from engine.cuda_graphs import MIN_CAPACITY, RecordedMicroStep, Recording, can_record, padded
+from engine.step import TrainingStep
+from tests.helpers.training import copy_of, flat_weights, make_network, make_step, make_window, relative_error
+
+
+class Recorder:
+    """Stands in for `cuda_graphs.record`, and counts."""
+
+    def __init__(self) -> None:
+        self.num_records = self.num_replays = 0
+
+    def __call__(self, micro_step: cuda_graphs.MicroStep, batch: Batch, scale: Tensor, pool: object) -> Recording:
+        self.num_records += 1
+        totals = torch.zeros(4, dtype=torch.float64)
+
+        def replay() -> None:
+            self.num_replays += 1
+            totals.copy_(micro_step(batch, scale))
+
+        return Recording(replay, batch, scale, totals)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setattr(cuda_graphs, "record", recorder)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    return recorder
+
+
+def recorded_step(network: nn.Module, micro_batch_size: int) -> TrainingStep:
+    step = make_step(network, micro_batch_size)
+    step.micro_step = RecordedMicroStep(step._forward_backward, list(network.parameters()), enabled=True)
+    return step
+
+
+@pytest.mark.parametrize("micro_batch_size", [4, 2, 3])
+def test_run__trains_as_without_recordings(recorder: Recorder, micro_batch_size: int) -> None:
+    """Boxes come and go between the windows, the last one is smaller, and 3 + 1 images are two kinds of micro-step."""
+    network = make_network(dtype=torch.float64)
+    plain = copy_of(network)
+    windows = [make_window(counts, seed) for seed, counts in enumerate([[2, 0, 5, 1], [0] * 4, [9, 9, 9, 9], [3, 1]])]
+    recorded, ordinary = recorded_step(network, micro_batch_size), make_step(plain, micro_batch_size)
+    for window in windows:
+        recorded.run(window)
+        ordinary.run(window)
+        outcomes = recorded.settle(), ordinary.settle()
+        assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-9)
+    assert recorder.num_replays >= 2
+    assert relative_error(flat_weights(network), flat_weights(plain)) < 1e-12
+
+
+def test_run__records_at_the_second_time_and_again_when_the_boxes_outgrow_it(recorder: Recorder) -> None:
+    step = recorded_step(make_network(), micro_batch_size=2)
+    step.run(make_window([1, 1]))
+    assert recorder.num_records == 0
+    step.run(make_window([1, 1]))
+    step.run(make_window([5, 5]))
+    assert (recorder.num_records, recorder.num_replays) == (1, 2)
+    for _ in range(2):
+        step.run(make_window([MIN_CAPACITY, 1]))
+    assert (recorder.num_records, recorder.num_replays) == (2, 3)
+
+
+def test_run__records_anew_for_other_settings(recorder: Recorder) -> None:
+    step = recorded_step(make_network(), micro_batch_size=2)
+    for _ in range(2):
+        step.run(make_window([1, 1]))
+    step._lower("out of memory")  # from none to elementwise
+    assert not step.micro_step._recordings
+    for _ in range(2):
+        step.run(make_window([1, 1]))
+    assert (recorder.num_records, recorder.num_replays) == (2, 2)
+
+
+def test_run__keeps_gradients_at_their_place(recorder: Recorder) -> None:
+    network = make_network()
+    step = recorded_step(network, micro_batch_size=2)
+    step.run(make_window([1, 1]))
+    places = [p.grad.data_ptr() for p in network.parameters() if p.requires_grad]
+    assert all(p.grad.count_nonzero() == 0 for p in network.parameters() if p.requires_grad)
+    for _ in range(2):
+        step.run(make_window([1, 1]))
+    assert [p.grad.data_ptr() for p in network.parameters() if p.requires_grad] == places
+
+
+def test_record__adds_to_gradients_even_after_they_were_dropped(recorder: Recorder) -> None:
+    network = make_network(dtype=torch.float64)
+    plain = copy_of(network)
+    step, ordinary = recorded_step(network, micro_batch_size=1), make_step(plain, micro_batch_size=2)
+    step.run(make_window([1, 1]))
+    step._undo()
+    step.batch_statistics.save()
+    step.micro_step.release()
+    step.run(make_window([2, 3], seed=1))
+    for window in (make_window([1, 1]), make_window([2, 3], seed=1)):
+        ordinary.run(window)
+    assert relative_error(flat_weights(network), flat_weights(plain)) < 1e-12
+
+
+def test_release__gives_the_pool_back_and_records_again(recorder: Recorder) -> None:
+    step = recorded_step(make_network(), micro_batch_size=2)
+    for _ in range(2):
+        step.run(make_window([1, 1]))
+    step.micro_step.release()
+    assert step.micro_step._pool is None
+    step.run(make_window([1, 1]))
+    assert recorder.num_records == 2
+
+
+def test_padded__zeros_do_not_change_the_loss() -> None:
+    window = make_window([3, 0, 4])
+    step = make_step(make_network(dtype=torch.float64))
+    sums, with_padding = step.loss_sums(window), step.loss_sums(padded(window, 16))
+    for name in ("box", "cls", "dfl", "normaliser"):
+        torch.testing.assert_close(getattr(with_padding, name), getattr(sums, name), rtol=1e-12, atol=0)
+
+
+def test_can_record__not_on_a_cpu_nor_with_synchronised_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make_network()
+    assert not can_record(network)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    assert can_record(network)
+    assert not can_record(nn.SyncBatchNorm.convert_sync_batchnorm(network))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("recompute", ["none", "elementwise", "block"])
+def test_run__trains_on_a_gpu_as_without_recordings(recompute: str) -> None:
+    """Recomputing, over windows of two micro-batches, the last one smaller; between them the pool is given back."""
+    networks = [make_network(frozen=False).cuda() for _ in range(2)]
+    for network, graphs in zip(networks, (True, False), strict=True):
+        step = make_step(network, micro_batch_size=4, precision="bf16", cuda_graphs=graphs)
+        step.memory._set(4, recompute)
+        for seed, counts in enumerate([[2, 0, 5, 1, 3, 3]] * 3 + [[1, 70, 70, 1, 1, 1]] * 3 + [[2, 1, 5, 1, 3, 3]] * 2):
+            step.run(make_window(counts, seed).pin_memory())
+            if seed == 4:
+                step.micro_step.release()
+        assert bool(step.micro_step._recordings) == graphs
+        assert step.settle().finite
+    assert relative_error(*[flat_weights(network) for network in networks]) < 1e-3  # bf16, atomic additions
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_run__recovers_from_running_out_of_memory_while_it_records() -> None:
+    networks = [make_network(frozen=True).cuda() for _ in range(2)]
+    for network, fails in zip(networks, (True, False), strict=True):
+        step = make_step(network, micro_batch_size=4, cuda_graphs=True)
+        work, failures = step._forward_backward, []
+
+        def fail_once(batch: Batch, scale: Tensor, work=work, failures=failures, fails=fails) -> Tensor:
+            totals = work(batch, scale)
+            if fails and not failures and torch.cuda.is_current_stream_capturing():
+                failures.append(True)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return totals
+
+        step.micro_step._micro_step = fail_once
+        for seed in range(6):
+            step.run(make_window([2, 0, 5, 1], seed).pin_memory())
+        assert bool(failures) == fails and step.memory.recompute == ("elementwise" if fails else "none")
+        assert step.micro_step._recordings
+    assert relative_error(*[flat_weights(network) for network in networks]) < 1e-4  # fp32 in another order
