@@ -1,71 +1,82 @@
-"""How far the gradient of K micro-batches is from that of the whole batch: as usually accumulated, and as here.
+"""How far the gradient of K micro-batches is from that of the whole batch: by Ultralytics' loss and by ours.
 
-    python benchmarks/accumulation.py [--out FILE]
+    python benchmarks/accumulation.py --data synthetic PATH/TO/data.yaml --out benchmarks/results/accumulation_cpu.json
 
-yolo11n in FP32 with frozen BatchNorm whose statistics fit, 16 drawn boards. "Usual" lets each micro-batch divide its
-loss by its own normaliser, as Ultralytics does; "exact" is `engine.accumulation`.
+yolo11n in FP32 after some steps of training, with frozen BatchNorm; windows of 16 training pictures with mosaic.
+"ultralytics" is their loss accumulated as their trainer does: every micro-batch divides by its own normaliser.
+"yolofit" is `engine.accumulation`. Each is compared with its own gradient of the 16 pictures at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import statistics
 import tempfile
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from common import quartiles, training_step, write
+from step_time import their_batch
 from torch import Tensor, nn
+from ultralytics.utils.loss import v8DetectionLoss
 
 from data.augment import AugmentConfig
 from data.batch import Batch, collate
 from data.dataset import TrainDataset
-from data.dataset_yaml import read_dataset_yaml
+from data.dataset_yaml import DatasetYaml, read_dataset_yaml
 from data.index import build_index
 from data.sampler import SampleKey
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.accumulation import AccumulationWindow, back_propagate
-from models.loss import MIN_NORMALISER, DetectionLoss, LossGains
+from engine.schedule import Schedule, ScheduleConfig
+from models.loss import DetectionLoss, LossGains
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides, network_input
 
-NUM_IMAGES, IMAGE_SIZE = 16, 160
-SPLITS = (8, 4, 2, 1)
+NUM_IMAGES = 16
+MICRO_BATCHES = (8, 4, 2, 1)
 
 
-def make_window(folder: Path) -> tuple[Batch, int]:
-    """Sixteen training pictures, and the number of classes."""
-    config = SyntheticConfig(num_train=NUM_IMAGES, num_val=1, image_size=IMAGE_SIZE)
-    dataset_yaml = read_dataset_yaml(generate_pcb_dataset(folder / "boards", config))
-    dataset = TrainDataset(build_index(dataset_yaml, "train"), IMAGE_SIZE, AugmentConfig(), seed=0, max_epochs=100)
-    return collate([dataset[SampleKey(0, i)] for i in range(NUM_IMAGES)]), dataset_yaml.num_classes
+def make_windows(description: DatasetYaml, image_size: int, num_windows: int) -> list[Batch]:
+    """Training pictures as the loader makes them."""
+    dataset = TrainDataset(build_index(description, "train"), image_size, AugmentConfig(), seed=0, max_epochs=100)
+    starts = range(0, num_windows * NUM_IMAGES, NUM_IMAGES)
+    keys = [[SampleKey(0, (start + i) % len(dataset)) for i in range(NUM_IMAGES)] for start in starts]
+    return [collate([dataset[key] for key in window]) for window in keys]
 
 
-def make_network(window: Batch, num_classes: int) -> nn.Module:
-    """A random network whose BatchNorm statistics are those of the window, and stay."""
+def make_network(windows: list[Batch], num_classes: int, num_steps: int) -> nn.Module:
+    """A network after some steps on the windows, whose BatchNorm statistics are those of the first, and stay."""
     torch.manual_seed(0)
     network = build_network("yolo11n", num_classes)
+    step = training_step(network, NUM_IMAGES, NUM_IMAGES)
+    step.schedule = Schedule(ScheduleConfig(warmup_epochs=0), max_epochs=1, steps_per_epoch=max(num_steps, 1))
+    for number in range(num_steps):
+        step.run(windows[number % len(windows)])
     norms = list(batch_norms(network))
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
-        network(network_input(window.images))
+        network(network_input(windows[0].images))
     freeze_batch_norms(norms)
+    network.args = SimpleNamespace(box=LossGains.box, cls=LossGains.cls, dfl=LossGains.dfl)
     return network
 
 
-def usual_gradient(network: nn.Module, window: Batch, micro_batch_size: int) -> Tensor:
-    """Each micro-batch divides its loss by its own normaliser; in one vector."""
-    loss, gains = DetectionLoss(head_strides(network)), LossGains()
+def ultralytics_gradient(network: nn.Module, window: Batch, micro_batch_size: int) -> Tensor:
+    """Their loss of each micro-batch, added up; in one vector."""
+    criterion = v8DetectionLoss(network)
     network.zero_grad()
     for part in window.split(micro_batch_size):
-        sums = loss(network(network_input(part.images)), part.boxes_xyxy_px, part.classes, part.image_index)
-        (gains.apply(sums).sum() / sums.normaliser.clamp(min=MIN_NORMALISER) * len(part)).backward()
+        loss, _ = criterion(network(network_input(part.images)), their_batch(part))
+        loss.sum().backward()
     return flat_gradient(network)
 
 
-def exact_gradient(network: nn.Module, window: Batch, micro_batch_size: int) -> Tensor:
-    """The same with yolofit's accumulation."""
+def yolofit_gradient(network: nn.Module, window: Batch, micro_batch_size: int) -> Tensor:
+    """The same by our accumulation."""
     loss, gains = DetectionLoss(head_strides(network)), LossGains()
     network.zero_grad()
     collected = AccumulationWindow(len(window), len(window.classes), torch.device("cpu"))
@@ -82,33 +93,59 @@ def flat_gradient(network: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
+def relative_error(gradient: Tensor, reference: Tensor) -> float:
+    """L2 norm of the difference over that of the reference."""
+    return float((gradient - reference).norm() / reference.norm())
+
+
+def measure(windows: list[Batch], network: nn.Module) -> dict[str, Any]:
+    """Errors over the windows, by split, and how far the two whole gradients are apart."""
+    sides: dict[str, Callable[..., Tensor]] = {"ultralytics": ultralytics_gradient, "yolofit": yolofit_gradient}
+    errors: dict[int, dict[str, list[float]]] = {size: {name: [] for name in sides} for size in MICRO_BATCHES}
+    apart = []
+    for window in windows:
+        whole = {name: gradient(network, window, NUM_IMAGES) for name, gradient in sides.items()}
+        apart.append(relative_error(whole["yolofit"], whole["ultralytics"]))
+        for size in MICRO_BATCHES:
+            for name, gradient in sides.items():
+                errors[size][name].append(relative_error(gradient(network, window, size), whole[name]))
+    rows = [
+        {"micro_batch": size, "accumulate": NUM_IMAGES // size}
+        | {name: statistics.median(values) for name, values in errors[size].items()}
+        | {f"{name}_quartiles": quartiles(values) for name, values in errors[size].items()}
+        for size in MICRO_BATCHES
+    ]
+    boxes = torch.cat([torch.bincount(window.image_index, minlength=NUM_IMAGES) for window in windows])
+    return {
+        "num_windows": len(windows),
+        "boxes_per_image_quartiles": quartiles(boxes.tolist()),
+        "whole_gradients_apart": max(apart),
+        "rows": rows,
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["synthetic"], help="`synthetic`, or paths of data.yaml files")
+    parser.add_argument("--image-size", type=int, default=320)
+    parser.add_argument("--steps", type=int, default=30, help="of training before")
+    parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        window, num_classes = make_window(Path(folder))
-    network = make_network(window, num_classes)
-    whole = usual_gradient(network, window, NUM_IMAGES)  # one micro-batch: nothing is accumulated
-    rows = []
-    for size in SPLITS:
-        errors = {
-            name: float((accumulated(network, window, size) - whole).norm() / whole.norm())
-            for name, accumulated in (("usual", usual_gradient), ("exact", exact_gradient))
-        }
-        rows.append({"micro_batch": size, "accumulate": NUM_IMAGES // size, **errors})
-        print(rows[-1])
-    result = {
-        "what": "relative L2 error of the gradient against that of 16 images at once",
-        "network": "yolo11n, fp32, BatchNorm frozen",
-        "boxes_per_image": torch.bincount(window.image_index, minlength=NUM_IMAGES).tolist(),
-        "rows": rows,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    by_data = {}
+    for data in options.data:
+        with tempfile.TemporaryDirectory() as folder:
+            config = SyntheticConfig(options.windows * NUM_IMAGES, 1, image_size=options.image_size)
+            source = generate_pcb_dataset(Path(folder) / "boards", config) if data == "synthetic" else Path(data)
+            description = read_dataset_yaml(source)
+            windows = make_windows(description, options.image_size, options.windows)
+        name = "synthetic" if data == "synthetic" else source.resolve().parent.name
+        by_data[name] = measure(windows, make_network(windows, description.num_classes, options.steps))
+    what = (
+        f"relative L2 error of the gradient against that of {NUM_IMAGES} pictures of {options.image_size} px at once; "
+        f"yolo11n after {options.steps} steps, fp32, BatchNorm frozen; medians over the windows"
+    )
+    write(options.out, what, {"data": by_data})
 
 
 if __name__ == "__main__":

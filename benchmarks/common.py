@@ -11,11 +11,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pynvml
 import torch
@@ -23,6 +24,7 @@ from torch import nn
 
 from data.batch import Batch
 from engine.ema import EmaConfig, WeightAverage
+from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, build_optimizer
 from engine.precision import Precision, build_scaler
@@ -36,17 +38,19 @@ NUM_CLASSES = 25
 BOXES_PER_IMAGE = 12
 
 
-def random_window(num_images: int, image_size: int, seed: int = 0) -> Batch:
-    """Noise images with a dozen boxes each."""
+def random_window(
+    num_images: int, image_size: int, seed: int = 0, boxes_per_image: int = BOXES_PER_IMAGE
+) -> Batch:
+    """Noise images with boxes."""
     generator = torch.Generator().manual_seed(seed)
-    num_boxes = num_images * BOXES_PER_IMAGE
+    num_boxes = num_images * boxes_per_image
     centres = torch.rand(num_boxes, 2, generator=generator) * image_size
     sizes = (torch.rand(num_boxes, 2, generator=generator) * 0.3 + 0.05) * image_size
     return Batch(
         images=torch.randint(0, 256, (num_images, 3, image_size, image_size), generator=generator, dtype=torch.uint8),
         boxes_xyxy_px=torch.cat([centres - sizes / 2, centres + sizes / 2], 1).clamp(0, image_size),
         classes=torch.randint(0, NUM_CLASSES, (num_boxes,), generator=generator),
-        image_index=torch.arange(num_boxes) // BOXES_PER_IMAGE,
+        image_index=torch.arange(num_boxes) // max(boxes_per_image, 1),
         names=[f"{i}.jpg" for i in range(num_images)],
     )
 
@@ -100,27 +104,64 @@ class BareLoop:
             torch._foreach_lerp_(list(self.averages), list(self.weights), 1e-4)
 
 
-def alternate(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Seconds of each function, called in turn; a GPU's work is waited for."""
+def alternate(
+    functions: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each function, called in turn; a GPU's work is waited for.
+
+    With ``clock=time.process_time`` and one thread, other work on the machine counts little.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(warm_up + rounds):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = clock()
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: times[warm_up:] for name, times in seconds.items()}
 
 
-def compare(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str, float]]:
-    """Medians, and the median of the paired ratios to ``base``."""
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+def compare(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str, Any]]:
+    """Medians and quartiles, of the seconds and of the paired ratios to ``base``."""
     ratios = {
-        name: statistics.median(a / b for a, b in zip(times, seconds[base], strict=True))
-        for name, times in seconds.items()
+        name: [a / b for a, b in zip(times, seconds[base], strict=True)] for name, times in seconds.items()
     }
-    return {"median_seconds": medians, f"median_ratio_to_{base}": ratios}
+    return {
+        "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "quartile_seconds": {name: quartiles(times) for name, times in seconds.items()},
+        f"median_ratio_to_{base}": {name: statistics.median(values) for name, values in ratios.items()},
+        f"quartile_ratio_to_{base}": {name: quartiles(values) for name, values in ratios.items()},
+    }
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """The first and the third: between them lies the middle half."""
+    return np.percentile(values, [25, 75]).tolist()
+
+
+def step_tensors(step: TrainingStep) -> list[torch.Tensor]:
+    """What a training step holds between two windows: weights, their average, the optimizer's state."""
+    state = [value for values in step.optimizer.state.values() for value in values.values()]
+    return [*module_tensors(step.network), *module_tensors(step.ema), *state]
+
+
+def module_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]
+
+
+def cpu_peak_bytes(function: Callable[[], object], held: Sequence[torch.Tensor]) -> int:
+    """Most bytes of tensors on the CPU at any moment of a call, with those that are ``held`` all the time."""
+    tracker = StorageTracker("cpu", CUDA_ALLOCATION_BYTES)
+    tracker.track([tensor for tensor in held if isinstance(tensor, torch.Tensor)], None)
+    with tracker:
+        tracker.reset_peak()
+        function()
+    return tracker.peak_bytes
 
 
 def machine() -> dict[str, Any]:

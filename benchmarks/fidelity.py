@@ -14,6 +14,9 @@ recipe of configs/parity.yaml with an effective batch of `--batch` images, so ne
 of either's last epoch and best epoch are then validated twice: by yolofit's validator and by Ultralytics'. The result
 file grows with every run that ends, so a run that is cut short leaves what it has. The data set is copied for every
 run; its own folder is only read.
+
+With `--plain` nothing is augmented: then only the order of images is left to chance, and with one batch an epoch
+nothing is, so both trainers must take the same course until rounding has grown into a difference.
 """
 
 from __future__ import annotations
@@ -52,6 +55,8 @@ from models.network import build_network, head_strides
 from models.postprocess import NmsConfig
 
 PARITY = Path(__file__).resolve().parent.parent / "configs" / "parity.yaml"
+AUGMENTATIONS = ("mosaic", "translate", "scale", "hsv_h", "hsv_s", "hsv_v", "fliplr")
+"""All that either recipe does by default, under the names that both have."""
 LOSSES = ("box_loss", "cls_loss", "dfl_loss")
 TRAINERS = ("yolofit", "ultralytics")
 
@@ -76,6 +81,12 @@ class Run:
     batch: int
     lr: float
     close_mosaic: int
+    is_plain: bool
+
+    @property
+    def augment(self) -> dict[str, float]:
+        """What differs from the recipe."""
+        return dict.fromkeys(AUGMENTATIONS, 0.0) if self.is_plain else {}
 
 
 def copy_data(source: Path, target: Path) -> Path:
@@ -126,7 +137,7 @@ def train_yolofit(run: Run) -> dict[str, Path]:
         "model.optimizer.nominal_batch_size": run.batch,
         "trainer.accelerator": "cpu" if run.device == "cpu" else "gpu",
         "trainer.max_epochs": run.epochs,
-    }
+    } | {f"data.augment.{name}": value for name, value in run.augment.items()}
     fit([f"--{key}={value}" for key, value in settings.items()])
     return {name: run.folder / "run" / "checkpoints" / f"{name}.ckpt" for name in ("last", "best")}
 
@@ -147,7 +158,7 @@ def train_ultralytics(run: Run) -> dict[str, Path]:
         "augmentations": [],  # else it blurs or greys every 25th image where Albumentations is installed
         "amp": run.precision != "fp32" and {"fp16": True, "bf16": "bf16"}[run.precision],
         "device": their_device(run), "workers": 1, "cache": "ram", "patience": run.epochs, "deterministic": False,
-        "plots": False, "project": str(run.folder), "name": "run",
+        "plots": False, "project": str(run.folder), "name": "run", **run.augment,
     }  # fmt: skip
     no_download = mock.patch.object(module, "check_amp", lambda model: True)  # of a network to check with
     no_polars = mock.patch.object(DetectionTrainer, "read_results_csv", lambda self: {})  # a copy in the checkpoint
@@ -263,7 +274,7 @@ def make_runs(options: argparse.Namespace, folder: Path) -> list[Run]:
                     Run(
                         trainer, name, seed, copy_data(source, place / "data"), weights, place, options.device,
                         options.precision, options.epochs, options.image_size, options.batch, options.lr,
-                        min(10, options.epochs // 5),
+                        min(10, options.epochs // 5), options.plain,
                     )
                 )  # fmt: skip
     return runs
@@ -299,13 +310,14 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=0.002)
+    parser.add_argument("--plain", action="store_true", help="augment nothing")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     what = (
         f"yolo11n from random weights, {options.epochs} epochs at {options.image_size}, batch {options.batch}, "
-        f"lr {options.lr}, {options.precision}; else configs/parity.yaml"
+        f"lr {options.lr}, {options.precision}, {'nothing augmented, ' * options.plain}else as configs/parity.yaml"
     )
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"YOLOFIT_CACHE": folder, "YOLO_CONFIG_DIR": folder, "OMP_NUM_THREADS": "1"}

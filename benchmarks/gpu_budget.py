@@ -2,10 +2,10 @@
 
     PYTHONPATH=. python benchmarks/gpu_budget.py --out benchmarks/results/gpu_budget_2026-11-26.json
 
-Each row is a run of ``python -m engine.fit`` on drawn boards, two epochs with validation, with ``--memory.budget 16GiB``
-and automatic recompute; a last row leaves the micro-batch to the plan as well. The allocator is capped at the budget, so
-a run that needs more does not end with status 0. The rows run side by side: it is their memory that is looked at, as
-the allocator and, by process, the driver report it.
+Each row is a run of ``python -m engine.fit`` on drawn boards, two epochs with validation, with automatic recompute and
+``--memory.budget 16GiB``; a last row leaves the micro-batch to the plan as well. The allocator is capped at the budget,
+so a run that needs more does not end with status 0. The rows run side by side: it is their memory that is looked at,
+as the allocator and, by process, the driver report it.
 """
 
 from __future__ import annotations

@@ -10,9 +10,7 @@ then indexed again: unchanged, with one label changed, and from a file that is d
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import psutil
+from common import write
 
 from data.dataset_yaml import DatasetYaml
 from data.index import build_index, index_of
@@ -39,26 +38,20 @@ NAMES = tuple(f"class {number}" for number in range(80))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--num_images", type=int, default=1_000_000, help="of the synthetic index")
     parser.add_argument("--num_files", type=int, default=50_000, help="images on disk")
     parser.add_argument("--folder", type=Path, help="where to write them; the system's folder for scratch if omitted")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    about = {
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-    }
-    about["load_average_before"] = os.getloadavg()[0]  # absolute times mean little on a busy machine
+    load_average_before = os.getloadavg()[0]  # absolute times mean little on a busy machine
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         synthetic = [
             measure_synthetic(Path(folder), number) for number in (options.num_images // 100, options.num_images)
         ]
         files = measure_files(Path(folder), options.num_files, options.workers)
-    result = about | {"synthetic": synthetic, "files": files}
-    print(json.dumps(result, indent=2))
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    results = {"load_average_before": load_average_before, "synthetic": synthetic, "files": files}
+    write(options.out, "what the index of a large data set costs", results)
 
 
 def measure_synthetic(folder: Path, num_images: int) -> dict[str, float]:

@@ -10,7 +10,9 @@ with probability 0.01) are switched off: our recipe does not have them.
 
 Seconds are processor seconds of the process, so that other work on the machine counts little. In the cases
 ``colour_on_device`` we leave HSV to the GPU (`Batch.coloured`), whose time is not in the figures; Ultralytics has no
-such choice.
+such choice. ``ram_colour_by_torch`` is the same with that code run by this CPU instead: what it costs where there is no
+GPU to do it. In the case ``ram_worker`` both sides make their windows in one worker process of a DataLoader, whose
+seconds are added to those of the process that takes them.
 """
 
 from __future__ import annotations
@@ -27,8 +29,12 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
+
+if TYPE_CHECKING:
+    from data.batch import Batch
 
 BATCH_SIZE = 16
 IMAGE_SIZE = 640
@@ -40,10 +46,12 @@ CASES = {
     "disk_colour_on_device": ("ultralytics_disk", "ours_disk_no_colour"),
     "ram": ("ultralytics_ram", "ours_ram"),
     "ram_colour_on_device": ("ultralytics_ram", "ours_ram_no_colour"),
+    "ram_colour_by_torch": ("ultralytics_ram", "ours_ram_colour_by_torch"),
+    "ram_worker": ("ultralytics_ram_worker", "ours_ram_worker"),
 }
 
 
-def theirs(root: Path, cache: str | None) -> Iterator[object]:
+def theirs(root: Path, cache: str | None, num_workers: int = 0) -> Iterator[object]:
     """Batches of Ultralytics' training dataset, endlessly."""
     import ultralytics.data.base
     from torch.utils.data import DataLoader
@@ -66,11 +74,18 @@ def theirs(root: Path, cache: str | None) -> Iterator[object]:
     for transform in dataset.transforms.transforms:
         if isinstance(transform, Albumentations):
             transform.transform = None
-    loader = DataLoader(dataset, BATCH_SIZE, shuffle=True, collate_fn=YOLODataset.collate_fn)
+    loader = DataLoader(
+        dataset,
+        BATCH_SIZE,
+        shuffle=True,
+        collate_fn=YOLODataset.collate_fn,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
-def ours(root: Path, in_ram: bool, colour_on_device: bool = False) -> Iterator[object]:
+def ours(root: Path, in_ram: bool, colour_on_device: bool = False, num_workers: int = 0) -> Iterator[Batch]:
     """Windows of our training loader, endlessly."""
     from data.augment import AugmentConfig
     from data.cache import DecodedCache, RecentImages
@@ -87,7 +102,7 @@ def ours(root: Path, in_ram: bool, colour_on_device: bool = False) -> Iterator[o
         dataset.source.cache = DecodedCache(len(dataset), slot_bytes)
     else:
         dataset.source.cache = RecentImages(dataset.pools, 2 * POOL_SIZE, slot_bytes)
-    loader = build_train_loader(dataset, BATCH_SIZE)
+    loader = build_train_loader(dataset, BATCH_SIZE, num_workers)
     for epoch in itertools.count():
         loader.batch_sampler.set_epoch(epoch)
         yield from loader
@@ -100,6 +115,9 @@ SIDES: dict[str, Callable[[Path], Iterator[object]]] = {
     "ours_disk_no_colour": lambda root: ours(root, in_ram=False, colour_on_device=True),
     "ours_ram": lambda root: ours(root, in_ram=True),
     "ours_ram_no_colour": lambda root: ours(root, in_ram=True, colour_on_device=True),
+    "ours_ram_colour_by_torch": lambda root: (w.coloured() for w in ours(root, in_ram=True, colour_on_device=True)),
+    "ultralytics_ram_worker": lambda root: theirs(root, "ram", num_workers=1),
+    "ours_ram_worker": lambda root: ours(root, in_ram=True, num_workers=1),
 }
 
 
@@ -116,10 +134,19 @@ def serve(side: str, root: Path, pipe: Connection) -> None:
     torch.set_num_threads(1)
     windows = SIDES[side](root)
     while num_windows := pipe.recv():
-        start = time.process_time()
+        start = processor_seconds()
         for _ in range(num_windows):
             next(windows)
-        pipe.send(time.process_time() - start)
+        pipe.send(processor_seconds() - start)
+
+
+def processor_seconds() -> float:
+    """Of this process and its worker, if it has one."""
+    seconds = time.process_time()
+    for worker in multiprocessing.active_children():
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
+    return seconds
 
 
 def enlarge(root_yaml: Path, folder: Path) -> None:
@@ -135,8 +162,8 @@ def enlarge(root_yaml: Path, folder: Path) -> None:
     for number in range(NUM_IMAGES):
         image = Path(index.path(number % len(index))).resolve()
         (folder / "train" / "images" / f"{number:06d}{image.suffix}").symlink_to(image)
-        if label := find_label_file(image):
-            (folder / "train" / "labels" / f"{number:06d}.txt").write_bytes(label.read_bytes())
+        if label := find_label_file(str(image)):
+            (folder / "train" / "labels" / f"{number:06d}.txt").write_bytes(Path(label).read_bytes())
     content = {"train": "train/images", "val": "train/images", "names": list(dataset.names)}
     (folder / "data.yaml").write_text(yaml.safe_dump(content))
 
@@ -147,7 +174,7 @@ def compare(reference: str, side: str, root: Path, rounds: int) -> dict[str, flo
     pipes, processes, rates = {}, [], {reference: [], side: []}
     for name in rates:
         pipes[name], child = context.Pipe()
-        processes.append(context.Process(target=serve, args=(name, root, child), daemon=True))
+        processes.append(context.Process(target=serve, args=(name, root, child)))  # daemons may not have workers
         processes[-1].start()
     for name, pipe in pipes.items():
         pipe.send(WARM_UP_WINDOWS)
@@ -184,6 +211,7 @@ def main() -> None:
     about = {"what": " ".join("\n".join(__doc__.split("\n\n")[2:]).split()), "date": time.strftime("%Y-%m-%d")}
     about |= {"ultralytics": ultralytics.__version__, "opencv": cv2.__version__, "python": platform.python_version()}
     about |= {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "rounds": args.rounds}
+    about |= {"load_average_at_the_end": os.getloadavg()[1]}
     args.out.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
 
 

@@ -6,11 +6,10 @@ python benchmarks/loss_memory.py --out benchmarks/results/loss_memory.json
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
+from common import write
 
 from engine.memory.simulate import StorageTracker
 from models.loss import DetectionLoss, LossGains
@@ -66,7 +65,7 @@ def loss_memory(num_classes: int, box_counts: list[int]) -> dict:
 def main() -> None:
     """Measure every scene and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
     out = parser.parse_args().out
     rows = []
     for num_classes in (25, 80):
@@ -75,9 +74,8 @@ def main() -> None:
             rows.append(row | loss_memory(num_classes, box_counts))
             peak_mib = max(rows[-1]["forward_peak_bytes"], rows[-1]["backward_peak_bytes"]) / 2**20
             print(f"{num_classes} classes, {what:40} {peak_mib:7.1f} MiB above the predictions")
-    about = {"what": f"assignment + loss + backward above the predictions, {NUM_IMAGES} x {IMAGE_SIZE}, fp16"}
-    about |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "device": "meta"}
-    out.write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
+    what = f"assignment + loss + backward above the predictions, {NUM_IMAGES} x {IMAGE_SIZE}, fp16; on the meta device"
+    write(out, what, {"rows": rows}, quiet=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ python benchmarks/monitor_overhead.py --out benchmarks/results/monitor_overhead.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from common import quartiles, write
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from engine.memory.probe import open_probe
@@ -32,22 +32,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
     step = training_step(device, options.image_size)
     with tempfile.TemporaryDirectory() as folder:
         results = measure(step, device, Path(folder))
-    results |= {
-        "what": f"yolo11n, 4 x {options.image_size}, fp32, {device}: forward, loss, backward",
-        "rounds": ROUNDS,
-        "steps_per_round": STEPS_PER_ROUND,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    print(json.dumps(results, indent=2))
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    results |= {"rounds": ROUNDS, "steps_per_round": STEPS_PER_ROUND}
+    write(options.out, f"yolo11n, 4 x {options.image_size}, fp32, {device}: forward, loss, backward", results)
 
 
 def training_step(device: torch.device, image_size: int) -> Callable[[], None]:
@@ -124,6 +116,7 @@ def summarise(
         "median_step_seconds": statistics.median(steps[False][1:]),
         "median_step_seconds_with_monitor": statistics.median(steps[True][1:]),
         "median_ratio": statistics.median(watched / alone for watched, alone in pairs),
+        "quartile_step_seconds": quartiles(steps[False][1:]),
         "median_hook_seconds": statistics.median(hooks),
         "median_sample_seconds": statistics.median(samples),
         "median_step_processor_seconds": processor_step,

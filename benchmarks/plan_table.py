@@ -6,13 +6,11 @@ python benchmarks/plan_table.py --out benchmarks/results/plan_meta.json
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+from common import write
 
 from engine.memory.plan import MARGIN_SHARE, MICRO_BATCH_COST
 from engine.memory.units import GIB
@@ -25,17 +23,12 @@ BUDGETS_GIB = (24, 16, 12, 8, 6, 4, 3, 2)
 def main() -> None:
     """Plan and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
     out = parser.parse_args().out
     start_seconds, start_cpu_seconds = time.perf_counter(), time.process_time()
     question = default_question()
     plan = make_plan(question)
     about = {
-        "what": "yolo11l, 25 classes, 50 boxes an image, AdamW; effective batch 32",
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "device": "meta",
         "margin_share": MARGIN_SHARE,
         "micro_batch_cost_images": MICRO_BATCH_COST,
         "table_seconds": round(time.perf_counter() - start_seconds, 1),
@@ -51,8 +44,8 @@ def main() -> None:
                 entry[key] = getattr(found, key)
             by_budget.append(entry)
             print(entry)
-    out.write_text(json.dumps(about | as_json(plan) | {"recommended_by_budget": by_budget}, indent=2) + "\n")
-    print(about)
+    what = "yolo11l, 25 classes, 50 boxes an image, AdamW; effective batch 32; simulated on the meta device"
+    write(out, what, about | as_json(plan) | {"recommended_by_budget": by_budget}, quiet=True)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ python benchmarks/recompute_layers.py --out benchmarks/results/recompute_layers.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
+from common import write
 
 from engine.memory.simulate import cuda_autocast_on_meta
 from models.network import build_network
@@ -71,9 +70,8 @@ def main() -> None:
     parser.add_argument("--doc", type=Path, required=True)
     arguments = parser.parse_args()
     rows = layer_rows()
-    about = {"what": f"yolo11l, {NUM_IMAGES} x {IMAGE_SIZE}, fp16 autocast, kept for backward by layer"}
-    about |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "device": "meta"}
-    arguments.out.write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
+    what = f"yolo11l, {NUM_IMAGES} x {IMAGE_SIZE}, fp16 autocast, kept for backward by layer; on the meta device"
+    write(arguments.out, what, {"rows": rows}, quiet=True)
     text = arguments.doc.read_text()
     before, after = text[: text.index(START) + len(START)], text[text.index(END) :]
     arguments.doc.write_text(f"{before}\n{as_table(rows, arguments.out.as_posix())}\n{after}")

@@ -1,6 +1,9 @@
-"""An optimizer step of ours against the one of the Ultralytics trainer: paired, alternating, medians.
+"""Time and peak memory of an optimizer step, at each recompute level, against the one of the Ultralytics trainer.
 
-python benchmarks/step_time.py --out benchmarks/results/step_time_cpu.json
+    python benchmarks/step_time.py --out benchmarks/results/step_time_cpu.json
+
+Paired in one process, alternating; processor seconds of one thread, medians. The peak is followed storage by storage,
+without what a kernel takes inside.
 
 Theirs is what `BaseTrainer` does with a batch in memory, without progress bar and callbacks: to float, forward,
 v8DetectionLoss, running mean of the loss terms, backward, clipping, AdamW, zeroing, ModelEMA.
@@ -10,11 +13,25 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import torch
-from common import NUM_CLASSES, alternate, compare, random_window, training_step, write
+from common import (
+    NUM_CLASSES,
+    alternate,
+    compare,
+    cpu_peak_bytes,
+    module_tensors,
+    random_window,
+    step_tensors,
+    training_step,
+    write,
+)
 from torch import nn
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.torch_utils import ModelEMA
@@ -22,6 +39,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 from data.batch import Batch
 from engine.optim import OptimizerConfig, parameter_groups
 from models.network import build_network
+from models.recompute import Level
 
 
 class UltralyticsLoop:
@@ -46,7 +64,7 @@ class UltralyticsLoop:
         """Their step, on one batch without accumulation."""
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             images = window.images.to(self.device, non_blocking=True).float() / 255
-            loss, items = self.criterion(self.network(images), _their_batch(window))
+            loss, items = self.criterion(self.network(images), their_batch(window))
         self.mean_loss = items
         self.scaler.scale(loss.sum()).backward()
         self.scaler.unscale_(self.optimizer)
@@ -56,8 +74,14 @@ class UltralyticsLoop:
         self.optimizer.zero_grad()
         self.ema.update(self.network)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """What it holds between two batches."""
+        state = [value for values in self.optimizer.state.values() for value in values.values()]
+        return [*module_tensors(self.network), *module_tensors(self.ema.ema), *state]
 
-def _their_batch(batch: Batch) -> dict[str, torch.Tensor]:
+
+def their_batch(batch: Batch) -> dict[str, torch.Tensor]:
+    """The boxes of a batch as their loss takes them."""
     size = batch.images.shape[-1]
     corners = batch.boxes_xyxy_px / size
     centre_boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
@@ -68,26 +92,40 @@ def _their_batch(batch: Batch) -> dict[str, torch.Tensor]:
     }
 
 
+def cases(network: nn.Module, window: Batch) -> dict[str, tuple[Callable[[], object], list[torch.Tensor]]]:
+    """By name: a function that takes a step, and the tensors that are there before and after it."""
+    found: dict[str, tuple[Callable[[], object], list[torch.Tensor]]] = {}
+    images = [window.images]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        theirs = UltralyticsLoop(copy.deepcopy(network).to(memory_format=layout))
+        theirs(window)  # its optimizer's state is there
+        suffix = ", channels_last" if layout is torch.channels_last else ""
+        found[f"ultralytics{suffix}"] = functools.partial(theirs, window), images + theirs.tensors()
+        for level in get_args(Level):
+            converted = copy.deepcopy(network).to(memory_format=layout)
+            step = training_step(converted, len(window), len(window), recompute=level)
+            step.run(window)
+            found[f"yolofit, {level}{suffix}"] = functools.partial(step.run, window), images + step_tensors(step)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--image-size", type=int, default=320)
     parser.add_argument("--images", type=int, default=8)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     network = build_network("yolo11n", NUM_CLASSES)
-    window = random_window(arguments.images, arguments.image_size)
-    theirs = UltralyticsLoop(copy.deepcopy(network))
-    functions = {"ultralytics": lambda: theirs(window)}
-    for layout in (torch.contiguous_format, torch.channels_last):
-        for level in ("none", "elementwise"):
-            converted = copy.deepcopy(network).to(memory_format=layout)
-            step = training_step(converted, arguments.images, arguments.images, recompute=level)
-            functions[f"ours, {level}, {str(layout)[6:]}"] = lambda step=step: step.run(window)
-    seconds = alternate(functions, arguments.rounds)
-    what = f"yolo11n, {arguments.images} x {arguments.image_size}, fp32: an optimizer step, loader aside"
-    write(arguments.out, what, {"rounds": arguments.rounds} | compare(seconds, "ultralytics"))
+    steps = cases(network, random_window(arguments.images, arguments.image_size))
+    peak_bytes = {name: cpu_peak_bytes(step, held) for name, (step, held) in steps.items()}
+    functions = {name: step for name, (step, _) in steps.items()}
+    seconds = alternate(functions, arguments.rounds, clock=time.process_time)
+    what = f"yolo11n, {arguments.images} x {arguments.image_size}, fp32, one CPU thread: an optimizer step"
+    results = {"rounds": arguments.rounds, "peak_bytes": peak_bytes} | compare(seconds, "ultralytics")
+    write(arguments.out, what, results)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """NMS and matching against those of Ultralytics' validator, on the same predictions: alternating, medians.
 
 Both sides start at decoded boxes and class logits and end at AP at ten IoUs, precision, recall, F1 over confidence
-and the confusion matrix. Ours also computes COCO's AP by size.
+and the confusion matrix. Ours also computes COCO's AP by size. Predictions are drawn at random, as a fairly good
+network would make them, for several numbers of images; with --ckpt_path and --data also those of a trained network.
+Seconds are of CPU time, so that other programs on the machine do not count.
 
-python benchmarks/validation_time.py --out benchmarks/results/validation_time.json
+OMP_NUM_THREADS=1 python benchmarks/validation_time.py --out benchmarks/results/validation_time.json
+    (and --ckpt_path best.ckpt --data data.yaml --image-size 640)
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,15 +20,25 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from common import write
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from data.loader import build_validation_loader
+from engine.checkpoint import load_network
+from engine.datamodule import DetectionData
+from engine.evaluation import predict_raw
 from engine.metrics import DetectionMetrics
+from models.boxes import decode_boxes
+from models.network import head_strides
 from models.postprocess import NmsConfig, detections
 
-NUM_BATCHES, BATCH_SIZE, NUM_ANCHORS, NUM_CLASSES, NUM_TRUTH = 16, 16, 8400, 25, 30
-ROUNDS = 15
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes (B, A, 4), logits (B, C, A), true boxes (B, N, 4), classes
+BATCH_SIZE, NUM_ANCHORS, NUM_CLASSES, NUM_TRUTH = 16, 8400, 25, 30
+NUM_IMAGES = (32, 128, 512)
+MAX_KEPT_BATCHES = 16  # more images repeat these
+ROUNDS = 5
+Batch = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
+"""Boxes (B, A, 4), logits (B, C, A), and of each image the true boxes (n, 4) and their classes (n,)."""
 
 
 def make_batch(seed: int) -> Batch:
@@ -43,43 +55,61 @@ def make_batch(seed: int) -> Batch:
     near = torch.arange(NUM_ANCHORS) < 10 * NUM_TRUTH
     raised = torch.where(near, 4.0 + 8 * torch.rand(BATCH_SIZE, NUM_ANCHORS, generator=generator), 0.0)
     logits.scatter_add_(1, classes.gather(1, owner)[:, None], raised[:, None])
-    return boxes, logits, truth, classes
+    return boxes, logits, list(truth), list(classes)
 
 
-def ours(batches: list[Batch]) -> dict[str, float]:
+@torch.inference_mode()
+def network_batches(checkpoint: Path, data_yaml: Path, image_size: int) -> tuple[list[Batch], int]:
+    """What a trained network says about the validation images of a data set, and its number of classes."""
+    loaded = load_network(checkpoint, "--ckpt_path")
+    data = DetectionData(str(data_yaml), BATCH_SIZE, BATCH_SIZE, image_size, workers=0)
+    data.setup("validate")
+    loader = build_validation_loader(data.validation_dataset, BATCH_SIZE)
+    batches = []
+    for batch in loader:
+        predictions = predict_raw(loaded.network, batch.images, "fp32")
+        boxes = decode_boxes(predictions, head_strides(loaded.network))
+        counts = torch.bincount(batch.image_index, minlength=len(batch)).tolist()
+        truth, classes = batch.boxes_xyxy_px.split(counts), batch.classes.split(counts)
+        batches.append((boxes, predictions["scores"], list(truth), list(classes)))
+    return batches, len(loaded.class_names)
+
+
+def ours(batches: list[Batch], num_classes: int) -> dict[str, float]:
     """Seconds of each part."""
     seconds = dict.fromkeys(("nms", "match"), 0.0)
-    metrics = DetectionMetrics([str(c) for c in range(NUM_CLASSES)])
-    image_index = torch.arange(BATCH_SIZE).repeat_interleave(NUM_TRUTH)
+    metrics = DetectionMetrics([str(c) for c in range(num_classes)])
     for boxes, logits, truth, classes in batches:
-        start = time.perf_counter()
+        start = time.process_time()
         found = detections(boxes, logits, NmsConfig())
-        middle = time.perf_counter()
-        metrics.update(found, truth.flatten(0, 1), classes.flatten(), image_index)
+        middle = time.process_time()
+        counts = torch.tensor([len(image) for image in classes])
+        image_index = torch.arange(len(classes)).repeat_interleave(counts)
+        metrics.update(found, torch.cat(truth), torch.cat(classes), image_index)
         seconds["nms"] += middle - start
-        seconds["match"] += time.perf_counter() - middle
-    start = time.perf_counter()
+        seconds["match"] += time.process_time() - middle
+    start = time.process_time()
     results = metrics.compute()
-    seconds["match"] += time.perf_counter() - start
+    seconds["match"] += time.process_time() - start
     return seconds | {"map50": results.map50, "map50_95": results.map50_95}
 
 
-def ultralytics(batches: list[Batch]) -> dict[str, float]:
+def ultralytics(batches: list[Batch], num_classes: int) -> dict[str, float]:
     """Seconds of each part of what `DetectionValidator` calls; its loop over images is repeated here."""
     from ultralytics.engine.validator import BaseValidator
     from ultralytics.utils.metrics import ConfusionMatrix, DetMetrics, box_iou
     from ultralytics.utils.nms import non_max_suppression
 
     seconds = dict.fromkeys(("nms", "match"), 0.0)
-    names = {c: str(c) for c in range(NUM_CLASSES)}
+    names = {c: str(c) for c in range(num_classes)}
     metrics, confusion = DetMetrics(names), ConfusionMatrix(names=names)
     validator = SimpleNamespace(iouv=torch.linspace(0.5, 0.95, 10))
     for boxes, logits, truth, classes in batches:
         centre_boxes = box_convert(boxes, "xyxy", "cxcywh").transpose(1, 2)
-        start = time.perf_counter()
+        start = time.process_time()
         predictions = torch.cat([centre_boxes, logits.sigmoid()], 1)  # their head does this, our NMS the sigmoid
-        found = non_max_suppression(predictions, 0.001, 0.7, nc=NUM_CLASSES, multi_label=True, max_det=300)
-        middle = time.perf_counter()
+        found = non_max_suppression(predictions, 0.001, 0.7, nc=num_classes, multi_label=True, max_det=300)
+        middle = time.process_time()
         for rows, true_boxes, true_classes in zip(found, truth, classes, strict=True):
             iou = box_iou(true_boxes, rows[:, :4])
             hits = BaseValidator.match_predictions(validator, rows[:, 5], true_classes, iou)
@@ -90,24 +120,20 @@ def ultralytics(batches: list[Batch]) -> dict[str, float]:
             prediction = {"bboxes": rows[:, :4], "conf": rows[:, 4], "cls": rows[:, 5]}
             confusion.process_batch(prediction, {"bboxes": true_boxes, "cls": true_classes})
         seconds["nms"] += middle - start
-        seconds["match"] += time.perf_counter() - middle
-    start = time.perf_counter()
+        seconds["match"] += time.process_time() - middle
+    start = time.process_time()
     metrics.process()
-    seconds["match"] += time.perf_counter() - start
+    seconds["match"] += time.process_time() - start
     return seconds | {"map50": float(metrics.box.map50), "map50_95": float(metrics.box.map)}
 
 
-def main() -> None:
-    """Time both in turn and write medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
-    batches = [make_batch(seed) for seed in range(NUM_BATCHES)]
-    sides: dict[str, Callable[[list[Batch]], dict[str, float]]] = {"yolofit": ours, "ultralytics": ultralytics}
+def measure(batches: list[Batch], num_classes: int) -> dict[str, dict[str, float]]:
+    """Medians of each side, and of the ratios of neighbouring runs."""
+    sides: dict[str, Callable[[list[Batch], int], dict[str, float]]] = {"yolofit": ours, "ultralytics": ultralytics}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for round_number in range(ROUNDS + 1):
         for name, side in sides.items():
-            seconds = side(batches)
+            seconds = side(batches, num_classes)
             if round_number:  # the first one warms up
                 runs[name].append(seconds | {"both": seconds["nms"] + seconds["match"]})
     medians = {
@@ -116,16 +142,31 @@ def main() -> None:
     }
     pairs = list(zip(runs["yolofit"], runs["ultralytics"], strict=True))
     ratios = {key: statistics.median(a[key] / b[key] for a, b in pairs) for key in ("nms", "match", "both")}
-    print(json.dumps({"medians": medians, "ratios": ratios}, indent=2))
-    about = {
-        "what": f"{NUM_BATCHES} x {BATCH_SIZE} images, {NUM_ANCHORS} anchors, {NUM_CLASSES} classes, "
-        f"{NUM_TRUTH} objects an image, CPU, seconds",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-        "rounds": ROUNDS,
-    }
-    out.write_text(json.dumps(about | {"medians": medians, "median_ratio_to_ultralytics": ratios}, indent=2) + "\n")
+    print(ratios, flush=True)
+    return medians | {"median_ratio_to_ultralytics": ratios}
+
+
+def main() -> None:
+    """Measure each set of predictions."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--ckpt_path", type=Path, help="weights of a trained network")
+    parser.add_argument("--data", type=Path, help="data.yaml with its validation images")
+    parser.add_argument("--image-size", type=int, default=640)
+    options = parser.parse_args()
+    results = {}
+    if options.ckpt_path:
+        batches, num_classes = network_batches(options.ckpt_path, options.data, options.image_size)
+        num_images = sum(len(batch[2]) for batch in batches)
+        name = f"trained network, {num_images} images of {options.image_size} px, {num_classes} classes"
+        results[name] = measure(batches, num_classes)
+    drawn = [make_batch(seed) for seed in range(MAX_KEPT_BATCHES)]
+    for num_images in NUM_IMAGES:
+        num_batches = num_images // BATCH_SIZE
+        batches = (drawn * -(-num_batches // len(drawn)))[:num_batches]
+        results[f"drawn, {num_images} images"] = measure(batches, NUM_CLASSES)
+    drawn_as = f"drawn: {NUM_ANCHORS} anchors, {NUM_CLASSES} classes, {NUM_TRUTH} objects an image"
+    write(options.out, f"NMS and matching in seconds of CPU time; {drawn_as}", results | {"rounds": ROUNDS})
 
 
 if __name__ == "__main__":

@@ -43,21 +43,21 @@ class AugmentConfig:
     mosaic: float = 1.0
     """Probability of putting four images together into one."""
     mixup: float = 0.0
-    """Probability of blending a second picture in, which costs as much time again."""
+    """Probability of blending a second picture in: as much time again, and 50 * image_size**2 bytes for a moment."""
     cutmix: float = 0.0
-    """Probability of pasting part of a second picture in, which costs as much time again."""
+    """Probability of pasting part of a second picture in: as much time again, and two pictures for a moment."""
     close_mosaic: int = 10
     """Epochs at the end of the run without mosaic, mixup and cutmix; a shorter run than this has none at all."""
     degrees: float = 0.0
-    """Rotation by up to so many degrees, either way (0 to 180)."""
+    """Rotation by up to so many degrees, either way (0 to 180). A canvas of 12 * image_size**2 bytes in each worker."""
     translate: float = 0.1
     """Shift by up to this part of the image size, either way."""
     scale: float = 0.5
     """Scale by 1 - scale to 1 + scale (0 to 0.95)."""
     shear: float = 0.0
-    """Shear by up to so many degrees along each axis, either way (0 to 80)."""
+    """Shear by up to so many degrees along each axis, either way (0 to 80). Costs what ``degrees`` costs."""
     perspective: float = 0.0
-    """Perspective distortion, per pixel (0 to 0.001)."""
+    """Perspective distortion, per pixel (0 to 0.001). Costs what ``degrees`` costs."""
     hsv_h: float = 0.015
     """Hue is turned by up to this part of the circle, either way."""
     hsv_s: float = 0.7
@@ -85,7 +85,7 @@ class AugmentConfig:
 
 def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
     """The generator of all random draws of one sample."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *key])))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, key.epoch, key.index, key.copy])))
 
 
 def augment(
@@ -94,6 +94,7 @@ def augment(
     rng: np.random.Generator,
     config: AugmentConfig,
     pool: np.ndarray | None = None,
+    output_size: int = 0,
 ) -> LabelledImage:
     """Make one training picture.
 
@@ -103,11 +104,12 @@ def augment(
         rng: The sample's generator.
         config: Ranges and probabilities, of the epoch: see `AugmentConfig.in_epoch`.
         pool: The images that others are mixed in from, see `data.partners`; None for all.
+        output_size: Side of the picture that is made; 0 for the image size.
 
     Returns:
-        A square picture of the image size, its boxes inside it.
+        A square picture, its boxes inside it; of another size it shows the same.
     """
-    picture, gains = augment_without_colour(source, index, rng, config, pool)
+    picture, gains = augment_without_colour(source, index, rng, config, pool, output_size)
     return picture._replace(image=shift_hsv(picture.image, gains)) if gains.any() else picture
 
 
@@ -117,14 +119,16 @@ def augment_without_colour(
     rng: np.random.Generator,
     config: AugmentConfig,
     pool: np.ndarray | None = None,
+    output_size: int = 0,
 ) -> tuple[LabelledImage, np.ndarray]:
     """As `augment`, but only tells how the colours are to be changed: the gains of hue, saturation and value."""
     partners = np.arange(len(source)) if pool is None else pool
-    picture = _compose(source, index, rng, config, partners)
+    output_size = output_size or source.image_size
+    picture = _compose(source, index, rng, config, partners, output_size)
     for probability, mix in ((config.mixup, mixup), (config.cutmix, cutmix)):
         if rng.random() < probability:
             other = int(partners[rng.integers(len(partners))])
-            picture = mix(picture, _compose(source, other, rng, config, partners), rng)
+            picture = mix(picture, _compose(source, other, rng, config, partners, output_size), rng)
     gains = rng.uniform(-1, 1, size=3) * (config.hsv_h, config.hsv_s, config.hsv_v)
     if rng.random() < config.flipud:
         picture = flip(picture, axis=0)
@@ -139,8 +143,9 @@ def _compose(
     rng: np.random.Generator,
     config: AugmentConfig,
     pool: np.ndarray,
+    output_size: int,
 ) -> LabelledImage:
-    """Mosaic or single image, warped to the image size.
+    """Mosaic or single image, warped to the output size.
 
     Memory: 12 * image_size**2 bytes for a moment, for a mosaic that is rotated, sheared or tilted; else nothing.
     """
@@ -148,25 +153,25 @@ def _compose(
     if rng.random() < config.mosaic:
         images = [index, *pool[rng.integers(len(pool), size=NUM_TILES - 1)].tolist()]
         centre_xy = draw_mosaic_centre(rng, size)
-        matrix, scale = _draw_matrix(rng, (2 * size, 2 * size), size, config)
+        matrix, scale = _draw_matrix(rng, (2 * size, 2 * size), size, config, output_size)
         if only_scales_and_shifts(matrix):
             tiles = mosaic_tiles(images, centre_xy)
-            return place_tiles(source.load, tiles, (2 * size, 2 * size), matrix, scale, size)
-        window = visible_window(matrix, size)
-        return warp(build_mosaic(source.load, images, centre_xy, size, window), matrix, scale, size)
+            return place_tiles(source.load, tiles, (2 * size, 2 * size), matrix, scale, output_size)
+        window = visible_window(matrix, output_size)
+        return warp(build_mosaic(source.load, images, centre_xy, size, window), matrix, scale, output_size)
     picture = source.load(index)
     height, width = picture.image.shape[:2]
-    matrix, scale = _draw_matrix(rng, (height, width), size, config)
+    matrix, scale = _draw_matrix(rng, (height, width), size, config, output_size)
     if only_scales_and_shifts(matrix):
         whole = Tile(index, (0, 0), is_left=False, is_top=False)
-        return place_tiles(lambda _: picture, [whole], (width, height), matrix, scale, size)
-    return warp(picture, matrix, scale, size)
+        return place_tiles(lambda _: picture, [whole], (width, height), matrix, scale, output_size)
+    return warp(picture, matrix, scale, output_size)
 
 
 def _draw_matrix(
-    rng: np.random.Generator, source_hw: tuple[int, int], size: int, config: AugmentConfig
+    rng: np.random.Generator, source_hw: tuple[int, int], size: int, config: AugmentConfig, output_size: int
 ) -> tuple[np.ndarray, float]:
-    return draw_affine_matrix(
+    matrix, scale = draw_affine_matrix(
         rng,
         source_hw,
         size,
@@ -176,6 +181,8 @@ def _draw_matrix(
         shear=config.shear,
         perspective=config.perspective,
     )
+    zoom = output_size / size
+    return np.diag([zoom, zoom, 1]) @ matrix, scale * zoom
 
 
 def flip(picture: LabelledImage, axis: int) -> LabelledImage:

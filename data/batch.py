@@ -3,7 +3,7 @@
 A DataLoader item is a whole *window*: the effective batch of one optimizer step. The engine splits it into
 micro-batches on the host and moves one of them at a time, so only a micro-batch is ever on the device.
 
-Shapes: B images, S image size, N boxes of all images together.
+Shapes: B images of H x W pixels, square except for rectangular validation, N boxes of all images together.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Sample:
     """One image, ready for a batch."""
 
     image: Tensor
-    """uint8 (3, S, S), RGB."""
+    """uint8 (3, H, W), RGB."""
     boxes_xyxy_px: Tensor
     """float32 (n, 4), corner boxes in pixels of the image."""
     classes: Tensor
@@ -81,7 +81,7 @@ class Batch:
     """The images of a window (or of a micro-batch) and their boxes, sorted by image."""
 
     images: Tensor
-    """uint8 (B, 3, S, S), RGB."""
+    """uint8 (B, 3, H, W), RGB."""
     boxes_xyxy_px: Tensor
     """float32 (N, 4), corner boxes in pixels of the network input."""
     classes: Tensor
@@ -164,9 +164,9 @@ class Batch:
         )
 
 
-def empty_images(num_images: int, image_size: int) -> Tensor:
-    """uint8 (num_images, 3, image_size, image_size), unset; in a worker in shared memory, to be sent uncopied."""
-    shape = (num_images, 3, image_size, image_size)
+def empty_images(num_images: int, size_hw: tuple[int, int]) -> Tensor:
+    """uint8 (num_images, 3, height, width), unset; in a worker in shared memory, to be sent uncopied."""
+    shape = (num_images, 3, *size_hw)
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
@@ -178,7 +178,7 @@ def collate(samples: list[Sample], images: Tensor | None = None) -> Batch:
 
     Args:
         samples: What to put together.
-        images: uint8 (B, 3, S, S) that the samples' images are views of, if they are; else they are copied.
+        images: uint8 (B, 3, H, W) that the samples' images are views of, if they are; else they are copied.
     """
     counts = torch.tensor([len(sample.classes) for sample in samples])
     return Batch(
@@ -193,14 +193,16 @@ def collate(samples: list[Sample], images: Tensor | None = None) -> Batch:
 
 
 def _collate_gains(rows: list[Tensor | None]) -> Tensor | None:
-    return None if any(row is None for row in rows) else torch.stack(rows)
+    known = [row for row in rows if row is not None]
+    return torch.stack(known) if len(known) == len(rows) else None
 
 
 def _collate_geometry(rows: list[ImageGeometry | None]) -> ImageGeometry | None:
-    if any(row is None for row in rows):
+    known = [row for row in rows if row is not None]
+    if len(known) < len(rows):
         return None
     return ImageGeometry(
-        gain_B2=torch.cat([row.gain_B2 for row in rows]),
-        pad_B2=torch.cat([row.pad_B2 for row in rows]),
-        original_size_B2=torch.cat([row.original_size_B2 for row in rows]),
+        gain_B2=torch.cat([row.gain_B2 for row in known]),
+        pad_B2=torch.cat([row.pad_B2 for row in known]),
+        original_size_B2=torch.cat([row.original_size_B2 for row in known]),
     )

@@ -157,7 +157,7 @@ def _add(
     images[image_id].rows.append(_row(where, class_ids[category_id], box))
 
 
-def _row(where: str, class_id: int, box: object) -> Row:
+def _row(where: str, class_id: int, box: Any) -> Row:
     is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
     if not is_box or not all(abs(value) < MAX_COORDINATE_PX for value in box) or box[2] < 0 or box[3] < 0:
         raise DataError(f"{where}: bbox is {str(box)[:60]}, not x, y, width, height in pixels: correct or remove it")

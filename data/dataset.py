@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import cv2
@@ -13,9 +12,12 @@ from torch.utils.data import Dataset
 from data.augment import AugmentConfig, augment, augment_without_colour, sample_generator
 from data.batch import Batch, ImageGeometry, Sample, collate, empty_images
 from data.cache import RecentImages
+from data.color import shift_hsv_to_planes
+from data.errors import DataError
 from data.index import ImageIndex
-from data.letterbox import letterbox_geometry, pad_to_square
+from data.letterbox import letterbox_geometry, pad_centred, resize_long_side
 from data.partners import PartnerPools
+from data.rectangles import rectangles_hw
 from data.sampler import SampleKey
 from data.source import ImageSource, LabelledImage
 
@@ -70,7 +72,7 @@ class TrainDataset(Dataset[Sample]):
         Raises:
             DataError: If an image file cannot be read.
         """
-        return self._sample(key, empty_images(1, self.source.image_size)[0])
+        return self._samples([key])[1][0]
 
     def __getitems__(self, keys: list[SampleKey]) -> Batch:
         """Make a window at once, every picture written straight to where it stays.
@@ -78,8 +80,13 @@ class TrainDataset(Dataset[Sample]):
         Raises:
             DataError: If an image file cannot be read.
         """
-        images = empty_images(len(keys), self.source.image_size)
-        return collate([self._sample(key, planes) for key, planes in zip(keys, images, strict=True)], images)
+        images, samples = self._samples(keys)
+        return collate(samples, images)
+
+    def _samples(self, keys: list[SampleKey]) -> tuple[torch.Tensor, list[Sample]]:
+        size = keys[0].image_size or self.source.image_size
+        images = empty_images(len(keys), (size, size))
+        return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
 
     def _sample(self, key: SampleKey, planes: torch.Tensor) -> Sample:
         self.pools.set_epoch(key.epoch)
@@ -93,30 +100,41 @@ class TrainDataset(Dataset[Sample]):
             self.source.cache = None
             picture, gains = self._augmented(key)
             self.source.cache = cache
-        return replace(_to_sample(picture, self.source.index.path(key.index), planes), hsv_gains_3=gains)
+        if self.colour_on_device or not gains.any():
+            cv2.split(picture.image, list(planes.numpy()))  # many times faster than transposing
+        else:
+            shift_hsv_to_planes(picture.image, gains, planes.numpy())
+        sample = _to_sample(picture, self.source.index.path(key.index), planes)
+        if self.colour_on_device:
+            sample.hsv_gains_3 = torch.from_numpy(gains.astype(np.float32))
+        return sample
 
-    def _augmented(self, key: SampleKey) -> tuple[LabelledImage, torch.Tensor | None]:
+    def _augmented(self, key: SampleKey) -> tuple[LabelledImage, np.ndarray]:
+        """A picture, and the gains by which its colours are still to be changed."""
         rng = sample_generator(self.seed, key)
         config = self.augment.in_epoch(key.epoch, self.max_epochs)
-        pool = self.pools.pool(key.index)
-        if self.colour_on_device:
-            picture, gains = augment_without_colour(self.source, key.index, rng, config, pool)
-            return picture, torch.from_numpy(gains.astype(np.float32))
-        picture = augment(self.source, key.index, rng, config, pool)
-        return picture if self.extra_transforms is None else self.extra_transforms(picture, rng), None
+        how = (self.source, key.index, rng, config, self.pools.pool(key.index), key.image_size)
+        if self.extra_transforms is None:
+            return augment_without_colour(*how)
+        return self.extra_transforms(augment(*how), rng), np.zeros(3)
 
 
 class ValidationDataset(Dataset[Sample]):
     """Letterboxed pictures, with what maps boxes back to the original ones."""
 
-    def __init__(self, index: ImageIndex, image_size: int) -> None:
+    def __init__(self, index: ImageIndex, image_size: int, rectangular: bool = False) -> None:
         """Prepare; nothing is read yet.
 
         Args:
             index: The images to validate on.
             image_size: Side of the square pictures.
+            rectangular: Pad each picture to its rectangle, see `data.rectangles`, rather than to a square. Keys that
+                are asked for together are then of one rectangle, as `data.rectangles.RectangleSampler` gives them.
+
+        Memory: 8 bytes an image for rectangles.
         """
         self.source = ImageSource(index, image_size)
+        self.rectangles_hw = rectangles_hw(index.sizes_hw, image_size) if rectangular else None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -128,7 +146,7 @@ class ValidationDataset(Dataset[Sample]):
         Raises:
             DataError: If the image file cannot be read.
         """
-        return self._sample(key, empty_images(1, self.source.image_size)[0])
+        return self._samples([key])[1][0]
 
     def __getitems__(self, keys: list[SampleKey]) -> Batch:
         """Read a batch at once, every picture written straight to where it stays.
@@ -136,23 +154,39 @@ class ValidationDataset(Dataset[Sample]):
         Raises:
             DataError: If an image file cannot be read.
         """
-        images = empty_images(len(keys), self.source.image_size)
-        return collate([self._sample(key, planes) for key, planes in zip(keys, images, strict=True)], images)
+        images, samples = self._samples(keys)
+        return collate(samples, images)
+
+    def _samples(self, keys: list[SampleKey]) -> tuple[torch.Tensor, list[Sample]]:
+        images = empty_images(len(keys), self._input_hw(keys[0]))
+        return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
+
+    def _input_hw(self, key: SampleKey) -> tuple[int, int]:
+        if self.rectangles_hw is None:
+            return self.source.image_size, self.source.image_size
+        height, width = self.rectangles_hw[key.index].tolist()
+        return height, width
 
     def _sample(self, key: SampleKey, planes: torch.Tensor) -> Sample:
         picture, original_hw = self.source.load_with_size(key.index)
-        square, (left, top) = pad_to_square(picture.image, self.source.image_size)
+        path, size_hw = self.source.index.path(key.index), self._input_hw(key)
+        if any(side > limit for side, limit in zip(picture.image.shape, size_hw, strict=False)):
+            error = DataError(f"{path}: has another shape than when the data set was indexed")
+            grey = self.source.broken.replace(key.index, error)
+            original_hw = grey.shape[:2]
+            grey = resize_long_side(grey, self.source.image_size)
+            picture = LabelledImage(grey, picture.boxes_xyxy_px[:0], picture.classes[:0])
+        padded, (left, top) = pad_centred(picture.image, size_hw)
+        cv2.split(padded, list(planes.numpy()))
         boxes = picture.boxes_xyxy_px + np.array([left, top, left, top], np.float32)
         geometry = letterbox_geometry(original_hw, picture.image.shape[:2], (left, top))
-        letterboxed = LabelledImage(square, boxes, picture.classes)
-        return _to_sample(letterboxed, self.source.index.path(key.index), planes, geometry)
+        return _to_sample(LabelledImage(padded, boxes, picture.classes), path, planes, geometry)
 
 
 def _to_sample(
     picture: LabelledImage, name: str, planes: torch.Tensor, geometry: ImageGeometry | None = None
 ) -> Sample:
-    """Write a picture into ``planes``, uint8 (3, S, S), and put the rest beside it."""
-    cv2.split(picture.image, list(planes.numpy()))  # into place; many times faster than transposing
+    """A sample of a picture that was written to ``planes``, uint8 (3, H, W)."""
     return Sample(
         image=planes,
         boxes_xyxy_px=torch.from_numpy(picture.boxes_xyxy_px),

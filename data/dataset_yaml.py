@@ -112,7 +112,7 @@ def _names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _sources(file: Path, root: Path, split: str, value: object) -> tuple[Path, ...]:
-    entries = value if isinstance(value, list) else [value]
+    entries: list[Any] = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
         raise DataError(f"{file}: {split} is {value!r}, expected a path or a list of paths")
     return tuple(_resolve(file, root, split, entry) for entry in entries)

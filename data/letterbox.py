@@ -1,4 +1,4 @@
-"""Brings an image to the network's input size: the long side is resized, the short side padded."""
+"""Brings an image to the network's input size: the long side is resized, what is short of it padded."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def resize_long_side(image: np.ndarray, image_size: int, original_hw: tuple[int,
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
 
-def pad_to_square(image: np.ndarray, image_size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Centre an image on a grey square; an odd border is smaller on the left and at the top.
+def pad_centred(image: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Centre an image on a grey rectangle; an odd border is smaller on the left and at the top.
 
     Args:
-        image: uint8 (height, width, 3), neither side above ``image_size``.
-        image_size: Side of the square.
+        image: uint8 (height, width, 3), neither side above that of ``size_hw``.
+        size_hw: Height and width of the rectangle.
 
     Returns:
-        The square and its left and top border, in pixels.
+        The rectangle and its left and top border, in pixels.
     """
     height, width = image.shape[:2]
-    left, top = (image_size - width) // 2, (image_size - height) // 2
-    square = np.full((image_size, image_size, 3), PAD_VALUE, np.uint8)
-    square[top : top + height, left : left + width] = image
-    return square, (left, top)
+    left, top = (size_hw[1] - width) // 2, (size_hw[0] - height) // 2
+    padded = np.full((*size_hw, 3), PAD_VALUE, np.uint8)
+    padded[top : top + height, left : left + width] = image
+    return padded, (left, top)
 
 
 def letterbox_geometry(

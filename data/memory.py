@@ -68,6 +68,8 @@ class Volume:
     """Of one image file, on average."""
     size_ratio: float = 1.0
     """Long side of the image files over the image size, on average."""
+    largest_size: int = 0
+    """Of multi-scale training, in pixels; 0 where there is only ``image_size``."""
 
     @property
     def slot_bytes(self) -> int:
@@ -76,8 +78,8 @@ class Volume:
 
     @property
     def window_bytes(self) -> int:
-        """Of the pictures of a window."""
-        return self.window_images * self.slot_bytes
+        """Of the pictures of a window, of the largest size that there is."""
+        return self.window_images * 3 * (self.largest_size or self.image_size) ** 2
 
 
 @dataclass(frozen=True)

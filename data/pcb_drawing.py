@@ -203,7 +203,8 @@ def _route(board: Board) -> tuple[list[np.ndarray], list[np.ndarray]]:
         if 3 * mm < np.abs(starts[other] - start).max() < 16 * mm:
             lay(_bent(rng, start, starts[other]), [pin[:2]], [pins[other, :2]])
     for pin, start in zip(pins, starts, strict=True):
-        length, sideways = rng.uniform((0.3, 0.3), (4.0, 1.5)) * mm * (1, rng.integers(-1, 2))
+        reach = rng.uniform((0.3, 0.3), (4.0, 1.5)) * mm
+        length, sideways = np.multiply(reach, [1, int(rng.integers(-1, 2))]).tolist()
         lay(_bent(rng, start, start + pin[2:] * (length + abs(sideways)) + pin[[3, 2]] * sideways), [pin[:2]])
     return paths, vias
 
@@ -242,7 +243,7 @@ def _draw_copper(board: Board, paths: list[np.ndarray]) -> np.ndarray:
     for value, width_mm in ((0, 0.8), (255, 0.26)):  # the gap round each trace, then the trace
         cv2.polylines(copper, paths, False, value, max(round(width_mm * mm), 2))
     copper = cv2.GaussianBlur(copper, (5, 5), 0)
-    relief = cv2.filter2D(copper, cv2.CV_16S, np.float32([[2, 1, 0], [1, 0, -1], [0, -1, -2]]) / -24)
+    relief = cv2.filter2D(copper, cv2.CV_16S, np.array([[2, 1, 0], [1, 0, -1], [0, -1, -2]], np.float32) / -24)
     canvas = cv2.LUT(cv2.merge([copper] * 3), np.linspace(*board.mask_colors, 256).astype(np.uint8)[None])
     return cv2.add(canvas, cv2.merge([relief] * 3), dtype=cv2.CV_8U)
 

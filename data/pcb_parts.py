@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-Color = tuple[int, int, int]
+Color = tuple[int, ...]
 
 SOLDER: Color = (186, 190, 192)
 LEAD: Color = (206, 208, 206)
@@ -178,14 +178,13 @@ def draw_solder_ball(canvas: np.ndarray, centre: tuple[float, float], radius: fl
 def draw_bridge(
     rng: np.random.Generator,
     canvas: np.ndarray,
-    start: tuple[float, float],
-    stop: tuple[float, float],
+    start: np.ndarray,
+    stop: np.ndarray,
     mm: float,
 ) -> tuple[float, float, float, float]:
     """A blob of solder that joins two neighbouring leads; returns its box (x1, y1, x2, y2)."""
-    start, stop = np.array(start), np.array(stop)
     middle, along = (start + stop) / 2, stop - start
-    axes = (0.82 * np.linalg.norm(along), rng.uniform(0.5, 0.68) * mm)
+    axes = (0.82 * float(np.linalg.norm(along)), rng.uniform(0.5, 0.68) * mm)
     outline = _blob(rng, middle, 1.0, 0.1, axes, np.arctan2(along[1], along[0]))
     cv2.fillPoly(canvas, [outline + int(0.1 * mm)], (24, 26, 26))
     for share, shade in ((1.0, 118), (0.86, 168), (0.68, 204)):

@@ -28,15 +28,25 @@ from data.errors import DataError
 
 ORDER_STREAM = 0  # a SeedSequence child of its own: no sample's generator can coincide with the order's
 REPEAT_STREAM = 1
+SIZE_STREAM = 2
+STRIDE_PX = 32  # of the network's coarsest map: input sides are multiples of it
+
+
+def image_sizes(image_size: int, multi_scale: float) -> range:
+    """The sizes of multi-scale training: multiples of `STRIDE_PX` within this part of ``image_size``, either way."""
+    steps = int(image_size * multi_scale) // STRIDE_PX
+    return range(max(image_size - steps * STRIDE_PX, STRIDE_PX), image_size + steps * STRIDE_PX + 1, STRIDE_PX)
 
 
 class SampleKey(NamedTuple):
     """What a sample is a function of, beside the run's seed and configuration."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # tuples have a method of that name, which nobody calls on a key
     copy: int = 0
     """0 for the first time that an image is shown in the epoch, then 1, 2, ...: each is augmented differently."""
+    image_size: int = 0
+    """Side of the picture to make, in pixels; 0 for that of the data set. No random draw depends on it."""
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
@@ -59,10 +69,10 @@ class KeySequence(NamedTuple):
     copies: np.ndarray
     """int64 (P,)."""
 
-    def part(self, places: slice) -> list[SampleKey]:
+    def part(self, places: slice, image_size: int = 0) -> list[SampleKey]:
         """Some of the keys."""
         pairs = zip(self.images[places].tolist(), self.copies[places].tolist(), strict=True)
-        return [SampleKey(self.epoch, image, copy) for image, copy in pairs]
+        return [SampleKey(self.epoch, image, copy, image_size) for image, copy in pairs]
 
 
 class EpochOrder(Sampler[SampleKey]):
@@ -143,6 +153,7 @@ class WindowSampler(Sampler[list[SampleKey]]):
         rank: int = 0,
         start_window: int = 0,
         repeats: np.ndarray | None = None,
+        image_sizes: range | None = None,
     ) -> None:
         """Prepare the windows of one process.
 
@@ -157,6 +168,7 @@ class WindowSampler(Sampler[list[SampleKey]]):
             start_window: Windows of epoch ``epoch`` to leave out, to resume in its middle; later epochs are
                 whole.
             repeats: float64 (I,), how often each image is shown per epoch, on average; None shows each once.
+            image_sizes: One of them, drawn by (seed, epoch), for each window; None for the data set's own.
 
         Raises:
             DataError: If some window would leave a process without an image.
@@ -165,6 +177,7 @@ class WindowSampler(Sampler[list[SampleKey]]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.window_stops = _window_stops(len(self.sampler), batch_size, num_replicas)
+        self.image_sizes = image_sizes
         self._start_epoch = epoch
         self._start_window = start_window
 
@@ -178,8 +191,15 @@ class WindowSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         keys = self.sampler.keys()
         first = self._start_window if self.sampler.epoch == self._start_epoch else 0
-        windows = list(zip([0, *self.window_stops], self.window_stops, strict=False))
-        return (keys.part(self._share(start, stop)) for start, stop in windows[first:])
+        windows = list(zip([0, *self.window_stops], self.window_stops, self._window_sizes(), strict=False))
+        return (keys.part(self._share(start, stop), size) for start, stop, size in windows[first:])
+
+    def _window_sizes(self) -> list[int]:
+        """The image size of every window of the epoch, the same in all processes."""
+        if self.image_sizes is None:
+            return [0] * len(self)
+        order = self.sampler
+        return _generator(order.seed, order.epoch, SIZE_STREAM).choice(self.image_sizes, len(self)).tolist()
 
     def _share(self, start: int, stop: int) -> slice:
         """This rank's contiguous part of window ``start:stop``; parts differ by one image at most."""

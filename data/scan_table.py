@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -120,7 +120,7 @@ OFFSETS = ("path_offsets", "box_offsets")
 
 def concatenate(tables: Sequence[ScanTable]) -> ScanTable:
     """One table after the other; their sources are forgotten."""
-    columns = {}
+    columns: dict[str, Any] = {}
     for name, (dtype, shape) in ARRAYS.items():
         arrays = [getattr(table, name) for table in tables]
         if name in OFFSETS:

@@ -49,7 +49,7 @@ class SharedBlock:
             self.array = np.memmap(self._file, np.uint8, "r+", shape=(self.num_bytes,)).view(np.ndarray)
         elif self._map is not None:
             self.array = np.frombuffer(self._map, np.uint8)
-        else:
+        elif self._tensor is not None:
             self.array = self._tensor.numpy()
 
     def release(self) -> None:

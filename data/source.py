@@ -75,7 +75,7 @@ class ImageSource:
         except DataError as error:
             grey = self.broken.replace(image, error)
             return resize_long_side(grey, self.image_size, grey.shape[:2]), grey.shape[:2]
-        if reduction == 1:
+        if original_hw is None or reduction == 1:
             original_hw = picture.shape[:2]
         elif picture.shape[:2] != tuple(math.ceil(side / reduction) for side in original_hw):
             original_hw = original_hw[::-1]  # turned by EXIF

@@ -16,7 +16,7 @@ from engine.cli import OWN_KEY_INSTEAD, ULTRALYTICS_KEYS, CommandLine
 from engine.migrate import LEFT_OUT, RENAMED
 
 DOCS = Path(__file__).parent
-ACCUMULATION = DOCS.parent / "benchmarks" / "results" / "accumulation_cpu_2026-11-24.json"
+RESULTS = DOCS.parent / "benchmarks" / "results"
 SECTIONS = {
     "run": "Where a run goes, and when it ends early.",
     "data": "The data set, and how it is cut into windows and varied.",
@@ -75,11 +75,13 @@ def _migrated_keys() -> str:
 
 
 def _accumulation_errors() -> str:
-    rows = json.loads(ACCUMULATION.read_text(encoding="utf-8"))["rows"]
+    newest = max(RESULTS.glob("accumulation_cpu_*.json"))
     cells = [
-        (f"{row['accumulate']} x {row['micro_batch']}", f"{row['usual']:.1%}", f"{row['exact']:.0e}") for row in rows
+        (f"{data}, {row['accumulate']} x {row['micro_batch']}", f"{row['ultralytics']:.1%}", f"{row['yolofit']:.0e}")
+        for data, found in json.loads(newest.read_text(encoding="utf-8"))["data"].items()
+        for row in found["rows"]
     ]
-    return _table(("micro-batches", "usual accumulation", "yolofit"), cells)
+    return _table(("pictures, micro-batches", "Ultralytics", "yolofit"), cells)
 
 
 def _filled(path: Path, mark: str, content: str) -> str:

@@ -18,6 +18,7 @@ What accumulation cannot make exact is BatchNorm, whose training statistics see 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,7 +48,7 @@ class AccumulationWindow:
         self.num_images = num_images
         self.scale = torch.full((), 1 / max(num_boxes, 1), device=device)
         """Provisional scale of every `back_propagate` of this window, float32."""
-        self._totals: Tensor | float = 0.0
+        self._totals: Any = 0.0
 
     def add(self, totals: Tensor) -> None:
         """Count a micro-batch whose gradient has been added up: what `back_propagate` returned for it."""

@@ -20,7 +20,8 @@ from data.dataset_yaml import read_dataset_yaml
 from data.index import index_of, scan_split
 from data.mosaic import NUM_TILES
 from data.pcb_drawing import CLASS_NAMES
-from engine.datamodule import MAX_STRIDE_PX, SYNTHETIC, check_sizes, index_folder
+from data.sampler import STRIDE_PX, image_sizes
+from engine.datamodule import SYNTHETIC, check_sizes, index_folder
 from engine.errors import ConfigError
 from engine.memory.allocator import cap_allocator, enable_expandable_segments, resolve_budget
 from engine.memory.config import MemoryConfig
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 AUTO = "auto"
 UNPLANNED_MICRO_BATCH = 16
 """Images at a time for a command that does not train; validation takes fewer if they do not fit."""
-IMAGE_SIZE_STEP_PX = 2 * MAX_STRIDE_PX
+IMAGE_SIZE_STEP_PX = 2 * STRIDE_PX
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def settle_memory(config: Any) -> MemoryAhead | None:
         ConfigError: If nothing fits the budget, or the budget cannot be had.
     """
     data, model = config.data, config.model
-    check_sizes(data.batch_size, data.micro_batch_size, data.image_size)
+    check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale)
     memory = MemoryConfig(**vars(config.memory))
     device = device_of(config.trainer)
     if device.type == "cuda" and memory.expandable_segments:
@@ -121,7 +122,8 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
         The step, and what had to be assumed about the data set, in sentences.
     """
     model, root = config.model, config.data.root
-    facts, notes = {}, ()
+    facts: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if root == SYNTHETIC:
         facts = {"num_classes": len(CLASS_NAMES)}
     elif not Path(root).exists():
@@ -131,9 +133,12 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
         counts = np.sort(np.diff(index_of(scan_split(dataset, "train", index_folder())).box_offsets))
         worst = counts[-NUM_TILES:].sum() if config.data.augment.mosaic > 0 else counts[-1]
         facts = {"num_classes": dataset.num_classes, "boxes_per_image": max(int(worst), 1)}
+    if config.data.multi_scale:
+        largest = largest_image_size(config.data)
+        notes += (f"data.multi_scale: planned for its largest image, {largest} px; data.image_size stays as it is",)
     spec = StepSpec(
         network=model.network,
-        image_size=config.data.image_size,
+        image_size=largest_image_size(config.data),
         precision=model.precision,
         optimizer=OptimizerConfig(**vars(model.optimizer)),
         freeze_batch_norm=model.freeze_batch_norm,
@@ -141,6 +146,11 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
         **facts,
     )
     return spec, notes
+
+
+def largest_image_size(data: Any) -> int:
+    """The largest image that training puts on the device, from the ``data`` section of a configuration."""
+    return image_sizes(data.image_size, data.multi_scale)[-1]
 
 
 def device_of(trainer: Any) -> torch.device:

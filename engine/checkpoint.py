@@ -8,17 +8,17 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from engine.checkpoint_io import verify_checkpoint
 from engine.errors import ConfigError
 from models.network import NetworkName, build_network
 from models.saved_weights import SavedWeights, WeightsError, read_weights
 from models.weights import Transfer, transfer_weights
 
-AVERAGED_WEIGHTS = "ema.network."
 EXAMPLE = "runs/fit/checkpoints/best.ckpt"
 
 
@@ -54,31 +54,14 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     return checkpoint
 
 
-def check_network(checkpoint: dict[str, Any], ours: dict[str, Any], key: str) -> None:
-    """Refuse a checkpoint of another network, or of other classes.
-
-    Args:
-        checkpoint: As `read_checkpoint` gives it.
-        ours: The `network_description` of the network that shall take its weights.
-        key: The option that named the checkpoint, for messages.
+def num_steps_of(path: Path) -> int:
+    """How many windows a run had behind it when it wrote this checkpoint, for ``--ckpt_path``.
 
     Raises:
-        ConfigError: Saying what differs.
+        ConfigError: If it is missing, damaged, or not a yolofit checkpoint.
     """
-    theirs = checkpoint["yolofit"]
-    for name, remedy in (("network", "set model.network to it"), ("class_names", "use the data set of its run")):
-        if theirs[name] != ours[name]:
-            raise ConfigError(f"{key}: its {name} is {theirs[name]}, the run's is {ours[name]}: {remedy}")
-
-
-def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The averaged weights in a checkpoint, by the names that `models.network.build_network`'s network uses."""
-    state = checkpoint["state_dict"]
-    return {
-        name.removeprefix(AVERAGED_WEIGHTS): tensor
-        for name, tensor in state.items()
-        if name.startswith(AVERAGED_WEIGHTS)
-    }
+    verify_checkpoint(path, "--ckpt_path")
+    return read_checkpoint(path, "--ckpt_path")["global_step"]
 
 
 def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str) -> Transfer:
@@ -138,14 +121,14 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
     """
     try:
         saved = read_weights(path)
-        if saved.network not in get_args(NetworkName):
+        if saved.network is None or saved.network not in get_args(NetworkName):
             known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
             raise WeightsError(f"{known}: give a yolofit checkpoint or an Ultralytics file of a YOLO11 detector")
         num_classes = _num_classes(saved)
         names = saved.class_names or [f"class {number}" for number in range(num_classes)]
         if len(names) != num_classes:
             raise WeightsError(f"names {len(names)} classes, but its head tells {num_classes} apart")
-        network = build_network(saved.network, len(names))
+        network = build_network(cast(NetworkName, saved.network), len(names))
         network.load_state_dict(saved.state)
     except WeightsError as error:
         raise ConfigError(f"{key}: {path}: {error}") from error

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Union, get_args
 
 import yaml
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from engine.advice import PaceAdvisor
 from engine.auto import MemoryAhead, settle_memory, settle_without_plan
+from engine.checkpoint import num_steps_of
 from engine.checkpoint_io import SafeCheckpointIO
 from engine.datamodule import DetectionData
 from engine.errors import ConfigError
@@ -111,7 +112,7 @@ class CommandLine(LightningCLI):
     @property
     def ckpt_path(self) -> Path | None:
         """The checkpoint that the command line names."""
-        return self.config_init.ckpt_path
+        return self.config.ckpt_path
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys beside ``trainer``, ``model`` and ``data``, and the links between keys."""
@@ -157,6 +158,7 @@ class CommandLine(LightningCLI):
                 self.memory_ahead = settle_memory(self.config)
             else:
                 settle_without_plan(self.config)
+            check_sync_batchnorm(self.config)
             super().instantiate_classes()
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
@@ -169,13 +171,14 @@ class CommandLine(LightningCLI):
         callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
         if not self.writes_run:
             return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
+        num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path)
         self.config.run.folder = folder
         advisor = PaceAdvisor(throughput, self.datamodule.workers)
         callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
         callbacks.append(WorkerAdapter(throughput))
         callbacks += default_callbacks(folder, config.run)
-        logger = combined_loggers(config.trainer.logger, default_loggers(folder))
+        logger = combined_loggers(config.trainer.logger, default_loggers(folder, num_steps_behind))
         return super().instantiate_trainer(
             callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
         )
@@ -199,10 +202,33 @@ class CommandLine(LightningCLI):
         """Write ``config.yaml``, complete and fit to run again, and ``plan.json`` into the run folder."""
         if rank_zero_only.rank:
             return
-        if self.memory_ahead is not None:
-            self.memory_ahead.save(self.config.run.folder)
         path = self.config.run.folder / "config.yaml"
-        self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
+        try:
+            if self.memory_ahead is not None:
+                self.memory_ahead.save(self.config.run.folder)
+            self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
+        except OSError as error:
+            message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"
+            raise ConfigError(message) from error
+
+
+def check_sync_batchnorm(config: Namespace) -> None:
+    """Refuse BatchNorm over devices where torch or recomputation cannot do it.
+
+    Raises:
+        ConfigError: On a CPU, or with a recompute level that takes a layer's forward pass twice.
+    """
+    if not config.trainer.sync_batchnorm:
+        return
+    if config.trainer.accelerator == "cpu":
+        raise ConfigError("trainer.sync_batchnorm: true: torch has it for GPUs only: leave it out")
+    levels = {config.model.recompute, *(config.model.recompute_layers or {}).values()}
+    if levels != {"none"}:
+        raise ConfigError(
+            f"trainer.sync_batchnorm: true: model.recompute is {config.model.recompute}, but devices can normalise "
+            "together only in layers that keep everything: set model.recompute: none, or leave "
+            "trainer.sync_batchnorm out"
+        )
 
 
 def explain(message: str, known_keys: list[str], config_files: list[Path]) -> str:

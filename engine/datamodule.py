@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ from data.memory import (
     plan_loading,
     worker_count,
 )
+from data.sampler import STRIDE_PX, image_sizes
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.errors import ConfigError
 from engine.machine import free_disk_bytes, shm_free_bytes
@@ -37,7 +39,7 @@ from engine.memory.host import available_cores, ram_available_bytes
 from models import cache_folder
 
 SYNTHETIC = "synthetic"
-MAX_STRIDE_PX = 32
+MAX_MULTI_SCALE = 0.9
 
 
 class DetectionData(L.LightningDataModule):
@@ -49,6 +51,8 @@ class DetectionData(L.LightningDataModule):
         batch_size: int = 16,
         micro_batch_size: int | Literal["auto"] = "auto",
         image_size: int = 640,
+        multi_scale: float = 0.0,
+        rectangular_validation: bool = False,
         workers: int | Literal["auto"] = "auto",
         cache: CacheMode = "auto",
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008  frozen
@@ -62,24 +66,34 @@ class DetectionData(L.LightningDataModule):
 
         Args:
             root: A ``data.yaml`` in Ultralytics' form, or ``synthetic`` for drawn circuit boards. Only read.
-            batch_size: Effective batch: images per optimizer step, over all devices. Any number; exact.
+            batch_size: Effective batch: images per optimizer step, over all devices. Any number; exact. Costs no
+                VRAM; in RAM an image of a window takes 3 * image_size**2 bytes.
             micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the batch; or
                 ``auto``, the fastest that stays within ``memory.budget``.
             image_size: Side of the network's square input in pixels, a multiple of 32. VRAM grows with its square.
-            workers: Processes that prepare images; 0 prepares them in this one. Each keeps up to two windows in RAM.
-                ``auto``: one for each core but one, up to 8, as RAM and /dev/shm allow; between epochs more where
-                training waited, up to the cores, and fewer where RAM ran short.
-            cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit; ``disk`` decoded, in the
-                cache folder; ``none``; ``auto`` what fits of these, or compressed files in RAM.
+            multi_scale: Each optimizer step has an image size of its own, drawn from the multiples of 32 up to this
+                part of ``image_size`` larger or smaller (0 to 0.9). VRAM, windows in RAM and the plan are for the
+                largest: at 0.5, 2.25 times that of ``image_size``.
+            rectangular_validation: Pad validation images to the multiple of 32 above their own two sides, not to a
+                square: less work and never more VRAM. Metrics change a little, as there is less grey, but do not
+                depend on the batch size. No effect on training.
+            workers: Processes that prepare images; 0 prepares them in this one. Each takes some 150 MiB of RAM and
+                keeps up to two windows in it, in /dev/shm under Linux. ``auto``: one for each core but one, up to 8,
+                as RAM and /dev/shm allow; between epochs more where training waited, up to the cores, and fewer where
+                RAM ran short.
+            cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit, up to 3 * image_size**2
+                bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto``
+                what fits of these, or compressed files in RAM, which take the size of the files.
             augment: How training images are varied.
-            transforms: Albumentations to apply after the built-in augmentation.
+            transforms: Albumentations to apply after the built-in augmentation. Colours are then changed on the host,
+                and each worker holds some copies of one picture for a moment.
             balance: Which images are shown more often, for classes that are rare.
             synthetic: What to draw if ``root`` is ``synthetic``.
             seed: Of every random draw; from ``seed_everything``.
             max_epochs: From ``trainer.max_epochs``.
         """
         super().__init__()
-        check_sizes(batch_size, micro_batch_size, image_size)
+        check_sizes(batch_size, micro_batch_size, image_size, multi_scale)
         if micro_batch_size == "auto":
             raise ConfigError("data.micro_batch_size: auto: is settled by engine.fit; in a program, give a number")
         self.has_auto_workers = workers == "auto"
@@ -89,6 +103,8 @@ class DetectionData(L.LightningDataModule):
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.image_size = image_size
+        self.multi_scale = multi_scale
+        self.rectangular_validation = rectangular_validation
         self.workers = workers
         self.cache = cache
         self.balance = balance
@@ -116,7 +132,7 @@ class DetectionData(L.LightningDataModule):
                 colour_on_device=self.trainer.strategy.root_device.type == "cuda",
             )
             self._plan_loading()
-        self.validation_dataset = ValidationDataset(self._index("val"), self.image_size)
+        self.validation_dataset = ValidationDataset(self._index("val"), self.image_size, self.rectangular_validation)
 
     def _index(self, split: str) -> ImageIndex:
         return build_index(self.dataset_yaml, split, index_folder(), max(self.workers, 1))
@@ -125,7 +141,8 @@ class DetectionData(L.LightningDataModule):
         """Fit workers, windows and caches into what this machine has, shared by the processes on it."""
         dataset = self.train_dataset
         index = dataset.source.index
-        self.volume = measure_volume(index, self.image_size, self.batch_size, self.trainer.world_size)
+        volume = measure_volume(index, self.image_size, self.batch_size, self.trainer.world_size)
+        self.volume = replace(volume, largest_size=image_sizes(self.image_size, self.multi_scale)[-1])
         self.loading = plan_loading(self._host(), self.volume, self.cache, self.workers)
         open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
         self.repeats = image_repeats(index, tuple(self.class_names), self.balance)
@@ -167,6 +184,7 @@ class DetectionData(L.LightningDataModule):
             rank=self.trainer.global_rank,
             prefetch=self.loading.prefetch,
             repeats=self.repeats,
+            multi_scale=self.multi_scale,
         )
 
     def _position(self) -> tuple[int, int]:
@@ -193,7 +211,9 @@ def index_folder() -> Path:
     return cache_folder() / "index"
 
 
-def check_sizes(batch_size: int, micro_batch_size: int | Literal["auto"], image_size: int) -> None:
+def check_sizes(
+    batch_size: int, micro_batch_size: int | Literal["auto"], image_size: int, multi_scale: float = 0.0
+) -> None:
     """Refuse sizes that cannot be trained with.
 
     Raises:
@@ -207,9 +227,18 @@ def check_sizes(batch_size: int, micro_batch_size: int | Literal["auto"], image_
             f"data.micro_batch_size: {micro_batch_size}: is more than data.batch_size ({batch_size}), the images "
             "of a whole optimizer step: lower it or raise data.batch_size"
         )
-    if image_size < MAX_STRIDE_PX or image_size % MAX_STRIDE_PX:
-        nearest = max(round(image_size / MAX_STRIDE_PX), 1) * MAX_STRIDE_PX
+    if image_size < STRIDE_PX or image_size % STRIDE_PX:
+        nearest = max(round(image_size / STRIDE_PX), 1) * STRIDE_PX
         raise ConfigError(f"data.image_size: {image_size}: must be a multiple of 32: use {nearest}")
+    if not 0 <= multi_scale <= MAX_MULTI_SCALE:
+        raise ConfigError(
+            f"data.multi_scale: {multi_scale}: give a part of data.image_size from 0 to {MAX_MULTI_SCALE}"
+        )
+    if multi_scale and len(image_sizes(image_size, multi_scale)) == 1:
+        raise ConfigError(
+            f"data.multi_scale: {multi_scale}: is less than {STRIDE_PX} pixels of data.image_size {image_size}, and "
+            f"sizes go in steps of {STRIDE_PX}: give 0 or at least {math.ceil(1000 * STRIDE_PX / image_size) / 1000}"
+        )
 
 
 def _synthetic_yaml(config: SyntheticConfig) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.memory import VALIDATION_WORKERS, worker_count
+from data.sampler import image_sizes
 from engine.machine import Gpu, Machine, free_disk_bytes
 from engine.memory.host import Platform, available_cores
 from engine.memory.units import GIB, MIB, format_bytes
@@ -73,7 +74,7 @@ def needs_of(config: Any) -> Needs:
         accelerator=str(config.trainer.accelerator),
         precision=config.model.precision,
         batch_size=config.data.batch_size,
-        image_size=config.data.image_size,
+        image_size=image_sizes(config.data.image_size, config.data.multi_scale)[-1],
         workers=worker_count(config.data.workers, available_cores()),
         folder=Path(config.run.folder),
     )
@@ -135,7 +136,7 @@ def diagnose_throughput(data_wait_share: float, workers: int, cores: int, cached
 def _check_torch(machine: Machine) -> Finding:
     build = f"CUDA {machine.torch_cuda}" if machine.torch_cuda else "CPUs only"
     torch_built = f"torch {machine.torch_version}, built for {build}"
-    if machine.driver is None:
+    if machine.driver is None or machine.driver_cuda is None:
         evidence = f"{torch_built}; no NVIDIA driver: training runs on the CPU"
         return Finding("torch", evidence, "for large networks use a machine with an NVIDIA GPU", "note")
     latest = "{}.{}".format(*machine.driver_cuda)

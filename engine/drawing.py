@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from engine.report.style import class_colour, drawable_names, font_file, font_files
 from models.postprocess import Detections
 
-COLOURS = [tuple(round(255 * part) for part in colour) for colour in matplotlib.colormaps["tab10"].colors]
 MIN_FONT_PX = 11
 MIN_SIDE_PX = 640  # smaller pictures are enlarged, or labels would hide the objects
 Place = tuple[float, float, float, float]
-WIDE_FONTS = ("Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo", "UnDotum", "Unifont")
-"""Fonts with Korean letters, on Linux, Windows and macOS; none comes with Python."""
 
 
 def draw_detections(image: np.ndarray, found: Detections, class_names: list[str]) -> np.ndarray:
@@ -39,24 +35,52 @@ def draw_detections(image: np.ndarray, found: Detections, class_names: list[str]
     side = max(canvas.size)
     line_px = max(2, round(side / 1000))
     for box, c in zip(boxes[::-1], classes[::-1], strict=True):  # the best ones on top
-        draw.rectangle(_in_order(box), outline=COLOURS[c % len(COLOURS)], width=line_px)
+        draw.rectangle(_in_order(box), outline=class_colour(c), width=line_px)
 
     font_px = _font_px(boxes, side)
-    taken: list[Place] = []
-    corners = boxes.tolist()
+    names = drawable_names(class_names)
+    labels = Labels(draw, canvas.size, boxes.tolist(), font_px)
     for box, c, score in zip(boxes, classes, scores, strict=True):
-        text = f"{class_names[c]} {score:.2f}"
-        font = _font(font_px, text.isascii())
-        size = draw.textlength(text, font) + font_px * 0.5, font_px * 1.3
-        place = _free_place(box, size, canvas.size, taken, corners)
-        if place is None:
-            continue
-        taken.append(place)
-        colour = COLOURS[c % len(COLOURS)]
-        draw.rectangle(place, fill=colour)
-        middle = (place[1] + place[3]) / 2
-        draw.text((place[0] + font_px * 0.25, middle), text, fill=_contrast(colour), font=font, anchor="lm")
+        labels.write(f"{names[c]} {score:.2f}", box, class_colour(c))
     return np.asarray(canvas)
+
+
+class Labels:
+    """Writes names beside boxes where there is room; a name without room is left out, so the important ones go first.
+
+    A name covers no other, and a box only if there is no other place.
+    """
+
+    def __init__(
+        self, draw: ImageDraw.ImageDraw, frame: tuple[int, int], boxes: Sequence[Sequence[float]], font_px: int
+    ) -> None:
+        """Begin a picture.
+
+        Args:
+            draw: Of the picture.
+            frame: Its width and height.
+            boxes: Corners of all boxes in it.
+            font_px: Size of the letters.
+        """
+        self._draw, self._frame, self._boxes, self._font_px = draw, frame, boxes, font_px
+        self._taken: list[Place] = []
+
+    def write(self, text: str, box: Sequence[float], colour: str) -> None:
+        """Write the name of a box on a ground of its colour."""
+        font = text_font(text, self._font_px)
+        size = self._draw.textlength(text, font) + self._font_px * 0.5, self._font_px * 1.3
+        place = _free_place(box, size, self._frame, self._taken, self._boxes)
+        if place is None:
+            return
+        self._taken.append(place)
+        self._draw.rectangle(place, fill=colour)
+        middle = place[0] + self._font_px * 0.25, (place[1] + place[3]) / 2
+        self._draw.text(middle, text, fill=_contrast(colour), font=font, anchor="lm")
+
+
+def text_font(text: str, size_px: int) -> ImageFont.FreeTypeFont:
+    """A font that has the letters of a text, if any that is installed has."""
+    return _font(font_file(text) or font_files()[0], size_px)
 
 
 def _in_order(box: np.ndarray) -> list[float]:
@@ -73,7 +97,11 @@ def _font_px(boxes: np.ndarray, side: int) -> int:
 
 
 def _free_place(
-    box: np.ndarray, size: tuple[float, float], frame: tuple[int, int], taken: list[Place], boxes: list[list[float]]
+    box: Sequence[float],
+    size: tuple[float, float],
+    frame: tuple[int, int],
+    taken: Sequence[Place],
+    boxes: Sequence[Sequence[float]],
 ) -> Place | None:
     """Where a label of this size covers no other and lies within the picture: best where it covers no box either."""
     width, height = frame
@@ -90,21 +118,16 @@ def _free_place(
     return next(clear, free[0] if free else None)
 
 
-def _overlaps(place: Place, other: Place) -> bool:
+def _overlaps(place: Place, other: Sequence[float]) -> bool:
     return place[0] < other[2] and other[0] < place[2] and place[1] < other[3] and other[1] < place[3]
 
 
-def _contrast(colour: tuple[int, ...]) -> tuple[int, int, int]:
+def _contrast(colour: str) -> str:
     """Black or white, whichever is easier to read on the colour (luma of ITU-R BT.601)."""
-    luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    return (0, 0, 0) if luma > 140 else (255, 255, 255)
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
 @cache
-def _font(size_px: int, is_ascii: bool) -> ImageFont.FreeTypeFont:
-    """Matplotlib's font, or one of the system's with more letters where the text needs them and there is one."""
-    path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
-    if not is_ascii:
-        known = {font.name: font.fname for font in font_manager.fontManager.ttflist}
-        path = next((known[name] for name in WIDE_FONTS if name in known), path)
-    return ImageFont.truetype(str(path), size_px)
+def _font(path: str, size_px: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size_px)

@@ -31,7 +31,7 @@ def config_key(key: str) -> Iterator[None]:
         raise ConfigError(message if key in message else f"{key}: {message}") from error
 
 
-def run_command(main: Callable[[list[str] | None], None]) -> None:
+def run_command(main: Callable[[list[str] | None], object]) -> None:
     """Run a command's main function; a user's error becomes one line on standard error and exit status 2."""
     try:
         main(None)

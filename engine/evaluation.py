@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,11 +40,12 @@ class Evaluation:
     def reset(self) -> None:
         """Forget everything."""
         self.metrics.reset()
-        self._totals: Tensor | float = 0.0  # (4,): box, cls, dfl sums with gains, and the normaliser
+        self._totals: Any = 0.0  # (4,): box, cls, dfl sums with gains, and the normaliser
 
     @torch.inference_mode()
     def update(self, network: nn.Module, batch: Batch, precision: Precision) -> list[Detections]:
         """Add one batch, which lies on the network's device, and return its detections in original pixels."""
+        assert batch.geometry is not None, "a training batch"
         predictions = predict_raw(network, batch.images, precision)
         sums = self.loss(predictions, batch.boxes_xyxy_px, batch.classes, batch.image_index)
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -79,7 +80,7 @@ def export(loaded: LoadedNetwork, file_format: str, output: Path, nms: NmsConfig
 
 def _ultralytics_checkpoint(loaded: LoadedNetwork) -> dict:
     """What ``ultralytics.YOLO`` expects of a ``.pt``: the pickled model, its names, and the training's arguments."""
-    model = loaded.network.requires_grad_(True)
+    model: Any = loaded.network.requires_grad_(True)
     model.names = dict(enumerate(loaded.class_names))
     model.task = "detect"
     model.args = {"task": "detect", "model": f"{loaded.name}.pt", "imgsz": loaded.image_size}

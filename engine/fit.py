@@ -5,6 +5,9 @@ from __future__ import annotations
 from engine.advice import advise_before, print_advice
 from engine.cli import CommandLine
 from engine.errors import TrainingError, run_command
+from engine.faults import explained_faults
+from engine.ranks import all_present
+from engine.run import CHECKPOINTS
 
 
 def main(args: list[str] | None = None) -> CommandLine:
@@ -14,7 +17,8 @@ def main(args: list[str] | None = None) -> CommandLine:
     print_advice(advise_before(cli.config))
     if cli.memory_ahead is not None:
         print(cli.memory_ahead)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
+    with explained_faults(cli.config.run.folder / CHECKPOINTS / "last.ckpt"), all_present():
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
     if cli.checkpoint_io.failure:
         raise TrainingError(cli.checkpoint_io.failure)
     return cli

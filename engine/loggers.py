@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,25 +22,41 @@ PACKAGES = {
     "NeptuneLogger": ("neptune",),
 }
 """What Lightning's loggers need, any one of each; metrics.csv and TensorBoard come with yolofit."""
+SECRET = re.compile(r"api_?key|token|password|secret|credential", re.IGNORECASE)
+USER_IN_URL = re.compile(r"://[^/@]*:[^/@]*@")
 
 
 def check_logger_packages(loggers: Any) -> None:
-    """Refuse a logger whose package is not installed.
+    """Refuse a logger whose package is not installed, or whose arguments hold a secret.
 
     Args:
         loggers: ``trainer.logger`` as configured: nothing, a bool, a section with ``class_path``, or a list of these.
 
     Raises:
-        ConfigError: Naming the package and how to get it.
+        ConfigError: Naming the package and how to get it, or the argument and where a secret belongs.
     """
     for entry in loggers if isinstance(loggers, Sequence) else [loggers]:
-        path = entry.get("class_path") if isinstance(entry, Mapping) else getattr(entry, "class_path", None)
+        path, arguments = (
+            entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key, None)
+            for key in ("class_path", "init_args")
+        )
         name = str(path).rpartition(".")[2]
+        _check_secrets(name, vars(arguments) if isinstance(arguments, Namespace) else arguments or {})
         packages = PACKAGES.get(name, ())
         if packages and not any(find_spec(package) for package in packages):
             raise ConfigError(
                 f"trainer.logger: {name}: needs the package {packages[0]}, which is not installed: "
                 f"pip install {packages[0]}, or leave trainer.logger out: metrics.csv and TensorBoard need nothing"
+            )
+
+
+def _check_secrets(logger: str, arguments: Mapping[str, Any]) -> None:
+    """``config.yaml`` repeats every argument in the run folder, which people share."""
+    for name, value in arguments.items():
+        if value and (SECRET.search(name) or USER_IN_URL.search(str(value))):
+            raise ConfigError(
+                f"trainer.logger: {logger}: {name}: a secret would be written into config.yaml: remove it here and set "
+                "the environment variable that the logger's package reads, such as WANDB_API_KEY"
             )
 
 
@@ -69,7 +87,7 @@ def send_pictures(loggers: Iterable[Logger], pictures: Sequence[Path], step: int
             _send(logger, path, step)
 
 
-def _send(logger: Logger, path: Path, step: int) -> None:
+def _send(logger: Any, path: Path, step: int) -> None:
     name = type(logger).__name__
     if name == "TensorBoardLogger":
         image = np.asarray(Image.open(path).convert("RGB"))

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from data.batch import Batch
@@ -20,10 +19,11 @@ from engine.checkpoint import load_weights, network_description
 from engine.ema import EmaConfig, WeightAverage
 from engine.errors import ConfigError, config_key
 from engine.evaluation import Evaluation
-from engine.nonfinite import NonFiniteGuard
+from engine.nonfinite import NonFiniteGuard, find_origin
 from engine.optim import OptimizerConfig, build_optimizer
 from engine.precision import Precision, assert_fp32, build_scaler, check_precision
 from engine.recovery import MemorySettings, in_parts
+from engine.run_logs import MetricsCsv
 from engine.schedule import Schedule, ScheduleConfig
 from engine.statistics import EpochStatistics
 from engine.step import StepOutcome, TrainingStep
@@ -115,7 +115,7 @@ class Detector(L.LightningModule):
         self.ema = WeightAverage(self.network, ema)
         use_fused_kernels(fused_kernels)
         self.memory = self._memory_settings(micro_batch_size, recompute, dict(recompute_layers or {}))
-        self.validation_batch_size = micro_batch_size
+        self.validation_batch_size: Any = micro_batch_size
         self.evaluation = Evaluation(self.loss, loss, nms, class_names)
         with config_key("model.freeze_layers"):
             _freeze(self.network, freeze_layers, freeze_batch_norm)
@@ -123,13 +123,14 @@ class Detector(L.LightningModule):
 
     def _begin(self) -> None:
         """The state of a run that has not started."""
-        self.step: TrainingStep | None = None
+        self.step: TrainingStep | Any = None  # from `on_train_start` on
         self.last_outcome: StepOutcome | None = None
         self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
         self.validation_summary: dict[str, float] = {}
         self._step_state: dict[str, Any] | None = None
+        self._last_window: Batch | None = None
 
-    def _memory_settings(self, micro_batch_size: int, level: Level, layers: dict[int, Level]) -> MemorySettings:
+    def _memory_settings(self, micro_batch_size: Any, level: Any, layers: dict[int, Level]) -> MemorySettings:
         """Apply the recompute levels."""
         if level == "auto":
             raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")
@@ -170,7 +171,7 @@ class Detector(L.LightningModule):
             ema=self.ema,
             scaler=build_scaler(self.precision_name, self.device),
             precision=self.precision_name,
-            guard=NonFiniteGuard(self.max_skipped_windows),
+            guard=NonFiniteGuard(self.max_skipped_windows, self._find_origin),
             memory=self.memory,
             take_step=optimizer.step,
             cuda_graphs=self.cuda_graphs,
@@ -196,14 +197,19 @@ class Detector(L.LightningModule):
 
     def training_step(self, window: Batch, batch_idx: int) -> None:
         """One optimizer step."""
-        self._record(self.step.run(window))
+        outcome = self.step.run(window)
+        self._last_window = window  # until its own outcome is known
+        self._record(outcome)
         if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._record(self.step.settle())  # the epoch's means are shown before `on_train_epoch_end`
 
     def on_train_epoch_end(self) -> None:
         """Log, and check what every precision promises."""
-        summary = self.epoch_statistics.summary() | {"train/lr": self._learning_rate()}
-        self.log_dict(summary | self.validation_summary)
+        summary = self.epoch_statistics.summary() | {"train/lr": self._learning_rate()} | self.validation_summary
+        self.log_dict(summary, logger=False)
+        for logger in self.loggers:  # now, before the checkpoint of this epoch: Lightning would do it after
+            logger.log_metrics(summary | {"epoch": self.current_epoch}, self.global_step - 1)
+            logger.save()
         assert_fp32(self.network, self.optimizers().optimizer)
 
     def on_validation_epoch_start(self) -> None:
@@ -233,8 +239,15 @@ class Detector(L.LightningModule):
         if self.step.num_steps_taken % self.trainer.log_every_n_steps == 0:
             values = {f"step/{name}": float(value) for name, value in outcome._asdict().items()}
             for logger in self.loggers:
-                if not isinstance(logger, CSVLogger):  # metrics.csv has a row per epoch
+                if not isinstance(logger, MetricsCsv):  # metrics.csv has a row per epoch
                     logger.log_metrics(values | {"step/lr": self._learning_rate()}, self.step.num_steps_taken)
+
+    def _find_origin(self) -> str:
+        """Where the window whose outcome has just been read went wrong."""
+        if self._last_window is None:
+            return ""
+        parts = [part.to(self.device) for part in self._last_window.split(self.micro_batch_size)]
+        return find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
 
     def _learning_rate(self) -> float:
         return self.optimizers().optimizer.param_groups[0]["lr"]

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger
 
 from engine.errors import TrainingError
 from engine.memory.allocator import dump_snapshot, record_allocations
@@ -37,6 +36,7 @@ from engine.report.memory_log import (
     summary_line,
 )
 from engine.report.memory_plots import draw_breakdown, draw_timeline
+from engine.run_logs import MetricsCsv
 
 log = logging.getLogger(__name__)
 OVERHEAD_SHARE = 0.005
@@ -45,10 +45,13 @@ OVERHEAD_SHARE = 0.005
 class PlannedMemory(Protocol):
     """What the monitor needs of a plan."""
 
-    peak_bytes: int
-    """Of the device, CUDA's context included."""
-    components: Mapping[str, int]
-    """The same bytes by who holds them."""
+    @property
+    def peak_bytes(self) -> int:
+        """Of the device, CUDA's context included."""
+
+    @property
+    def components(self) -> Mapping[str, int]:
+        """The same bytes by who holds them."""
 
 
 class MemoryMonitor(L.Callback):
@@ -79,7 +82,7 @@ class MemoryMonitor(L.Callback):
         self.plan = plan
         self.budget_bytes = budget_bytes
         self.adapt = adapt
-        self.probe = probe
+        self.probe: Any = probe
         self.guard = SpillGuard()
         self._log: MemoryLog | None = None
         self._is_running = False
@@ -106,7 +109,7 @@ class MemoryMonitor(L.Callback):
         name = "memory.csv" if trainer.is_global_zero else f"memory.rank{trainer.global_rank}.csv"
         self._path = self.folder / name
         self._num_earlier_rows = 0
-        self._open_log()
+        self._open_log(trainer.global_step)
         self.probe = self.probe or open_probe(pl_module.device)
         self._records_allocations = self.config.snapshot_on_oom and pl_module.device.type == "cuda"
         if self._records_allocations:
@@ -181,9 +184,9 @@ class MemoryMonitor(L.Callback):
             self.probe = lambda: self._sample  # CUDA answers no more; its error is what people must see
         self._finish(trainer, pl_module.device)
 
-    def _open_log(self) -> None:
+    def _open_log(self, num_steps_behind: int) -> None:
         try:
-            self._log = MemoryLog(self._path)
+            self._log = MemoryLog(self._path, num_steps_behind)
         except OSError as error:
             _warn_of_disk(self._path, error, "no rows are written; training goes on")
             return
@@ -270,5 +273,5 @@ def _log_scalars(trainer: L.Trainer, sample: MemorySample, images_per_second: fl
     }
     scalars = {f"memory/{name}": value for name, value in values.items() if value is not None}
     for logger in trainer.loggers:
-        if not isinstance(logger, CSVLogger):
+        if not isinstance(logger, MetricsCsv):
             logger.log_metrics(scalars, step=trainer.global_step)

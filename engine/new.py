@@ -187,7 +187,7 @@ def _translation(options: argparse.Namespace) -> Translation | None:
     else:
         return None
     facts = _facts_if_there(options.data or arguments.get("data"))
-    return translate(arguments, facts and facts.num_classes, is_complete=options.from_args is not None)
+    return translate(arguments, facts.num_classes if facts else None, is_complete=options.from_args is not None)
 
 
 def _facts_if_there(root: str | None) -> DataFacts | None:

@@ -1,21 +1,41 @@
-"""What happens when a gradient is inf or NaN: the whole window is skipped, counted and named."""
+"""What happens when a gradient is inf or NaN: the whole window is skipped, counted and named; too many end the run.
+
+While training, only the norm of the window's gradient is looked at, on the device. Where it went wrong, layer and
+images, is found once, before a run ends because of it: `find_origin` takes the window's pass again and looks at each
+layer. Memory: as much as a micro-batch of training.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from data.batch import Batch
 from engine.errors import TrainingError
+from models.loss import LossSums
 
 log = logging.getLogger(__name__)
 MAX_NAMES = 8
+TERMS = ("box", "cls", "dfl")
 
 
 class NonFiniteGuard:
     """Counts skipped windows and ends the run after too many in a row."""
 
-    def __init__(self, max_in_a_row: int) -> None:
+    def __init__(self, max_in_a_row: int, diagnose: Callable[[], str] = lambda: "") -> None:
+        """Count from 0.
+
+        Args:
+            max_in_a_row: Skipped windows without a good one between that end the run.
+            diagnose: Says where the last of them went wrong, in half a sentence; "" if that is not known.
+        """
         self.max_in_a_row = max_in_a_row
+        self.diagnose = diagnose
         self.num_skipped = 0
         self.num_in_a_row = 0
 
@@ -30,11 +50,101 @@ class NonFiniteGuard:
             return
         self.num_skipped += 1
         self.num_in_a_row += 1
-        rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-        shown = ", ".join(names[:MAX_NAMES]) + rest
+        shown = _some_of(names)
         log.warning("optimizer step skipped (%d in all): its gradient is inf or NaN: %s", self.num_skipped, shown)
         if self.num_in_a_row >= self.max_in_a_row:
+            where = self.diagnose()
             raise TrainingError(
-                f"{self.num_in_a_row} windows in a row had an inf or NaN gradient, the last with {shown}: "
-                "lower model.optimizer.lr, use model.precision bf16 or fp32, or look at these images and labels"
+                f"{self.num_in_a_row} windows in a row had an inf or NaN gradient, the last with {shown}"
+                f"{f'; it begins in {where}' if where else ''}: lower model.optimizer.lr, use model.precision bf16 or "
+                "fp32, or look at these images and labels"
             )
+
+
+def find_origin(
+    network: nn.Module,
+    micro_batches: Sequence[Batch],
+    loss_sums: Callable[[Batch], LossSums],
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+) -> str:
+    """Where the first inf or NaN of a window appears: in a weight, a layer's output, the loss or a gradient.
+
+    Args:
+        network: In training mode; its gradients are dropped, its weights stay.
+        micro_batches: The window as it was trained on, on the device.
+        loss_sums: The training's forward pass and un-normalised loss.
+        scale: The training's loss scaling.
+
+    Returns:
+        Half a sentence that names layer and images, such as "the output of model.9.cv1.conv, of board7.jpg"; "" if
+        everything is finite this time.
+    """
+    for name, parameter in network.named_parameters():
+        if not parameter.isfinite().all():
+            return f"the weight {name}"
+    network.zero_grad(set_to_none=True)
+    try:
+        for micro_batch in micro_batches:
+            if found := _look_at(network, micro_batch, loss_sums, scale):
+                return found
+    finally:
+        network.zero_grad(set_to_none=True)
+    return ""
+
+
+def _look_at(
+    network: nn.Module,
+    batch: Batch,
+    loss_sums: Callable[[Batch], LossSums],
+    scale: Callable[[Tensor], Tensor],
+) -> str:
+    found: list[tuple[str, Tensor]] = []
+    with _watch(network, found):
+        sums = loss_sums(batch)
+        terms = torch.stack([sums.box, sums.cls, sums.dfl])
+        if not found and not terms.isfinite().all():
+            bad = ", ".join(name for name, term in zip(TERMS, terms.tolist(), strict=True) if term - term != 0)
+            return f"the {bad} loss of {_some_of(batch.names)}"
+        if not found:
+            scale(terms.sum() / sums.normaliser.clamp(min=1)).backward()
+    if not found:
+        return ""
+    place, is_bad_B = found[0]
+    of = [name for name, is_bad in zip(batch.names, is_bad_B.tolist(), strict=True) if is_bad]
+    return f"{place}, of {_some_of(of)}"
+
+
+@contextmanager
+def _watch(network: nn.Module, found: list[tuple[str, Tensor]]) -> Iterator[None]:
+    """Collect the places, in the order of computation, where some image's output or its gradient is not finite."""
+
+    def look(place: str, tensor: Tensor) -> None:
+        is_bad_B = ~tensor.detach().isfinite().flatten(1).all(dim=1)
+        if is_bad_B.any():
+            found.append((place, is_bad_B))
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look_at_both(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.dim() < 2:
+                return
+            look(f"the output of {name}", output)
+            if output.requires_grad:
+                output.register_hook(lambda gradient: look(f"the gradient of the output of {name}", gradient))
+
+        return look_at_both
+
+    # Activations are one object for the whole network: they have no name of their own.
+    layers = {name.rpartition(".")[0] for name, _ in network.named_parameters()}
+    handles = [
+        module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _some_of(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + rest

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-def step_if(finite: Tensor, optimizer: torch.optim.Optimizer, take_step) -> None:
+def step_if(finite: Tensor, optimizer: Any, take_step: Callable[[], object]) -> None:
     """Take the optimizer's step on the device only where ``finite`` (a scalar bool there) is true.
 
     Fused optimizers read ``found_inf`` inside their kernel, so neither the decision nor a skip waits for the host.

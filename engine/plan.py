@@ -222,7 +222,7 @@ def _configured_question(args: list[str]) -> Question:
         batch_size=batch_size,
         num_devices=num_devices,
         micro_batches=sorted({-(-batch_size // parts) for parts in (4, 2, 1)}),
-        image_sizes=[config.data.image_size],
+        image_sizes=[spec.image_size],
         configured=configured if is_plain else None,
         notes=notes,
     )

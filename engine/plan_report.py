@@ -47,8 +47,8 @@ def table(rows: Sequence[PlanRow]) -> Table:
         shown.add_column(level, no_wrap=True)
     for _, group in groupby(rows, key=lambda row: (row.image_size, row.micro_batch)):
         lines: dict[tuple[int, ...], list[PlanRow]] = {}
-        for _, line in groupby(group, key=lambda row: row.precision):
-            line = list(line)
+        for _, of_precision in groupby(group, key=lambda row: row.precision):
+            line = list(of_precision)
             lines.setdefault(tuple(row.peak_bytes for row in line), []).extend(line)
         for line in lines.values():
             precisions = ", ".join(dict.fromkeys(row.precision for row in line))
@@ -84,7 +84,7 @@ def advice(recommended: Recommendation, budget_bytes: int, batch_size: int) -> R
     need = f"{format_bytes(recommended.peak_bytes)} of {format_bytes(budget_bytes)}, {free} stay free"
     heading = Text("Recommended: ", style="bold").append(need, style="green")
     snippet = Padding(Text(config_snippet(recommended, batch_size), style="bold"), (0, 0, 0, 4), expand=False)
-    parts = [heading, Text(_in_words(recommended)), Text(), breakdown(recommended), Text()]
+    parts: list[RenderableType] = [heading, Text(_in_words(recommended)), Text(), breakdown(recommended), Text()]
     return Group(*parts, Text("In the configuration:"), snippet)
 
 

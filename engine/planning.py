@@ -3,8 +3,9 @@
 **Affine in the micro-batch.** Nearly every storage of a step has a fixed size or one in proportion to the micro-batch.
 So what is alive at any moment is affine in the micro-batch, and the peak, the largest over all moments, bends
 upwards only: a straight line between two simulations lies on it or a little above. (The loss, which works in chunks of
-bounded size, can put it a little below.) Tests hold the error under 0.5 % for YOLO11l, 1 % for YOLO11n. In image size
-memory is not affine: attention grows with the fourth power of the side. So every size is simulated.
+bounded size, can put it a little below.) For YOLO11l the error is under 0.5 %, for YOLO11n up to 4 %
+(benchmarks/plan_error.py), so what is recommended is simulated itself. In image size memory is not affine: attention
+grows with the fourth power of the side. So every size is simulated.
 
 **Mixed levels.** Between `elementwise` and `block` there are plans that repeat some layers only, those first that save
 most bytes for their arithmetic (`models.recompute.rank`).
@@ -14,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.memory.overhead import beside_tensors
+from engine.memory.overhead import beside_tensors, of_this_machine
 from engine.memory.plan import (
     COMPONENTS,
     ELEMENTWISE_EXTRA_TIME,
@@ -40,6 +41,8 @@ from models.recompute.rank import LayerGain, rank_layers
 
 ANCHOR_RATIO = 4
 """Simulated are the largest micro-batch, a quarter of it, and so on as far as needed; between lie straight lines."""
+LINE_TOLERANCE = 1.05
+"""How much more than a limit a straight line may say before a combination is given up without being simulated."""
 FORWARDS_PER_STEP = 3
 """Arithmetic of forward and backward, in forward passes."""
 
@@ -119,7 +122,7 @@ def described(
     """What a step needs whose settings the user has fixed, whether or not it fits anything."""
     accumulate = -(-batch_size // micro_batch_size)
     found = simulate_step(spec, micro_batch_size, recompute, layer_levels, accumulates=accumulate > 1)
-    components = _whole(found)
+    components = _whole(found, spec, micro_batch_size)
     return Recommendation(
         micro_batch=micro_batch_size,
         accumulate=accumulate,
@@ -160,12 +163,13 @@ def simulated(
     if spec.precision == "bf16":
         spec = replace(spec, precision="fp16")  # the same bytes
     found = _simulated(spec, micro_batch, level, block_layers, accumulates)
-    return _whole(found)
+    return _whole(found, spec, micro_batch)
 
 
-def _whole(tensors: Components) -> Components:
+def _whole(tensors: Components, spec: StepSpec, micro_batch: int) -> Components:
     """All components, out of those of the simulated tensors."""
-    return dict.fromkeys(COMPONENTS, 0) | tensors | beside_tensors(sum(tensors.values()))
+    num_pixels = micro_batch * spec.image_size**2
+    return dict.fromkeys(COMPONENTS, 0) | tensors | beside_tensors(num_pixels, *of_this_machine())
 
 
 @cache
@@ -190,10 +194,24 @@ def recompute_options(spec: StepSpec, largest: int, recompute: Level | None = No
         "elementwise": ELEMENTWISE_EXTRA_TIME,
         "block": ELEMENTWISE_EXTRA_TIME + _repeated_share(spec, gains),
     }
-    options = [Option(level, extra_time[level], partial(predict, spec, largest, level)) for level in levels]
+    options = [_whole_level(spec, largest, level, extra_time[level]) for level in levels]
     if recompute is None and "block" in levels:
         options[-1:-1] = [_mixed(spec, largest, gains[:count]) for count in range(1, len(gains))]
     return options
+
+
+def _whole_level(spec: StepSpec, largest: int, level: Level, extra_time: float) -> Option:
+    """One level for all layers: what a straight line calls possible is simulated before it is chosen."""
+
+    def may_fit(micro_batch: int, accumulates: bool, limit_bytes: int) -> bool:
+        return sum(predict(spec, largest, level, micro_batch, accumulates).values()) <= LINE_TOLERANCE * limit_bytes
+
+    return Option(
+        recompute=level,
+        extra_time=extra_time,
+        components=lambda micro_batch, accumulates: simulated(spec, micro_batch, level, (), accumulates),
+        may_fit=may_fit,
+    )
 
 
 def _mixed(spec: StepSpec, largest: int, gains: tuple[LayerGain, ...]) -> Option:
@@ -207,7 +225,7 @@ def _mixed(spec: StepSpec, largest: int, gains: tuple[LayerGain, ...]) -> Option
         least, elementwise = (
             sum(predict(spec, largest, level, micro_batch, accumulates).values()) for level in ("block", "elementwise")
         )
-        return max(least, elementwise - micro_batch * saved_bytes) <= 1.05 * limit_bytes
+        return max(least, elementwise - micro_batch * saved_bytes) <= LINE_TOLERANCE * limit_bytes
 
     return Option(
         recompute="elementwise",

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data.batch import to_original_px
-from data.letterbox import letterbox_geometry, pad_to_square, resize_long_side
+from data.letterbox import letterbox_geometry, pad_centred, resize_long_side
 from engine.checkpoint import EXAMPLE, LoadedNetwork, load_network
 from engine.drawing import draw_detections
 from engine.errors import ConfigError, run_command
@@ -68,7 +68,7 @@ class Predictor:
         squares, geometries = [], []
         for image in images:
             resized = resize_long_side(image, self.image_size)
-            square, pad = pad_to_square(resized, self.image_size)
+            square, pad = pad_centred(resized, (self.image_size, self.image_size))
             squares.append(torch.from_numpy(square).permute(2, 0, 1))
             geometries.append(letterbox_geometry(image.shape[:2], resized.shape[:2], pad))
         predictions = predict_raw(self.network, torch.stack(squares).to(self.device), "fp32")

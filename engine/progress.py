@@ -125,7 +125,7 @@ class TrainingProgress(ProgressBar):
 
     def _advance(self, completed: int, text: Callable[[], str]) -> None:
         now = time.monotonic()
-        if self._live is None or now - self._refreshed < REFRESH_SECONDS:
+        if self._live is None or self._task is None or now - self._refreshed < REFRESH_SECONDS:
             return
         self._refreshed = now
         self._live.update(self._task, completed=completed, text=text(), refresh=True)
@@ -151,7 +151,7 @@ class TrainingProgress(ProgressBar):
             text = "  ".join(parts[1:])  # the losses stand in the epoch's row too
         return text
 
-    def _cells(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[str, ...]:
+    def _cells(self, trainer: L.Trainer, module: Any) -> tuple[str, ...]:
         metrics = trainer.callback_metrics | module.epoch_statistics.summary()  # the former's are the last epoch's
         return (
             f"{trainer.current_epoch + 1}/{trainer.max_epochs}",

@@ -82,7 +82,7 @@ def all_present() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_parallel() or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
             raise
         reason = str(error).splitlines()[0]
         raise TrainingError(

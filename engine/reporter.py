@@ -153,8 +153,8 @@ class RunReporter(L.Callback):
             shown = records[number * TILES : (number + 1) * TILES]
             draw = partial(draw_validation_batch, shown, class_names, confidence)
             self._draw(f"val_batch{number}_labels.jpg", draw)
-        draw = partial(draw_mistakes, records, class_names, confidence)
-        facts.num_wrong_images = self._draw("worst_mistakes.jpg", draw) or 0
+        mistakes = partial(draw_mistakes, records, class_names, confidence)
+        facts.num_wrong_images = self._draw("worst_mistakes.jpg", mistakes) or 0
 
     def _facts(self, trainer: L.Trainer, module: L.LightningModule) -> RunFacts:
         index, results = _train_index(trainer), self._best
@@ -166,7 +166,7 @@ class RunReporter(L.Callback):
             num_epochs=trainer.current_epoch,
             max_epochs=trainer.max_epochs,
             results=results,
-            messages=[*self._warnings.messages, *(_sentence(finding) for finding in self.findings)],
+            messages=[*self._warnings.messages, *(_sentence(x) for x in self.findings if x.severity != "ok")],
         )
         if index is not None:
             facts.num_train_boxes_C = np.bincount(index.classes, minlength=num_classes)

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 
 from engine.errors import TrainingError
 
@@ -67,6 +68,18 @@ class MidEpochCheckpoints(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The epoch's own checkpoint is being written."""
         self._saved = time.monotonic()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save what there is if the next window could not be had: the steps that were taken are not lost.
+
+        Not after an error inside of a step, whose traces may be anywhere, and not with several processes, which would
+        all have to take part.
+        """
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        is_between_windows = progress.current.ready == progress.current.completed and not progress.is_last_batch
+        is_ours = isinstance(exception, Interrupted | torch.AcceleratorError)
+        if trainer.training and is_between_windows and not is_ours and trainer.world_size == 1:
+            trainer.save_checkpoint(self.path)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""

@@ -6,6 +6,8 @@ every forward pass, and one NaN there would spoil every later validation.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ class BatchStatistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        norms = list(batch_norms(network))
+        norms: list[Any] = list(batch_norms(network))
         self._norms = norms
         self._tensors_by_kind = [
             [norm.running_mean for norm in norms] + [norm.running_var for norm in norms],

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from engine.errors import ConfigError
 from engine.folder_lock import lock_folder
 from engine.resume import MidEpochCheckpoints
+from engine.run_logs import EventFiles, MetricsCsv
 
 MONITOR = "val/map50_95"
 CHECKPOINTS = "checkpoints"
@@ -71,38 +70,19 @@ def _claim(folder: Path) -> bool:
     return True
 
 
-class MetricsCsv(CSVLogger):
-    """``metrics.csv``, a row per epoch; a resumed run goes on in it, where Lightning's own begins a new one."""
+def default_loggers(folder: Path, num_steps_behind: int = 0) -> list[Logger]:
+    """``metrics.csv`` in the run folder, and TensorBoard's files in a folder of their own.
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, name="", version="")
-        self._path = folder / "metrics.csv"
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """The writer, which has written what an earlier part of the run had."""
-        if self._experiment is None:
-            kept = self._path.with_suffix(".csv.kept")
-            if self._path.exists():
-                self._path.replace(kept)
-            writer = super().experiment
-            if kept.exists():
-                with kept.open(newline="", encoding="utf-8") as file:
-                    writer.metrics = list(csv.DictReader(file))
-                writer.save()
-                kept.unlink()
-        return super().experiment
-
-
-def default_loggers(folder: Path) -> list[Logger]:
-    """``metrics.csv`` in the run folder, and TensorBoard's files in a folder of their own."""
-    return [MetricsCsv(folder), TensorBoardLogger(folder, name="tensorboard", version="")]
+    Args:
+        folder: The run folder.
+        num_steps_behind: Optimizer steps that a resumed run has behind it.
+    """
+    return [MetricsCsv(folder, num_steps_behind), EventFiles(folder, num_steps_behind)]
 
 
 def default_callbacks(folder: Path, config: RunConfig) -> list[Callback]:
     """``best.ckpt`` by mAP50-95, ``last.ckpt`` of the newest state, and the end of patience."""
-    place = {"dirpath": folder / CHECKPOINTS, "enable_version_counter": False}
+    place: dict[str, Any] = {"dirpath": folder / CHECKPOINTS, "enable_version_counter": False}
     callbacks: list[Callback] = [
         ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **place),
         ModelCheckpoint(filename="last", **place),

@@ -59,7 +59,7 @@ class StepSpec:
     network: NetworkName = "yolo11l"
     num_classes: int = 25
     image_size: int = 640
-    """Side of the square input in pixels."""
+    """Side of the largest square input in pixels."""
     precision: Precision = "fp16"
     boxes_per_image: int = 50
     """Ground-truth boxes of every image: of the worst image that can occur, for a plan that holds."""
@@ -85,7 +85,7 @@ class kernels_left_out(TorchDispatchMode):
             return args[0]
         if func in LIKE_FIRST and _is_like_first(args):
             return torch.empty_like(args[0])
-        if func is aten.silu_backward.grad_input:
+        if func is aten.silu_backward.grad_input and kwargs:
             return kwargs["grad_input"]
         if func is aten.native_batch_norm.default:
             x, weight, training = args[0], args[1], args[5]
@@ -167,7 +167,7 @@ class _Simulation:
         )
         self.loss = DetectionLoss(strides)
         apply_recompute(self.network, level, per_layer)
-        self.optimizer = build_optimizer(self.network, spec.optimizer, batch_size=micro_batch_size)
+        self.optimizer: Any = build_optimizer(self.network, spec.optimizer, batch_size=micro_batch_size)
         self.statistics = BatchStatistics(self.network)
         self.scaler = torch.amp.GradScaler(enabled=False)
         tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")

@@ -188,7 +188,7 @@ class TrainingStep:
         if pending.copied is not None:
             pending.copied.synchronize()
         *values, finite = pending.values.tolist()
-        outcome = StepOutcome(*values, finite=bool(finite))
+        outcome = StepOutcome._make([*values, bool(finite)])
         self.num_steps_taken += outcome.finite
         self.guard.record(outcome.finite, pending.names)
         return outcome

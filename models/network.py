@@ -46,7 +46,7 @@ def network_input(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return images.to(dtype, memory_format=torch.channels_last).div_(255)
 
 
-def detection_head(network: nn.Module) -> Detect:
+def detection_head(network: DetectionModel) -> Detect:
     """The last layer of the network."""
     return network.model[-1]
 
@@ -67,7 +67,7 @@ def freeze_batch_norms(modules: Iterable[nn.Module]) -> None:
         module.eval()
 
 
-def freeze_layers(network: nn.Module, num_layers: int) -> None:
+def freeze_layers(network: DetectionModel, num_layers: int) -> None:
     """Stop the training of the first ``num_layers`` top-level layers: parameters and batch statistics.
 
     Raises:

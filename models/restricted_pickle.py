@@ -340,7 +340,7 @@ class _Machine:
 
     def do_reduce(self, _: None) -> None:
         called, args = self.take(2)
-        rebuild = REBUILD.get(called) if isinstance(called, Name) else None
+        rebuild: Any = REBUILD.get(called) if isinstance(called, Name) else None
         self.stack.append(Inert(called, args) if rebuild is None else rebuild(*args))
 
     def do_newobj(self, _: None) -> None:

@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
+from ultralytics.nn.tasks import DetectionModel
 
 from models.network import detection_head
 from models.saved_weights import SavedWeights, WeightsError
@@ -47,7 +48,7 @@ class Transfer:
         return "\n".join([*lines, classes])
 
 
-def transfer_weights(network: nn.Module, saved: SavedWeights, class_names: list[str]) -> Transfer:
+def transfer_weights(network: DetectionModel, saved: SavedWeights, class_names: list[str]) -> Transfer:
     """Load what fits into a network: tensors of equal name and shape, and the rows of the classes that both know.
 
     A class row is a class's own weights and bias in the last layer of each class branch. Rows go by name, without
@@ -115,7 +116,7 @@ def _check(new: dict[str, Tensor], own: dict[str, Tensor], saved: SavedWeights) 
             raise WeightsError(f"its tensor {name} holds NaN or infinity: take a checkpoint from before that")
 
 
-def _class_branches(network: nn.Module) -> dict[str, str]:
+def _class_branches(network: DetectionModel) -> dict[str, str]:
     """How the names of each class branch begin, and those of its last layer, whose rows are the classes."""
     head = f"model.{len(network.model) - 1}.cv3"
     return {f"{head}.{i}.": f"{head}.{i}.{len(branch) - 1}." for i, branch in enumerate(detection_head(network).cv3)}
@@ -135,7 +136,7 @@ def _plain(name: str) -> str:
     return name.strip().casefold()
 
 
-def _part(network: nn.Module, name: str) -> str:
+def _part(network: DetectionModel, name: str) -> str:
     match = re.match(r"model\.(\d+)\.(\w+)", name)
     if match is None:
         return "other"

@@ -64,3 +64,9 @@ def test_commands_to_translate__can_be(name: str) -> None:
 def test_yaml_examples__are_yaml(page: Path) -> None:
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
         assert isinstance(yaml.safe_load(block), dict)
+
+
+def test_faults__name_tests_that_exist() -> None:
+    named = set(re.findall(r"`(test_\w+\.py)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")))
+    assert len(named) > 10
+    assert named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}

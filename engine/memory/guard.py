@@ -113,11 +113,12 @@ class SpillGuard:
 
     def _report(self, sample: MemorySample) -> SpillReport:
         is_known = len(self._usual_seconds) >= MIN_USUAL_STEPS
-        wanted_bytes = sample.reserved_bytes + (self._beside_torch_bytes or 0)
+        total_bytes = sample.total_bytes or 0
+        wanted_bytes = (sample.reserved_bytes or 0) + (self._beside_torch_bytes or 0)
         slowdown = median(self._slow_seconds) / median(self._usual_seconds) if is_known else None
         return SpillReport(
-            used_bytes=sample.used_bytes,
-            total_bytes=sample.total_bytes,
-            beyond_bytes=max(wanted_bytes - sample.total_bytes, 0),
+            used_bytes=sample.used_bytes or 0,
+            total_bytes=total_bytes,
+            beyond_bytes=max(wanted_bytes - total_bytes, 0),
             slowdown=slowdown,
         )

@@ -48,9 +48,9 @@ Verdict = Literal["fits", "tight", "spills"]
 MARGIN_SHARE = 0.05
 """Part of the budget that a recommended plan leaves free: for gaps between the allocator's blocks, and for what a
 prediction without the GPU cannot know."""
-MICRO_BATCH_COST = 2.0
-"""What a micro-batch costs beside its images, in images: 16 + 16 images are then 6 % slower than 32 at once.
-Users report up to 10 to 15 %; not measured here, for want of a GPU."""
+MICRO_BATCH_COST = 4.0
+"""What a micro-batch costs beside its images, in images: 16 + 16 images are then 11 % slower than 32 at once. On an
+H200 it is 15 % (benchmarks/results/gpu_steps_2026-11-26.json); smaller cards are filled by fewer images."""
 ELEMENTWISE_EXTRA_TIME = 0.02
 """Of level `elementwise`, as a part of a step: -1 to 3 % measured on a GPU with fused kernels."""
 
@@ -208,7 +208,10 @@ def choose(
 def nothing_fits(choices: Iterable[Choice], budget_bytes: int) -> ConfigError:
     """The error that says what the least demanding choice needs."""
     whole_levels = [choice for choice in choices if not choice.option.recompute_layers]
-    smallest = min(whole_levels, key=lambda choice: choice.peak_bytes)
+    micro_batch = min(choice.micro_batch for choice in whole_levels)
+    smallest = min(
+        (choice for choice in whole_levels if choice.micro_batch == micro_batch), key=lambda choice: choice.peak_bytes
+    )
     enough_bytes = smallest.peak_bytes / (1 - MARGIN_SHARE)
     enough = format_bytes(-int(-enough_bytes // (100 * MIB)) * 100 * MIB)
     return ConfigError(

@@ -101,7 +101,7 @@ def nvml_handle(device: torch.device) -> Any | None:
     Torch counts only visible devices (CUDA_VISIBLE_DEVICES), NVML all of them, so the number cannot be used:
     the device is found by its UUID, or by its place on the PCI bus.
     """
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)
     pci = f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
     try:
         pynvml.nvmlInit()

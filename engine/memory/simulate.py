@@ -146,7 +146,8 @@ class StorageTracker(TorchDispatchMode):
     def breakdown(self) -> dict[str, int]:
         """Bytes by category at the peak since ``reset_peak``; with ``ROUNDING`` they add up to ``peak_bytes``."""
         live: Counter[str] = Counter()
-        at_peak, peak_bytes, live_bytes = Counter(), -1, 0
+        at_peak: Counter[str] = Counter()
+        peak_bytes, live_bytes = -1, 0
         for position, (number, num_bytes) in enumerate(self._log):
             requested_bytes = self._requested_bytes[number] * (1 if num_bytes > 0 else -1)
             live[self._categories[number]] += requested_bytes

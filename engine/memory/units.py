@@ -19,7 +19,7 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
     unit = _UNITS.get(match.group(2).lower()) if match else None
-    num_bytes = round(float(match.group(1)) * unit) if unit else 0
+    num_bytes = round(float(match.group(1)) * unit) if match and unit else 0
     if num_bytes < 1:
         raise ValueError(f"{text}: must be a positive size with its unit, such as 14GiB or 900MiB")
     return num_bytes

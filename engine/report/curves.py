@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from engine.metrics import COCO_RECALLS, CONFIDENCES, CONFUSION_CONFIDENCE, CONFUSION_IOU, DetectionResults
-from engine.report.style import BAD, INK, MUTED, class_colour, drawable_names, new_figure, tidy, title
+from engine.report.style import BAD, INK, MUTED, class_colour, drawable_names, new_figure, shortened, tidy, title
 
 MAX_NAMED_CLASSES = 16
 """With more classes, single ones are thin grey lines without names."""
 MAX_WRITTEN_CELLS = 32
 """With more classes, the cells of a confusion matrix hold no numbers."""
 BACKGROUND = "background"
+ALL_CLASSES = "all classes"
 
 
 def draw_curves(results: DetectionResults, folder: Path) -> list[Path]:
@@ -36,7 +37,7 @@ def _draw_pr(results: DetectionResults, path: Path) -> Path:
     labels = [f"{ap:.2f}" for ap in results.ap50_C]
     _draw_classes(axes, results, COCO_RECALLS, results.pr_curve, labels)
     mean = np.nanmean(results.pr_curve, axis=0)
-    axes.plot(COCO_RECALLS, mean, color=INK, linewidth=2.5, label=f"all classes: mAP50 {results.map50:.3f}")
+    axes.plot(COCO_RECALLS, mean, color=INK, linewidth=2.5, label=f"{ALL_CLASSES}: mAP50 {results.map50:.3f}")
     about = "a detection is right from IoU 0.5 on; in the legend: AP50"
     _finish(axes, "Precision over recall", about, "recall", "precision")
     figure.savefig(path)
@@ -50,7 +51,7 @@ def _draw_over_confidence(results: DetectionResults, name: str, curve: NDArray, 
     _draw_classes(axes, results, CONFIDENCES, curve, [f"{value:.2f}" for value in at_best])
     mean = np.nanmean(curve[results.num_truth_C > 0], axis=0)
     value = float(np.interp(results.confidence, CONFIDENCES, mean))
-    axes.plot(CONFIDENCES, mean, color=INK, linewidth=2.5, label=f"all classes: {value:.3f}")
+    axes.plot(CONFIDENCES, mean, color=INK, linewidth=2.5, label=f"{ALL_CLASSES}: {value:.3f}")
     axes.axvline(results.confidence, color=BAD, linewidth=1, linestyle=":", label="best mean F1")
     about = f"the best mean F1 is at confidence {results.confidence:.3f}; in the legend: {name} there"
     _finish(axes, f"{name[0].upper()}{name[1:]} over confidence", about, "confidence", name)
@@ -63,7 +64,8 @@ def _draw_classes(axes: Axes, results: DetectionResults, x: NDArray, curve: NDAr
     present = np.flatnonzero(results.num_truth_C)
     for c in present if len(present) > 1 else []:
         if len(present) <= MAX_NAMED_CLASSES:
-            axes.plot(x, curve[c], color=class_colour(c), linewidth=1.1, label=f"{_short(names[c])} {values[c]}")
+            label = f"{shortened(names[c])} {values[c]}"
+            axes.plot(x, curve[c], color=class_colour(int(c)), linewidth=1.1, label=label)
         else:
             axes.plot(x, curve[c], color=MUTED, linewidth=0.6, alpha=0.6)
 
@@ -75,8 +77,10 @@ def _finish(axes: Axes, name: str, about: str, x: str, y: str) -> None:
     axes.set_ylabel(y, color=MUTED)
     tidy(axes, "both")
     handles, labels = axes.get_legend_handles_labels()
+    first = next(i for i, label in enumerate(labels) if label.startswith(ALL_CLASSES))
+    handles, labels = handles[first:] + handles[:first], labels[first:] + labels[:first]  # drawn last, to be on top
     axes.figure.legend(
-        handles[::-1], labels[::-1], loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK
+        handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK
     )
 
 
@@ -103,7 +107,7 @@ def _draw_matrix(
     shown = np.where(values > 0, values, np.nan)
     largest = 1.0 if is_share else max(values.max(), 1.0)
     image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=largest)
-    names = [_short(label) for label in [*drawable_names(results.class_names), BACKGROUND]]
+    names = [shortened(label) for label in [*drawable_names(results.class_names), BACKGROUND]]
     size = 9 if num <= MAX_WRITTEN_CELLS else 6
     axes.set_xticks(range(num), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(num), names, fontsize=size)
@@ -126,7 +130,3 @@ def _draw_matrix(
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=MUTED, labelsize=8)
     figure.savefig(path)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"

@@ -111,7 +111,7 @@ def box_figure(index: ImageIndex, image_size: int) -> Figure:
 
 def _draw_size_histogram(axes: Axes, sides_px: np.ndarray, image_size: int) -> None:
     edges = np.geomspace(1, image_size * 1.01, 50)
-    axes.hist(sides_px.clip(1, image_size), edges, color=SPLIT_COLOURS["train"])
+    axes.hist(sides_px.clip(1, image_size), edges.tolist(), color=SPLIT_COLOURS["train"])
     limits = _size_limits(image_size)
     shares = np.histogram(sides_px.clip(1, image_size), limits)[0] / max(len(sides_px), 1)
     axes.margins(y=0.12)

@@ -133,9 +133,9 @@ def _classes(facts: RunFacts) -> str:
     results = facts.results
     if results is None:
         return ""
-    head = ("class", "training boxes", "true boxes", "P", "R", "F1", "AP50", "AP50-95")
-    shares = (results.precision_C, results.recall_C, results.f1_C, results.ap50_C, results.ap50_95_C)
-    means = (results.precision, results.recall, results.f1, results.map50, results.map50_95)
+    head = ("class", "AP50-95", "AP50", "P", "R", "F1", "true boxes", "training boxes")  # a phone shows the first
+    shares = (results.ap50_95_C, results.ap50_C, results.precision_C, results.recall_C, results.f1_C)
+    means = (results.map50_95, results.map50, results.precision, results.recall, results.f1)
     trained = facts.num_train_boxes_C
     rows = [_class_row("all classes", None if trained is None else trained.sum(), results.num_truth_C.sum(), means)]
     for c, name in enumerate(results.class_names):
@@ -147,12 +147,12 @@ def _classes(facts: RunFacts) -> str:
 
 
 def _class_row(name: str, num_train: int | None, num_truth: int, shares: Iterable[float]) -> str:
-    counts = "".join(f"<td>{'' if count is None else f'{count:,}'}</td>" for count in (num_train, num_truth))
+    counts = "".join(f"<td>{'' if count is None else f'{count:,}'}</td>" for count in (num_truth, num_train))
     cells = "".join(
         f'<td class="share" style="--share:{share:.3f}">{share:.3f}</td>' if share == share else "<td>-</td>"
         for share in shares
     )
-    return f"<tr><th>{escape(name)}</th>{counts}{cells}</tr>"
+    return f"<tr><th>{escape(name)}</th>{cells}{counts}</tr>"
 
 
 def _confidence(facts: RunFacts) -> str:

@@ -9,7 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from data.index import ImageIndex
-from engine.report.style import INK, MUTED, PALETTE, class_colour, drawable_names, log_scale, new_figure, tidy, title
+from engine.report.style import (
+    INK,
+    MUTED,
+    PALETTE,
+    class_colour,
+    drawable_names,
+    log_scale,
+    new_figure,
+    shortened,
+    tidy,
+    title,
+)
 
 MAX_CLASSES = 40
 """Bars of a chart; of more classes, those with most boxes are shown."""
@@ -47,7 +58,8 @@ def _draw_classes(axes: Axes, counts: np.ndarray, class_names: list[str]) -> Non
     order = np.argsort(-counts, kind="stable")[:MAX_CLASSES]
     names = drawable_names(class_names)
     axes.bar(range(len(order)), counts[order], color=[class_colour(int(c)) for c in order])
-    axes.set_xticks(range(len(order)), [names[c][:20] for c in order], rotation=45, ha="right", rotation_mode="anchor")
+    shown = [shortened(names[c]) for c in order]
+    axes.set_xticks(range(len(order)), shown, rotation=45, ha="right", rotation_mode="anchor")
     present = counts[counts > 0]
     is_log = present.size > 0 and present.max() / present.min() >= LOG_RATIO
     if is_log:
@@ -66,7 +78,7 @@ def _draw_classes(axes: Axes, counts: np.ndarray, class_names: list[str]) -> Non
 def _draw_counts(axes: Axes, boxes_per_image: np.ndarray) -> None:
     most = int(boxes_per_image.max(initial=0))
     edges = np.linspace(-0.5, most + 0.5, min(most + 2, BINS))
-    axes.hist(boxes_per_image, bins=edges, color=PALETTE[0])
+    axes.hist(boxes_per_image, bins=edges.tolist(), color=PALETTE[0])
     empty = int((boxes_per_image == 0).sum())
     about = f"median {np.median(boxes_per_image):.0f}, most {most}; {empty:,} images have none"
     title(axes, "Boxes in an image", about)

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -32,23 +33,27 @@ EVENT_SEPARATOR = "; "
 class MemoryLog:
     """Appends to ``memory.csv``, row by row; the clock of a resumed run goes on from its last row."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, num_steps_behind: int = 0) -> None:
         """Open the file, or the one that an earlier part of the run has left.
+
+        Args:
+            path: The file.
+            num_steps_behind: Optimizer steps that a resumed run has behind it; rows of later ones are dropped.
 
         Raises:
             OSError: If it cannot be opened.
         """
-        earlier = path.read_bytes() if path.exists() else b""
-        has_header = b"\n" in earlier
-        times = read_memory_log(path)[TIME] if has_header else []
-        self.num_earlier_rows = len(times)
-        self._clock_start = time.monotonic() - (times[-1] if times else 0.0)
+        earlier = [row for row in _whole_rows(path) if float(row[STEP]) <= num_steps_behind]
+        self.num_earlier_rows = len(earlier)
+        self._clock_start = time.monotonic() - (float(earlier[-1][TIME]) if earlier else 0.0)
+        partial = path.with_suffix(".partial")
+        try:
+            partial.write_bytes(b"".join(_line(row) for row in (COLUMNS, *(row.values() for row in earlier))))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         # Without a buffer: a row that the disk refuses is not tried again when the file is closed.
-        self._file = path.open("ab" if has_header else "wb", buffering=0)
-        if not has_header:
-            self._append(COLUMNS)
-        elif not earlier.endswith(b"\n"):  # cut off when the run was killed
-            self._append(())
+        self._file = path.open("ab", buffering=0)
 
     def write(
         self, step: int, phase: Phase, sample: MemorySample, images_per_second: float | None, events: list[str]
@@ -71,9 +76,7 @@ class MemoryLog:
         self._file.close()
 
     def _append(self, cells: tuple) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
-        row = line.getvalue().encode()
+        row = _line(cells)
         if self._file.write(row) < len(row):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -81,14 +84,24 @@ class MemoryLog:
 def read_memory_log(path: Path) -> Columns:
     """The columns of a ``memory.csv`` by name: texts, or numbers as floats, NaN where nothing stands."""
     columns: Columns = {name: [] for name in COLUMNS}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row[EVENT] is None:  # cut off when the run was killed
-                continue
-            for name in COLUMNS:
-                is_text = name in TEXT_COLUMNS
-                columns[name].append(row[name] if is_text else float(row[name] or math.nan))
+    for row in _whole_rows(path):
+        for name in COLUMNS:
+            columns[name].append(row[name] if name in TEXT_COLUMNS else float(row[name] or math.nan))
     return columns
+
+
+def _whole_rows(path: Path) -> list[dict[str, str]]:
+    """Every row as text, without one that was cut off when the run was killed; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row.get(EVENT) is not None]
+
+
+def _line(cells: Iterable[object]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode()
 
 
 def has_event(columns: Columns, event: str) -> list[bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -119,7 +120,7 @@ def draw_breakdown(components: Mapping[str, int], path: Path, budget_bytes: int 
     title = f"Planned peak of memory: {format_bytes(total_bytes)}"
     if budget_bytes is not None:
         axes.axvline(budget_bytes / GIB, color=BUDGET_COLOUR, linestyle="--")
-        beside = {"rotation": 90, "ha": "left", "va": "center", "fontsize": 10}
+        beside: dict[str, Any] = {"rotation": 90, "ha": "left", "va": "center", "fontsize": 10}
         axes.text(budget_bytes / GIB, 0, " budget", color=BUDGET_COLOUR, **beside)
         left_bytes = budget_bytes - total_bytes
         verdict = f"{format_bytes(abs(left_bytes))} {'left' if left_bytes >= 0 else 'too much'}"
@@ -172,13 +173,13 @@ def _draw_events(axes: Axes, times: np.ndarray, columns: Columns) -> None:
             label = f"{label} ({moments.size})"
             axes.vlines(moments, 0, 1, transform=top, color=colour, linewidth=1, zorder=3)
             heights = np.ones_like(moments)
-            style = {"transform": top, "color": colour, "clip_on": False, "markersize": 7}
+            style: dict[str, Any] = {"transform": top, "color": colour, "clip_on": False, "markersize": 7}
             axes.plot(moments, heights, marker, label=label, **style)
 
 
 def _draw_validations(axes: Axes, times: np.ndarray, phases: list[str]) -> None:
     """Shade each validation, from the last sample of training on."""
-    label = "validation"
+    label: str | None = "validation"
     for phase, group in groupby(range(len(phases)), key=phases.__getitem__):
         rows = list(group)
         if phase == "validation":

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
-from engine.metrics import MATCH_IOU, DetectionMetrics, Pairs, greedy_match
+from engine.matching import Pairs, greedy_match
+from engine.metrics import MATCH_IOU, DetectionMetrics
 
 MISSED, FALSE, RIGHT = "missed", "false", "right"
 

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from data.batch import Batch
 from data.errors import DataError
 from data.image import read_image
+from engine.drawing import Labels, text_font
 from engine.report.mistakes import FALSE, MISSED, RIGHT, ImageRecord, judge
-from engine.report.style import BAD, DOUBTFUL, GOOD, class_colour, drawable_names, font_file, font_files
+from engine.report.style import BAD, DOUBTFUL, GOOD, PALETTE, class_colour, drawable_names
 
-TILE_PX = 320
+TILE_PX = 400
 COLUMNS = 4
 TILES = 16
 MISTAKE_TILES, MISTAKE_COLUMNS, MISTAKE_TILE_PX = 9, 3, 480
-CAPTION_PX = 18
+CAPTION_PX = 20
 FONT_PX = 12
+LEGEND_FONT_PX, LEGEND_ROW_PX = 15, 24
 GAP_PX = 4
 JPEG_QUALITY = 88
 INK_RGB, PAPER_RGB, EMPTY_RGB = "#24292f", "#ffffff", "#eef1f4"
 KIND_COLOURS = {MISSED: BAD, FALSE: DOUBTFUL, RIGHT: GOOD}
+Legend = Mapping[str, str]
+"""Colours by what they mean."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Mark:
     box_xyxy_px: NDArray
     text: str
     colour: str
+    class_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def draw_train_batch(batch: Batch, class_names: Sequence[str], path: Path) -> No
         mine = owners == i
         marks = [_class_mark(box, c, names) for box, c in zip(boxes[mine], classes[mine], strict=True)]
         tiles.append(Tile(batch.images[i].permute(1, 2, 0).numpy(), Path(batch.names[i]).name, marks))
-    save_sheet(tiles, path)
+    save_sheet(tiles, path, _class_legend(tiles, names))
 
 
 def draw_validation_batch(
@@ -80,8 +84,9 @@ def draw_validation_batch(
         shown = record.detections[record.detections[:, 5] > confidence][::-1]  # the surest on top
         marks = [_class_mark(row[:4], int(row[4]), names, f" {row[5]:.2f}") for row in shown]
         found.append(Tile(image, f"{caption} (found)", marks))
-    save_sheet(truth, labels_path)
-    save_sheet(found, labels_path.with_name(labels_path.name.replace("_labels", "_pred")))
+    legend = _class_legend([*truth, *found], names)
+    save_sheet(truth, labels_path, legend)
+    save_sheet(found, labels_path.with_name(labels_path.name.replace("_labels", "_pred")), legend)
 
 
 def draw_mistakes(records: Sequence[ImageRecord], class_names: Sequence[str], confidence: float, path: Path) -> int:
@@ -107,20 +112,49 @@ def draw_mistakes(records: Sequence[ImageRecord], class_names: Sequence[str], co
             marks.append(Mark(item.box_xyxy_px, text, KIND_COLOURS[item.kind]))
         tiles.append(Tile(image, f"{verdict.num_missed} missed, {verdict.num_false} false: {caption}", marks))
     if tiles:
-        save_sheet(tiles, path, MISTAKE_COLUMNS, MISTAKE_TILE_PX)
+        save_sheet(tiles, path, KIND_COLOURS, MISTAKE_COLUMNS, MISTAKE_TILE_PX)
     return len(wrong)
 
 
-def save_sheet(tiles: Sequence[Tile], path: Path, columns: int = COLUMNS, tile_px: int = TILE_PX) -> None:
-    """Write tiles as one JPEG, row by row, each with its caption below."""
+def save_sheet(
+    tiles: Sequence[Tile], path: Path, legend: Legend, columns: int = COLUMNS, tile_px: int = TILE_PX
+) -> None:
+    """Write tiles as one JPEG, row by row, each with its caption below, under a legend."""
     columns = min(columns, max(len(tiles), 1))
     rows = max(-(-len(tiles) // columns), 1)
     cell_px = (tile_px + GAP_PX, tile_px + CAPTION_PX + GAP_PX)
-    sheet = Image.new("RGB", (columns * cell_px[0] + GAP_PX, rows * cell_px[1] + GAP_PX), PAPER_RGB)
+    width = columns * cell_px[0] + GAP_PX
+    entries = _place_legend(legend, width)
+    top = LEGEND_ROW_PX * (entries[-1][1] + 1) + GAP_PX if entries else 0
+    sheet = Image.new("RGB", (width, top + rows * cell_px[1] + GAP_PX), PAPER_RGB)
+    pen = ImageDraw.Draw(sheet)
+    for x, row, text, colour in entries:
+        middle = LEGEND_ROW_PX * (row + 0.5) + GAP_PX / 2
+        pen.rectangle((x, middle - 7, x + 14, middle + 7), fill=colour)
+        pen.text((x + 20, middle), text, fill=INK_RGB, font=text_font(text, LEGEND_FONT_PX), anchor="lm")
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
-        sheet.paste(_draw_tile(tile, tile_px), (column * cell_px[0] + GAP_PX, row * cell_px[1] + GAP_PX))
+        sheet.paste(_draw_tile(tile, tile_px), (column * cell_px[0] + GAP_PX, top + row * cell_px[1] + GAP_PX))
     sheet.save(path, quality=JPEG_QUALITY)
+
+
+def _place_legend(legend: Legend, width: int) -> list[tuple[float, int, str, str]]:
+    """Left side, row, text and colour of each entry, as many in a row as there is room for."""
+    entries, x, row = [], float(GAP_PX), 0
+    for name, colour in legend.items():
+        text = _shortened(name, 240, LEGEND_FONT_PX)
+        length = 20 + text_font(text, LEGEND_FONT_PX).getlength(text)
+        if x + length > width and x > GAP_PX:
+            x, row = float(GAP_PX), row + 1
+        entries.append((x, row, text, colour))
+        x += length + 20
+    return entries
+
+
+def _class_legend(tiles: Sequence[Tile], names: Sequence[str]) -> Legend:
+    """The classes in some tiles; none where there are so many that colours repeat."""
+    present = sorted({mark.class_id for tile in tiles for mark in tile.marks})
+    return {names[c]: class_colour(c) for c in present} if len(names) <= len(PALETTE) else {}
 
 
 def _draw_tile(tile: Tile, tile_px: int) -> Image.Image:
@@ -131,36 +165,26 @@ def _draw_tile(tile: Tile, tile_px: int) -> Image.Image:
     cell = Image.new("RGB", (tile_px, tile_px + CAPTION_PX), PAPER_RGB)
     cell.paste(EMPTY_RGB, (0, 0, tile_px, tile_px))
     picture = Image.fromarray(np.ascontiguousarray(tile.image)).resize(size, Image.Resampling.BILINEAR)
-    pen = ImageDraw.Draw(picture)
-    for mark in tile.marks:
-        _draw_mark(pen, Mark(np.asarray(mark.box_xyxy_px) * gain, mark.text, mark.colour), size)
+    _draw_marks(ImageDraw.Draw(picture), tile.marks, gain, size)
     cell.paste(picture, ((tile_px - size[0]) // 2, (tile_px - size[1]) // 2))
-    caption = _shortened(tile.caption, tile_px - 4)
-    ImageDraw.Draw(cell).text((2, tile_px + 1), caption, fill=INK_RGB, font=_font(caption))
+    caption = _shortened(tile.caption, tile_px - 4, FONT_PX)
+    ImageDraw.Draw(cell).text((2, tile_px + 2), caption, fill=INK_RGB, font=text_font(caption, FONT_PX))
     return cell
 
 
-def _draw_mark(pen: ImageDraw.ImageDraw, mark: Mark, size: tuple[int, int]) -> None:
-    x1, y1, x2, y2 = (float(value) for value in mark.box_xyxy_px)
-    pen.rectangle((x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)), outline=mark.colour, width=2)
-    if not mark.text:
-        return
-    font = _font(mark.text)
-    left, top, right, bottom = pen.textbbox((0, 0), mark.text, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x = min(max(x1, 0), max(size[0] - width, 0))
-    y = y1 - height if y1 >= height else min(max(y1, 0), max(size[1] - height, 0))
-    pen.rectangle((x, y, x + width, y + height), fill=mark.colour)
-    pen.text((x + 2 - left, y + 2 - top), mark.text, fill=_text_colour(mark.colour), font=font)
-
-
-def _text_colour(background: str) -> str:
-    red, green, blue = ImageColor.getrgb(background)[:3]
-    return INK_RGB if 0.299 * red + 0.587 * green + 0.114 * blue > 150 else PAPER_RGB
+def _draw_marks(pen: ImageDraw.ImageDraw, marks: Sequence[Mark], gain: float, size: tuple[int, int]) -> None:
+    """All boxes, the last on top; then names where there is room, the last first."""
+    boxes = [(np.asarray(mark.box_xyxy_px, dtype=float) * gain).tolist() for mark in marks]
+    for mark, (x1, y1, x2, y2) in zip(marks, boxes, strict=True):
+        pen.rectangle((x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)), outline=mark.colour, width=2)
+    labels = Labels(pen, size, boxes, FONT_PX)
+    for mark, box in zip(marks[::-1], boxes[::-1], strict=True):
+        if mark.text:
+            labels.write(mark.text, box, mark.colour)
 
 
 def _class_mark(box: NDArray, class_id: int, names: Sequence[str], more: str = "") -> Mark:
-    return Mark(box, f"{names[class_id]}{more}", class_colour(int(class_id)))
+    return Mark(box, f"{names[class_id]}{more}", class_colour(int(class_id)), int(class_id))
 
 
 def _read(path: str) -> tuple[NDArray, str]:
@@ -171,19 +195,10 @@ def _read(path: str) -> tuple[NDArray, str]:
         return np.full((TILE_PX, TILE_PX, 3), 200, np.uint8), f"{Path(path).name} cannot be read"
 
 
-def _shortened(text: str, width_px: int) -> str:
+def _shortened(text: str, width_px: int, font_px: int) -> str:
     """A text cut to a width; its beginning and its end stay."""
-    font, shown = _font(text), text
+    font, shown = text_font(text, font_px), text
     while font.getlength(shown) > width_px and len(text) > 8:
         text = text[: len(text) // 2 - 1] + text[len(text) // 2 + 1 :]
         shown = f"{text[: len(text) // 2]}…{text[len(text) // 2 :]}"
     return shown
-
-
-def _font(text: str) -> ImageFont.FreeTypeFont:
-    return _font_of(font_file(text) or font_files()[0])
-
-
-@cache
-def _font_of(path: str) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, FONT_PX)

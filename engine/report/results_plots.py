@@ -124,7 +124,9 @@ def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
         log_scale(axes)
     else:
         axes.set_ylim(0, None if not panel.is_share else max(_top(panel.columns, history), 0.05))
-    axes.set_xlim(min(epochs[0], 1), max(epochs[-1], 2))
+    first, last = min(epochs[0], 1), max(epochs[-1], 2)
+    margin = 0.02 * (last - first)
+    axes.set_xlim(first - margin, last + margin)  # or the ends would be cut in half
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch" if best is None else f"epoch (dotted: best, {best})", color=MUTED, fontsize=9)
     if len(axes.lines) - (best is not None) > 1:

@@ -55,6 +55,11 @@ def drawable_names(class_names: Sequence[str]) -> list[str]:
     return [name if font_file(name) else f"class {number}" for number, name in enumerate(class_names)]
 
 
+def shortened(name: str, most: int = 24) -> str:
+    """A name for an axis or a legend."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def class_colour(class_id: int) -> str:
     """The colour of a class in every picture."""
     return PALETTE[class_id % len(PALETTE)]
@@ -71,7 +76,9 @@ def drawing() -> Iterator[None]:
 
 def new_figure(width_in: float, height_in: float) -> Figure:
     """An empty figure, independent of pyplot's state."""
-    return Figure(figsize=(width_in, height_in), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width_in, height_in), dpi=150, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    return figure
 
 
 def tidy(axes: Axes, grid: Any = "y") -> None:

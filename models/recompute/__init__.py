@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from ultralytics.nn.modules import Conv, Detect, DWConv
 from ultralytics.nn.modules.block import Attention
+from ultralytics.nn.tasks import DetectionModel
 
 from models.boxes import autocast_disabled
 from models.recompute import recipes
@@ -46,7 +47,7 @@ Level = Literal["none", "elementwise", "block"]
 
 
 def apply_recompute(
-    network: nn.Module, level: Level, per_layer: Mapping[int, Level] | None = None
+    network: DetectionModel, level: Level, per_layer: Mapping[int, Level] | None = None
 ) -> Callable[[], None]:
     """Make the training passes of a network keep less; replaces what an earlier call did.
 
@@ -78,7 +79,7 @@ def apply_recompute(
     return partial(remove_recompute, network)
 
 
-def remove_recompute(network: nn.Module) -> None:
+def remove_recompute(network: DetectionModel) -> None:
     """Give every module of a network, or of a copy of one, its original forward pass back."""
     for module in network.modules():
         if getattr(module.__dict__.get("forward"), "func", None) in _FORWARDS:
@@ -91,10 +92,12 @@ def can_repeat(layer: nn.Module) -> bool:
 
 
 def _transform(layer: nn.Module, level: Level) -> None:
+    module: Any  # whose method is replaced
     for module in layer.modules():
+        is_input_enough = isinstance(module, nn.MaxPool2d | Attention)
         if is_conv_unit(module):
             module.forward = partial(_conv_unit, module)
-        elif isinstance(module, nn.MaxPool2d | Attention):
+        elif is_input_enough:
             module.forward = partial(_keep_inputs_only, module)
     forward = _block if level == "block" and can_repeat(layer) else _elementwise
     layer.forward = partial(forward, layer)
@@ -113,7 +116,7 @@ def _is_training(module: nn.Module) -> bool:
     return module.training and torch.is_grad_enabled()
 
 
-def _conv_unit(module: nn.Module, x: Tensor) -> Tensor:
+def _conv_unit(module: Any, x: Tensor) -> Tensor:
     if not _is_training(module):
         return type(module).forward(module, x)
     norm = module.bn

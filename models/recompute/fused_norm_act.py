@@ -100,9 +100,10 @@ def _moments_kernel(
 @triton.jit
 def _merge_kernel(
     count_SC, mean_SC, squares_SC, num_splits, num_channels, eps, momentum,
-    mean, variance, running_mean, running_var, UPDATE: tl.constexpr, SPLITS: tl.constexpr, CHANNELS: tl.constexpr,
+    mean, variance, running_mean, running_var, num_batches,
+    UPDATE: tl.constexpr, SPLITS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of all splits together; the running ones move towards them."""
+    """Statistics of all splits together; the running ones move towards them, and the batch is counted."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     split = tl.arange(0, SPLITS)[:, None]
     in_channel = channel < num_channels
@@ -122,6 +123,8 @@ def _merge_kernel(
         unbiased = squares / tl.maximum(count - 1.0, 1.0)
         tl.store(running_mean + channel, old_mean + momentum * (total - old_mean), in_channel)
         tl.store(running_var + channel, old_var + momentum * (unbiased - old_var), in_channel)
+        if tl.program_id(0) == 0:
+            tl.store(num_batches, tl.load(num_batches) + 1)
 
 
 @triton.jit
@@ -207,7 +210,7 @@ def normalise_by_batch(
     x_BCHW: Tensor,
     weight_C: Tensor,
     bias_C: Tensor,
-    running: tuple[Tensor, Tensor] | None,
+    running: tuple[Tensor, Tensor, Tensor] | None,
     momentum: float,
     eps: float,
     silu: bool,
@@ -223,7 +226,7 @@ def normalise_by_batch(
             x, *_strides(x), *sizes, num_tiles, split_tiles, *moments_3SC, **tile
         )
         _merge_kernel[(triton.cdiv(num_channels, MERGE_CHANNELS),)](
-            *moments_3SC, num_splits, num_channels, eps, momentum, mean_C, variance_C, *(running or (mean_C, mean_C)),
+            *moments_3SC, num_splits, num_channels, eps, momentum, mean_C, variance_C, *(running or (mean_C,) * 3),
             UPDATE=running is not None, SPLITS=triton.next_power_of_2(num_splits), CHANNELS=MERGE_CHANNELS,
         )  # fmt: skip
     return normalise_activate(x, weight_C, bias_C, mean_C, variance_C, silu), mean_C, variance_C

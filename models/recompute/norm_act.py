@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.recompute.repeat import is_repeating
@@ -62,7 +62,7 @@ def normalise_by_batch(
     x_BCHW: Tensor,
     weight_C: Tensor,
     bias_C: Tensor,
-    running: tuple[Tensor, Tensor] | None,
+    running: tuple[Tensor, Tensor, Tensor] | None,
     momentum: float,
     eps: float,
     silu: bool,
@@ -73,7 +73,8 @@ def normalise_by_batch(
         x_BCHW: Raw convolution output, any float dtype.
         weight_C: Scale, in float32 even if ``x`` is in half precision; so are all statistics.
         bias_C: Shift.
-        running: Mean and variance to move towards those of ``x``, by ``momentum``; None to leave them alone.
+        running: Mean and variance to move towards those of ``x``, by ``momentum``, and the number of batches to count
+            this one in; None to leave them alone.
         momentum: Weight of the new statistics.
         eps: Added to the variance.
         silu: Whether to activate.
@@ -81,8 +82,11 @@ def normalise_by_batch(
     Returns:
         Output, of the shape, dtype and memory format of ``x``; mean; and variance with epsilon added.
     """
+    running_mean_C, running_var_C, num_batches = running or (None, None, None)
+    if num_batches is not None:
+        num_batches.add_(1)
     out, mean_C, invstd_C = torch.native_batch_norm(
-        x_BCHW, weight_C, bias_C, *(running or (None, None)), True, momentum, eps
+        x_BCHW, weight_C, bias_C, running_mean_C, running_var_C, True, momentum, eps
     )
     return _silu_(out) if silu else out, mean_C, invstd_C.pow(-2)
 
@@ -118,7 +122,7 @@ class BatchNormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, norm: nn.Module, silu: bool
+        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, norm: Any, silu: bool
     ) -> Tensor:
         """Normalise by the batch's statistics, or by the running ones if ``norm`` is in eval mode (frozen)."""
         ctx.kernels, ctx.by_batch, ctx.silu = kernels_for(x_BCHW), norm.training, silu
@@ -127,10 +131,7 @@ class BatchNormAct(torch.autograd.Function):
             variance_C = norm.running_var + norm.eps
             ctx.save_for_backward(x_BCHW, norm.running_mean, variance_C)
             return ctx.kernels.normalise_activate(x_BCHW, weight_C, bias_C, norm.running_mean, variance_C, silu)
-        running = None
-        if not is_repeating.get():
-            norm.num_batches_tracked.add_(1)
-            running = norm.running_mean, norm.running_var
+        running = None if is_repeating.get() else (norm.running_mean, norm.running_var, norm.num_batches_tracked)
         out, mean_C, variance_C = ctx.kernels.normalise_by_batch(
             x_BCHW, weight_C, bias_C, running, norm.momentum, norm.eps, silu
         )

@@ -13,6 +13,7 @@ from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
+from ultralytics.nn.tasks import DetectionModel
 
 from models.recompute import apply_recompute, can_repeat, is_conv_unit, layer_forward, recipes, remove_recompute
 
@@ -53,7 +54,7 @@ class LayerGain:
 
 
 def rank_layers(
-    network: nn.Module, images_BCHW: Tensor, autocast: AbstractContextManager | None = None
+    network: DetectionModel, images_BCHW: Tensor, autocast: AbstractContextManager | None = None
 ) -> list[LayerGain]:
     """Rank layers by bytes saved per operation repeated, best first; those that save nothing are left out.
 
@@ -78,7 +79,7 @@ def rank_layers(
 
 
 def measure_layers(
-    network: nn.Module, images_BCHW: Tensor, autocast: AbstractContextManager | None = None
+    network: DetectionModel, images_BCHW: Tensor, autocast: AbstractContextManager | None = None
 ) -> list[LayerBytes]:
     """Forward passes on the meta device at both levels that keep something inside; arguments as of `rank_layers`."""
     network = copy.deepcopy(network).to("meta", images_BCHW.dtype if autocast is None else None).train()
@@ -100,7 +101,7 @@ class _Pass:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: DetectionModel,
         forward: Callable[[nn.Module, Any], Any],
         pack: Callable[[Tensor], Tensor | recipes.Recipe],
         images_BCHW: Tensor,

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 from torch.nn.functional import interpolate
 from torch.utils.weak import TensorWeakRef
 
@@ -49,7 +48,7 @@ def pack(tensor: Tensor) -> Tensor | Recipe:
         return tensor
     sources: list[Any] = []
     if tensor._is_view():
-        base = tensor._base
+        base: Any = tensor._base
         recipe = _trace(base.grad_fn, base.output_nr, sources)
         if recipe is not None:
             layout = tensor.size(), tensor.stride(), tensor.storage_offset()
@@ -72,12 +71,13 @@ def unpack(packed: Tensor | Recipe) -> Tensor:
 def keep(tensor: Tensor) -> Tensor:
     """Let recipes end at this tensor: those made while the result of `keep`, the same tensor detached, exists."""
     kept = tensor.detach()
-    if tensor.grad_fn is not None:
-        tensor.grad_fn.metadata[_KEPT] = TensorWeakRef(kept)
+    node: Any = tensor.grad_fn
+    if node is not None:
+        node.metadata[_KEPT] = TensorWeakRef(kept)
     return kept
 
 
-def _trace(node: Node | None, index: int, sources: list[Any]) -> Recipe | None:
+def _trace(node: Any, index: int, sources: list[Any]) -> Recipe | None:
     """Recipe of output ``index`` of ``node``, if any; appends the nodes of our own that it starts from."""
     if node is None:
         return None
@@ -90,7 +90,7 @@ def _trace(node: Node | None, index: int, sources: list[Any]) -> Recipe | None:
     rule = _RULES.get(node.name())
     if rule is None:
         return None
-    inputs = [_trace(*upstream, sources) for upstream in node.next_functions]
+    inputs: list[Any] = [_trace(before, output, sources) for before, output in node.next_functions]
     return None if None in inputs else Recipe(partial(rule, node, index), tuple(inputs))
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from ultralytics.data.augment import RandomHSV
 
-from data.color import shift_hsv, shift_hsv_on_device
+from data import color
+from data.color import shift_hsv, shift_hsv_on_device, shift_hsv_to_planes
 
 
 @pytest.mark.parity
@@ -31,6 +32,19 @@ def test_shift_hsv__grey_keeps_its_hue_and_the_input_is_untouched() -> None:
     assert np.array_equal(shifted[..., 0], shifted[..., 1]) and np.array_equal(shifted[..., 1], shifted[..., 2])
     assert shifted[0, 200, 0] == 120
     assert np.array_equal(image, before)
+
+
+@pytest.mark.parametrize("strip_bytes", [1, 3 * 50 * 7, 2**20])
+def test_shift_hsv__strips_make_no_difference(monkeypatch: pytest.MonkeyPatch, strip_bytes: int) -> None:
+    """Rows at a time: one, seven (the last strip is shorter), all; as an image and as planes."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    gains = np.array([0.01, -0.5, 0.3])
+    expected = np.concatenate([shift_hsv(row[None], gains) for row in image])
+    monkeypatch.setattr(color, "STRIP_BYTES", strip_bytes)
+    found = np.empty((3, 40, 50), np.uint8)
+    shift_hsv_to_planes(image, gains, found)
+    assert np.array_equal(shift_hsv(image, gains), expected)
+    assert np.array_equal(found.transpose(1, 2, 0), expected)
 
 
 def planes(image: np.ndarray) -> torch.Tensor:

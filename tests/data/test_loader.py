@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import albumentations as A
@@ -147,6 +150,28 @@ def test_prepare_worker__uses_one_thread(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.skipif(os.name == "nt", reason="shared memory of Linux")
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
+def test_prepare_worker__the_memory_of_a_picture_is_used_again() -> None:
+    """Page faults of a process that makes and frees arrays as large as pictures."""
+    program = """
+import resource, sys
+import numpy as np
+from data.loader import prepare_worker
+if sys.argv[1] == "prepared":
+    prepare_worker()
+def make(n): return [np.full((n, 640, 3), 114, np.uint8) for n in (640, 500, 640)]
+make(640)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for n in range(50): make(600 + n)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = [
+        int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("prepared", "plain")
+    ]
+    assert faults[0] < 1000 < 10_000 < faults[1]  # 50 x 3 pictures are 45,000 pages
+
+
 def test_image_index__pickles_for_spawned_workers(index: ImageIndex) -> None:
     import pickle
 

@@ -194,22 +194,22 @@ def test_open_caches__are_those_of_the_plan(index: ImageIndex, tmp_path: Path) -
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 @pytest.mark.parametrize("mode", ["ram", "none"])
 def test_workers__memory_stays_flat(dataset_writer: object, tmp_path: Path, mode: str) -> None:
-    """Four workers, five epochs: after the first two, no process grows; and the cache is there once."""
+    """Eight workers, five epochs: over the last three no process grows; and the cache is there once."""
     from data.dataset_yaml import read_dataset_yaml
     from data.index import build_index
 
     file = dataset_writer([(256, 256)] * 60, ["0 0.5 0.5 0.5 0.5\n"] * 60)
     dataset = make_train(build_index(read_dataset_yaml(file), "train"), 256)
     host = Host(ram_bytes=8 * GIB, cores=4, disk_bytes=500 * GIB)
-    open_caches(dataset, plan_loading(host, measure_volume(dataset.source.index, 256, 6), mode, 4), tmp_path)
-    loader = build_train_loader(dataset, 6, 4)
+    open_caches(dataset, plan_loading(host, measure_volume(dataset.source.index, 256, 6), mode, 8), tmp_path)
+    loader = build_train_loader(dataset, 6, 8)
     private, shared = [], []
     for epoch in range(5):
         loader.batch_sampler.set_epoch(epoch)
         for _ in loader:
             pass
         workers = [child for child in psutil.Process().children(recursive=True) if _is_worker(child)]
-        assert len(workers) == 4
+        assert len(workers) == 8
         private.append([_private_bytes(worker.pid) for worker in workers])
         shared.append(dataset.source.cache.num_pictures)
     growth = np.array(private[-1]) - private[1]

@@ -120,7 +120,7 @@ def test_settle_without_plan__gives_numbers_to_validation() -> None:
 
 def test_what_fits__names_an_image_size_that_does() -> None:
     spec = StepSpec(network="yolo11n", num_classes=5, image_size=256, precision="fp32", boxes_per_image=5)
-    assert what_fits(spec, int(0.7 * GIB)).startswith("data.image_size 192 fits 716.8 MiB")
+    assert what_fits(spec, int(0.95 * GIB)).startswith("data.image_size 192 fits 972.8 MiB")
     assert what_fits(replace(spec, image_size=128), GIB // 2).startswith("no image size fits 512.0 MiB")
 
 
@@ -150,3 +150,24 @@ def test_settle__puts_every_row_of_the_popular_table_into_16_gib(gpu: SimpleName
     ahead = settle_memory(config)
     assert ahead.plan.peak_bytes < 16 * GIB
     assert ahead.plan.micro_batch * ahead.plan.accumulate == 32
+
+
+def test_settle__plans_for_the_largest_image_of_multi_scale_training(gpu: SimpleNamespace) -> None:
+    varied = config_of(*SMALL, *AUTO, "--data.multi_scale=0.5")
+    largest = settle_memory(config_of(*SMALL, *AUTO, "--data.image_size=96")).plan
+    plan = settle_memory(varied).plan
+    assert plan.image_size == 96 and plan.peak_bytes == largest.peak_bytes
+    assert varied.data.image_size == varied.model.image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("1.0", r"^data\.multi_scale: 1\.0: give a part of data\.image_size from 0 to 0\.9$"),
+        ("-0.1", r"^data\.multi_scale: -0\.1: give a part"),
+        ("0.4", r"^data\.multi_scale: 0\.4: is less than 32 pixels of .* 64, .*: give 0 or at least 0\.5$"),
+    ],
+)
+def test_settle__rejects_multi_scale_that_cannot_be(gpu: SimpleNamespace, value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settle_memory(config_of(*SMALL, *AUTO, f"--data.multi_scale={value}"))

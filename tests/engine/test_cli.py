@@ -34,6 +34,7 @@ def message_of(*args: str) -> str:
         ("--model.optimizer.lr=-1", "model.optimizer.lr: -1.0: must be above 0"),
         ("--model.freeze_layers=99", "model.freeze_layers: 99: must be between 0 and 23"),
         ("--trainer.precision=16-mixed", "trainer.precision: 16-mixed: yolofit does this itself: use model.precision"),
+        ("--trainer.sync_batchnorm=true", "trainer.sync_batchnorm: true: torch has it for GPUs only: leave it out"),
         (
             "--data.micro_batch_size=99",
             "data.micro_batch_size: 99: is more than data.batch_size (16), the images of a whole optimizer step: "
@@ -47,6 +48,14 @@ def message_of(*args: str) -> str:
 )
 def test_command_line__explains_a_wrong_argument(argument: str, message: str) -> None:
     assert message_of(QUICKSTART, argument) == message
+
+
+def test_command_line__normalises_over_devices_only_where_nothing_is_computed_again() -> None:
+    gpu = ("--trainer.accelerator=auto", "--trainer.sync_batchnorm=true")
+    assert message_of(QUICKSTART, *gpu, "--model.recompute=block") == (
+        "trainer.sync_batchnorm: true: model.recompute is block, but devices can normalise together only in layers "
+        "that keep everything: set model.recompute: none, or leave trainer.sync_batchnorm out"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from data.batch import Batch
+from models.network import batch_norms
 from models.recompute import apply_recompute
 from tests.helpers.training import flat_weights, make_network, make_step, make_window, relative_error
 
@@ -16,31 +20,54 @@ COUNTS = [3, 0, 5, 2]
 NUM_STEPS = 5
 
 
-def train(level: str, rank: int | None) -> torch.Tensor:
-    """Weights after five windows of four images: all of them, or this rank's share (3 and 1)."""
+def train(level: str, rank: int | None, shares: Sequence[slice] = ()) -> torch.Tensor:
+    """Weights after five windows of four images: all of them, or this rank's share."""
     network = make_network(dtype=torch.float64)
     step = make_step(network, micro_batch_size=2)
     apply_recompute(network, level)
     for seed in range(NUM_STEPS):
         window = make_window(COUNTS, seed=seed)
-        step.run(window if rank is None else window.split(3)[rank])
+        step.run(window if rank is None else part_of(window, shares[rank]))
     return flat_weights(network)
 
 
-def train_on_rank(rank: int, folder: str, level: str) -> None:
+def part_of(window: Batch, share: slice) -> Batch:
+    """Some neighbouring images of a window."""
+    singles = window.split(1)[share]
+    boxes_per_image = [len(single.classes) for single in singles]
+    return Batch(
+        images=torch.cat([single.images for single in singles]),
+        boxes_xyxy_px=torch.cat([single.boxes_xyxy_px for single in singles]),
+        classes=torch.cat([single.classes for single in singles]),
+        image_index=torch.repeat_interleave(torch.arange(len(singles)), torch.tensor(boxes_per_image)),
+        names=[name for single in singles for name in single.names],
+    )
+
+
+def train_on_rank(rank: int, folder: str, level: str, shares: Sequence[slice]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(train(level, rank), f"{folder}/{rank}.pt")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=len(shares))
+    sizes, reduce = [], dist.all_reduce
+    dist.all_reduce = lambda tensor, **how: (sizes.append(tensor.numel()), reduce(tensor, **how))[1]
+    weights = train(level, rank, shares)
+    torch.save({"weights": weights, "num_reduced": sum(sizes), "num_calls": len(sizes)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["none", "elementwise", "block"])
-def test_run__two_processes_equal_one(level: str, tmp_path: Path) -> None:
-    mp.spawn(train_on_rank, args=(str(tmp_path), level), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert torch.equal(first, second)
-    assert relative_error(first, train("none", rank=None)) <= 1e-10
+@pytest.mark.parametrize(
+    ("level", "cuts"),
+    [("none", [0, 3, 4]), ("elementwise", [0, 3, 4]), ("block", [0, 3, 4]), ("none", [0, 1, 3, 4])],
+)
+def test_run__several_processes_equal_one(level: str, cuts: list[int], tmp_path: Path) -> None:
+    """In FP64, with uneven shares; each gradient travels once per window, however many micro-batches there are."""
+    shares = [slice(*pair) for pair in pairwise(cuts)]
+    mp.spawn(train_on_rank, args=(str(tmp_path), level, shares), nprocs=len(shares))
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(shares))]
+    assert all(torch.equal(rank["weights"], ranks[0]["weights"]) for rank in ranks)
+    assert relative_error(ranks[0]["weights"], train("none", rank=None)) <= 1e-10
+    num_gradients = sum(p.numel() for p in make_network().parameters() if p.requires_grad)
+    assert NUM_STEPS * num_gradients <= ranks[0]["num_reduced"] <= NUM_STEPS * (num_gradients + 20)
 
 
 def train_with_a_fault(rank: int, folder: str) -> None:
@@ -75,3 +102,15 @@ def test_run__adapts_on_all_ranks_together(tmp_path: Path) -> None:
     assert [state["memory"]["current"]["recompute"] for state in states] == ["elementwise"] * 2
     causes = [state["memory"]["history"][0]["cause"] for state in states]
     assert causes == ["another device ran out of memory", "CUDA out of memory (tried to allocate 3.00 GiB)"]
+
+
+def test_run__with_batch_norm_over_devices_is_plain_in_one_process() -> None:
+    """Lightning converts the network when ``trainer.sync_batchnorm`` is set; torch has the real thing for GPUs only."""
+    plain = make_network(frozen=False)
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(make_network(frozen=False))
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
+    for network in (plain, converted):
+        make_step(network, micro_batch_size=2).run(make_window(COUNTS))
+    assert torch.equal(flat_weights(plain), flat_weights(converted))
+    for ours, expected in zip(batch_norms(converted), batch_norms(plain), strict=True):
+        assert torch.equal(ours.running_mean, expected.running_mean)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import ImageColor
 
-from engine.drawing import COLOURS, _free_place, _overlaps, draw_detections
+from engine.drawing import _free_place, _overlaps, draw_detections
+from engine.report.style import class_colour
 from models.postprocess import Detections
 
 
@@ -20,7 +22,7 @@ def test_draw__enlarges_small_pictures_and_leaves_the_original(height: int, widt
     factor = drawn.shape[1] / width
     assert max(drawn.shape) >= 640 and factor == drawn.shape[0] / height == int(factor)
     assert (image == 50).all()
-    assert tuple(drawn[round(40 * factor), round(25 * factor)]) == COLOURS[0]
+    assert tuple(drawn[round(40 * factor), round(25 * factor)]) == ImageColor.getrgb(class_colour(0))
 
 
 def test_draw__any_box_and_any_letters() -> None:

@@ -171,6 +171,15 @@ def test_ultralytics__validates_as_we_do(folder: Path, overfitted: Overfitted, t
         assert getattr(ours, name) == pytest.approx(value, abs=5e-3), name
 
 
+@pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])
+def test_validate__takes_other_files_than_checkpoints(name: str, folder: Path, overfitted: Overfitted) -> None:
+    """Without a configuration of their run: which network it is stands in the file."""
+    arguments = [f"--data.root={overfitted.data_yaml}", "--data.image_size=96", "--data.workers=0"]
+    results = [validate([*arguments, f"--ckpt_path={folder / file}"]) for file in ("best.ckpt", name)]
+    assert results[0].map50 > 0.1
+    assert results[0].as_dict() == results[1].as_dict()
+
+
 def test_decode_boxes__equals_the_exported_head(loaded: LoadedNetwork, overfitted: Overfitted) -> None:
     with torch.inference_mode():
         output, raw = loaded.network(board_images(overfitted, SHAPES[1]))

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.metrics import DetectionMetrics, DetectionResults, Pairs, greedy_match
+from engine.matching import Pairs, greedy_match
+from engine.metrics import DetectionMetrics, DetectionResults
 from models.postprocess import Detections
 
 NAMES = ["a", "b", "c", "d", "e"]

@@ -128,7 +128,8 @@ def test_reporter__shows_the_best_epoch(folder: Path, index: object) -> None:
 
 
 def test_reporter__reports_a_run_that_ended_early_with_its_warnings_and_advice(folder: Path, index: object) -> None:
-    reporter, trainer = RunReporter(folder, [Finding("CPU", "8 workers", "lower it")]), make_trainer(index)
+    findings = [Finding("CPU", "8 workers", "lower it", "note"), Finding("pace", "the device sets it")]
+    reporter, trainer = RunReporter(folder, findings), make_trainer(index)
     module = make_module()
     validate(reporter, trainer, module, make_pictures(folder.parent, NUM_IMAGES))
     logging.getLogger("data.index").warning("train: 3 images without a label file")
@@ -138,6 +139,7 @@ def test_reporter__reports_a_run_that_ended_early_with_its_warnings_and_advice(f
     text = (folder / "report.html").read_text()
     for sentence in ("ended early: KeyboardInterrupt", "3 images without a label file", "CPU: 8 workers: lower it"):
         assert sentence in text
+    assert "the device sets it" not in text  # what is as it should be is no warning
     logging.getLogger("data.index").warning("not of this run")
     assert len(reporter._warnings.messages) == 2
 

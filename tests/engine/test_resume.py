@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import os
-import random
+import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.dataset import TrainDataset
+from data.errors import DataError
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.fit import main as fit
+from engine.report.memory_log import read_memory_log
 from engine.resume import Interrupted
+from tests.helpers.runs import assert_same, final_state, rows_of
 
 EPOCHS = 3
 WINDOWS = 3
@@ -68,31 +67,6 @@ def undisturbed(data_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     return folder, final_state(folder)
 
 
-def final_state(folder: Path) -> dict:
-    """Weights, average, optimizer and step counts of the end, flattened."""
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    state = dict(checkpoint["state_dict"])
-    for index, values in checkpoint["optimizer_states"][0]["state"].items():
-        state |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-    state["num_steps_taken"] = torch.tensor(checkpoint["yolofit"]["step"]["num_steps_taken"])
-    state["epoch"] = torch.tensor(checkpoint["epoch"])
-    return state
-
-
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def results(row: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in row.items() if key.startswith(("epoch", "step", "train/", "val/"))}
-
-
-def assert_same(actual: dict, expected: dict) -> None:
-    assert actual.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "at_step"), [(signal.SIGINT, 1), (signal.SIGTERM, 5), (signal.SIGTERM, 3), (signal.SIGINT, None)]
@@ -115,7 +89,7 @@ def test_signal__stops_with_a_checkpoint_from_which_the_run_goes_on_exactly(
     assert torch.load(last, weights_only=True)["global_step"] == (at_step or WINDOWS)
     fit(arguments(data_yaml, folder, f"--ckpt_path={last}"))
     assert_same(final_state(folder), undisturbed[1])
-    assert [results(row) for row in rows_of(folder)] == [results(row) for row in rows_of(undisturbed[0])]
+    assert rows_of(folder) == rows_of(undisturbed[0])
 
 
 @pytest.mark.slow
@@ -129,73 +103,42 @@ def test_resume__extends_a_finished_run(data_yaml: Path, tmp_path: Path) -> None
     assert cli.model.step.num_steps_taken == EPOCHS * WINDOWS
 
 
-KILLS = int(os.environ.get("YOLOFIT_TEST_KILLS", "2"))
-MOMENTS = ("writing", "training", "training", "writing", "any")
+@pytest.mark.slow
+def test_resume__from_an_older_checkpoint_takes_back_what_was_logged_after_it(
+    data_yaml: Path, tmp_path: Path, undisturbed
+) -> None:
+    """Once the run has gone on, its logs are those of a run that was never interrupted."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed[0], folder)
+    older = folder / "checkpoints" / "last.previous.ckpt"  # of the second epoch
+    assert torch.load(older, weights_only=True)["global_step"] == 2 * WINDOWS
+    fit(arguments(data_yaml, folder, f"--ckpt_path={older}"))
+    assert_same(final_state(folder), undisturbed[1])
+    assert rows_of(folder) == rows_of(undisturbed[0])
+    columns = read_memory_log(folder / "memory.csv")
+    assert columns["step"] == sorted(columns["step"])
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("val/map50")] == [WINDOWS * epoch - 1 for epoch in (1, 2, 3)]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300 + 60 * KILLS)
-def test_kill__at_random_moments_changes_nothing(data_yaml: Path, tmp_path: Path) -> None:
-    """``kill -9`` again and again; a checkpoint after every window; each time the run goes on with ``last.ckpt``."""
-    epochs = f"--trainer.max_epochs={max(EPOCHS, KILLS)}"
-    fit(arguments(data_yaml, tmp_path / "undisturbed", epochs))
-    folder, rng = tmp_path / "run", random.Random(0)
+def test_resume__after_the_loader_has_failed_loses_no_window(
+    data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed
+) -> None:
+    folder = tmp_path / "run"
+    getitems = TrainDataset.__getitems__
+
+    def fail(dataset: TrainDataset, keys: list) -> object:
+        if keys[0].epoch == 1 and len(keys) < 6:  # the last window of the second epoch
+            raise DataError("the disk is gone")
+        return getitems(dataset, keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainDataset, "__getitems__", fail)
+        with pytest.raises(DataError, match="the disk is gone"):
+            fit(arguments(data_yaml, folder))
     last = folder / "checkpoints" / "last.ckpt"
-    kills: list[str] = []
-    while True:
-        more = [f"--ckpt_path={last}"] if last.exists() else []
-        args = arguments(data_yaml, folder, epochs, "--run.checkpoint_minutes=1e-9", *more)
-        moment = MOMENTS[len(kills) % len(MOMENTS)] if len(kills) < KILLS else "never"
-        process = start(args, tmp_path / "stderr.txt")
-        if not kill_at(moment, process, last, rng):
-            break
-        kills.append(moment)
-    print("killed:", kills)
-    assert process.returncode == 0, (tmp_path / "stderr.txt").read_text()
-    assert len(kills) >= KILLS // 2
-    assert_same(final_state(folder), final_state(tmp_path / "undisturbed"))
-    rows = rows_of(folder)
-    assert [results(row) for row in rows] == [results(row) for row in rows_of(tmp_path / "undisturbed")]
-
-
-def start(args: list[str], stderr: Path) -> subprocess.Popen:
-    """The real command, in a process group of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with stderr.open("w") as file:
-        command = [sys.executable, "-m", "engine.fit", *args]
-        return subprocess.Popen(command, env=environment, stderr=file, start_new_session=True)
-
-
-def kill_at(moment: str, process: subprocess.Popen, last: Path, rng: random.Random) -> bool:
-    """Kill a process and its workers: while it writes a checkpoint, in training after one, or at any time.
-
-    Returns:
-        Whether it was killed, rather than finished.
-    """
-    before = modified(last)
-    if moment == "never":
-        process.wait()
-    elif moment == "any":
-        wait(process, rng.uniform(0, 15))
-    else:
-        while process.poll() is None and modified(last) == before:
-            time.sleep(0.005)
-        wait(process, rng.uniform(0, 0.5))
-    while moment == "writing" and process.poll() is None and not last.with_suffix(".partial").exists():
-        time.sleep(0.0005)
-    if moment == "writing":
-        wait(process, rng.uniform(0, 0.05))
-    if process.poll() is not None:
-        return False
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return True
-
-
-def modified(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def wait(process: subprocess.Popen, seconds: float) -> None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=seconds)
+    assert torch.load(last, weights_only=True)["global_step"] == 2 * WINDOWS - 1
+    fit(arguments(data_yaml, folder, f"--ckpt_path={last}"))
+    assert_same(final_state(folder), undisturbed[1])
+    assert rows_of(folder) == rows_of(undisturbed[0])

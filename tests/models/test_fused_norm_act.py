@@ -75,7 +75,7 @@ class TestAgainstFloat64:
         self, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, silu: bool
     ) -> None:
         x, grad, affine = make_map(shape, dtype, layout), make_map(shape, dtype, layout, seed=2), make_affine(shape[1])
-        running = torch.full((2, shape[1]), 0.25, device=DEVICE).unbind()
+        running = *torch.full((2, shape[1]), 0.25, device=DEVICE).unbind(), torch.tensor(6, device=DEVICE)
         out, mean, variance = normalise_by_batch(x, *affine, running, MOMENTUM, EPS, silu)
         grads = backward(grad, x, *affine, mean, variance, silu, by_batch=True)
 
@@ -87,6 +87,7 @@ class TestAgainstFloat64:
         unbiased = true_variance * num_values / max(num_values - 1, 1)
         assert_close(running[0], 0.25 + MOMENTUM * (true_mean - 0.25), 1e-6)
         assert_close(running[1], 0.25 + MOMENTUM * (unbiased - 0.25), 1e-6)
+        assert int(running[2]) == 7
         expected = reference(x, affine, grad, silu)
         for actual, wanted, limit in zip(
             (out, *grads), expected, (ROUNDING[dtype], ROUNDING[dtype], 1e-5, 1e-5), strict=True

@@ -118,6 +118,28 @@ def test_detections__limits() -> None:
     assert detect_scene(NmsConfig(confidence=0.65)).classes.tolist() == [0, 0]
 
 
+def test_detections__the_best_candidates_may_all_be_of_one_object() -> None:
+    """The first tries see nothing else: 3000 near copies of one box are all better than the six other boxes."""
+    others = torch.arange(6).view(-1, 1) * 100 + torch.tensor([300.0, 0, 350, 50])
+    boxes = torch.cat([torch.tensor([[0.0, 0, 100, 100]]).expand(3000, 4), others])
+    scores = torch.cat([torch.linspace(0.9, 0.5, 3000), torch.linspace(0.4, 0.3, 6)])
+    for limit, expected in ((300, 7), (3, 3)):
+        found = detections(boxes[None], scores.logit().view(1, 1, -1), NmsConfig(max_detections=limit))[0]
+        assert len(found.scores) == expected
+        assert torch.equal(found.boxes_xyxy_px, torch.cat([boxes[:1], others])[:expected])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_detections__the_limit_of_confidence_is_exact(dtype: torch.dtype) -> None:
+    """Anchors are chosen by their logits first; not one is lost that scores just above the limit."""
+    logits = torch.linspace(-1, 1, 2001).to(dtype)[None, None]
+    boxes = torch.arange(2001).view(1, -1, 1) * 10 + torch.tensor([0.0, 0, 5, 5])
+    for confidence in (0.3, 0.5, 0.62):
+        config = NmsConfig(confidence=confidence, max_detections=3000)
+        found = detections(boxes, logits, config)[0]
+        assert len(found.scores) == (logits.float().sigmoid() > confidence).sum() > 500
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), num_anchors=st.integers(1, 60), iou=st.sampled_from([0.3, 0.5, 0.7]))
 def test_detections__keep_what_no_better_one_overlaps(seed: int, num_anchors: int, iou: float) -> None:

@@ -40,8 +40,8 @@ def sample(peak_gib: float, reserved_gib: float = 11, used_gib: float = 12.5) ->
     )
 
 
-def log_of(path: Path, *rows: tuple[str, MemorySample, list[str]]) -> Columns:
-    log = MemoryLog(path)
+def log_of(path: Path, *rows: tuple[str, MemorySample, list[str]], num_steps_behind: int = 0) -> Columns:
+    log = MemoryLog(path, num_steps_behind)
     for step, (phase, at_that_time, events) in enumerate(rows, start=1):
         log.write(step, phase, at_that_time, 44.25, events)
     log.close()
@@ -70,7 +70,7 @@ def test_memory_log__goes_on_after_a_row_that_was_cut_off(tmp_path: Path, num_by
     log_of(path, ("train", sample(10.5), []))
     *complete, last = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(complete) + last + last[: min(num_bytes_left, len(last) - 3)])
-    log = MemoryLog(path)
+    log = MemoryLog(path, num_steps_behind=1)
     assert log.num_earlier_rows == 1
     log.write(7, "train", sample(10.5), None, ["resumed"])
     log.close()
@@ -90,7 +90,15 @@ def test_memory_log__goes_on_with_the_clock(tmp_path: Path) -> None:
     cells = lines[1].split(",")
     cells[1] = "5000.000"
     path.write_text("\n".join([lines[0], ",".join(cells)]) + "\n")
-    assert log_of(path, ("train", sample(10.5), []))[TIME][1] >= 5000
+    assert log_of(path, ("train", sample(10.5), []), num_steps_behind=1)[TIME][1] >= 5000
+
+
+def test_memory_log__drops_what_comes_after_the_checkpoint_of_a_resumed_run(tmp_path: Path) -> None:
+    path = tmp_path / "memory.csv"
+    log_of(path, *[("train", sample(10.5), [])] * 5)
+    columns = log_of(path, ("train", sample(11), ["resumed"]), num_steps_behind=3)
+    assert columns[STEP] == [1, 2, 3, 1]
+    assert [file.name for file in tmp_path.iterdir()] == ["memory.csv"]
 
 
 def test_memory_log__never_writes_a_refused_row_again(tmp_path: Path) -> None:

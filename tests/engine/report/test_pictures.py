@@ -78,19 +78,30 @@ def test_draw_validation_batch__goes_on_without_a_file(tmp_path: Path) -> None:
 
 
 def test_save_sheet__draws_the_box_in_its_place_and_colour(tmp_path: Path) -> None:
-    image = np.full((160, 80, 3), 255, np.uint8)  # portrait: centred in its square, drawn at twice its size
-    tile = Tile(image, "x", [Mark(np.array([10, 10, 70, 150]), "", "#0000ff")])
-    save_sheet([tile], tmp_path / "sheet.jpg")
+    image = np.full((200, 100, 3), 255, np.uint8)  # portrait: centred in its square, drawn at twice its size
+    tile = Tile(image, "x", [Mark(np.array([10, 10, 90, 190]), "", "#0000ff")])
+    save_sheet([tile], tmp_path / "sheet.jpg", {})
     pixels = np.asarray(Image.open(tmp_path / "sheet.jpg")).astype(int)[4:, 4:]
-    left = (TILE_PX - 160) // 2 + 20
-    assert pixels[160, left, 2] > 150 > pixels[160, left, 0]  # blue
-    assert pixels[160, left + 20].min() > 240  # white inside
+    left = (TILE_PX - 200) // 2 + 20
+    assert pixels[200, left, 2] > 150 > pixels[200, left, 0]  # blue
+    assert pixels[200, left + 20].min() > 240  # white inside
+
+
+def test_save_sheet__legend_of_many_classes_takes_more_rows(tmp_path: Path) -> None:
+    tile = Tile(np.full((50, 50, 3), 255, np.uint8), "x")
+    sizes = []
+    for num_classes in (0, 2, 12):
+        legend = {f"a rather long name {c}": "#0000ff" for c in range(num_classes)}
+        save_sheet([tile], tmp_path / "sheet.jpg", legend)
+        sizes.append(Image.open(tmp_path / "sheet.jpg").size)
+    assert {width for width, _ in sizes} == {TILE_PX + 8}  # nothing runs out of the picture
+    assert sizes[0][1] < sizes[1][1] < sizes[2][1]
 
 
 @pytest.mark.parametrize("box", [[-50, -50, 500, 500], [0, 0, 0, 0], [199, 199, 199, 199]])
 def test_save_sheet__takes_any_box_and_text(tmp_path: Path, box: list[float]) -> None:
     tile = Tile(np.zeros((200, 3, 3), np.uint8), "c" * 300, [Mark(np.array(box), "n" * 300, "#ffffff")])
-    save_sheet([tile], tmp_path / "sheet.jpg")
+    save_sheet([tile], tmp_path / "sheet.jpg", {})
     assert Image.open(tmp_path / "sheet.jpg").size[0] > TILE_PX
 
 

@@ -1,0 +1,116 @@
+"""The plan against a real training step, cell by cell.
+
+    python benchmarks/plan_error.py --out benchmarks/results/plan_error.json
+    python benchmarks/plan_error.py --gpu benchmarks/results/gpu_steps_DATE.json --out ...plan_error_gpu.json
+
+1. `simulated`: the step on the meta device against the storages of a real step of yolo11n on the CPU.
+2. `between`: what the plan reads off its straight lines between simulations against a simulation of that micro-batch.
+3. `gpu`, on its own: the plan as it is made on that machine against what its driver reported, for every cell of
+   `gpu_steps.py`. (What `engine.memory.overhead` assumes was read off these very results: other cards may differ more.)
+
+The first two are about tensors: what a GPU holds beside them (`engine.memory.overhead`) is no part of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+from unittest import mock
+
+import torch
+from common import BOXES_PER_IMAGE, NUM_CLASSES, cpu_peak_bytes, random_window, step_tensors, training_step, write
+
+from data.batch import Batch
+from engine.memory.overhead import (
+    CUBLAS_WORKSPACE_BYTES,
+    HOPPER_WORKSPACE_BYTES,
+    MODULES_BYTES,
+    beside_tensors,
+)
+from engine.planning import described, predict
+from engine.simulation import StepSpec, simulate_step
+from models.network import build_network
+from models.recompute import Level
+
+IMAGE_SIZES, MICRO_BATCHES, ACCUMULATES = (96, 160, 256), (1, 3, 8), (1, 2)
+BESIDE_TENSORS = tuple(beside_tensors(0, 0, 0))
+LARGEST, BETWEEN = 32, (3, 6, 24)
+
+
+def real_bytes(micro_batch: int, image_size: int, level: Level, accumulate: int) -> int:
+    """Peak of a step on the CPU, without the window: it stays on the host when there is a GPU."""
+    step = training_step(build_network("yolo11n", NUM_CLASSES), micro_batch * accumulate, micro_batch, "fp32", level)
+    window = random_window(micro_batch * accumulate, image_size)
+    # On a CPU a micro-batch is there already; on a GPU it is copied.
+    with mock.patch.object(Batch, "to", lambda self, device, non_blocking=False: self._map(torch.clone)):
+        step.run(window)  # the optimizer's state is made
+        return cpu_peak_bytes(lambda: step.run(window), step_tensors(step))
+
+
+def simulated() -> Iterator[dict[str, Any]]:
+    """A row a cell."""
+    for level, size, micro_batch, accumulate in itertools.product(
+        get_args(Level), IMAGE_SIZES, MICRO_BATCHES, ACCUMULATES
+    ):
+        spec = StepSpec("yolo11n", NUM_CLASSES, size, "fp32", BOXES_PER_IMAGE, cuda_graphs=False)
+        components = simulate_step(spec, micro_batch, level, accumulates=accumulate > 1)
+        cell = {"recompute": level, "image_size": size, "micro_batch": micro_batch, "accumulate": accumulate}
+        yield row(cell, sum(components.values()), real_bytes(micro_batch, size, level, accumulate))
+
+
+def between() -> Iterator[dict[str, Any]]:
+    """A row a cell."""
+    for network, level, micro_batch in itertools.product(("yolo11n", "yolo11l"), get_args(Level), BETWEEN):
+        spec = StepSpec(network)
+        found = predict(spec, LARGEST, level, micro_batch, accumulates=True)
+        measured = sum(simulate_step(spec, micro_batch, level, accumulates=True).values())
+        predicted = sum(found.values()) - sum(found[name] for name in BESIDE_TENSORS)
+        yield row({"network": network, "recompute": level, "micro_batch": micro_batch}, predicted, measured)
+
+
+def on_gpu(file: Path) -> Iterator[dict[str, Any]]:
+    """A row a cell of ours that was measured."""
+    results = json.loads(file.read_text())
+    context_bytes = results["used_bytes_of_an_empty_process"] + MODULES_BYTES
+    is_hopper = re.search("H[12]00", results["machine"]["gpu"])
+    machine = HOPPER_WORKSPACE_BYTES if is_hopper else CUBLAS_WORKSPACE_BYTES, context_bytes
+    for found in results["rows"]:
+        if found["rival"] in get_args(Level):
+            size, micro_batch, level = found["image_size"], found["micro_batch"], found["rival"]
+            spec = StepSpec("yolo11l", NUM_CLASSES, size, found["precision"], found["boxes_per_image"])
+            with mock.patch("engine.planning.of_this_machine", lambda: machine):
+                predicted = described(spec, micro_batch, micro_batch, level, {}).peak_bytes
+            cell = {"image_size": size, "micro_batch": micro_batch, "precision": found["precision"]}
+            yield row(cell | {"recompute": level}, predicted, found["used_bytes"])
+
+
+def row(cell: dict[str, Any], predicted: int, measured: int) -> dict[str, Any]:
+    """A cell with its error, relative to what was measured."""
+    print(cell, f"{predicted / measured - 1:+.3%}", flush=True)
+    return cell | {
+        "predicted_bytes": predicted,
+        "measured_bytes": measured,
+        "relative_error": predicted / measured - 1,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--gpu", type=Path, help="A result of gpu_steps.py.")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.gpu is None:
+        results: dict[str, Any] = {"simulated": list(simulated()), "between": list(between())}
+    else:
+        results = {"gpu": list(on_gpu(options.gpu)), "gpu_file": options.gpu.name}
+    write(options.out, "peak bytes of a training step: predicted against measured", results, quiet=True)
+
+
+if __name__ == "__main__":
+    main()

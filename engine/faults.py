@@ -1,0 +1,60 @@
+"""What a run says when the machine fails under it: one line with the reason, what to do, and where to go on.
+
+``docs/faults.md`` lists the faults and the reaction to each. Here are those that end the run through no mistake of its
+configuration, and for which a traceback would only hide what has happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from engine.errors import TrainingError
+
+WORKER_LOST = "DataLoader worker"
+"""How torch's messages begin when a worker was killed or is gone."""
+
+
+@contextmanager
+def explained_faults(last_checkpoint: Path) -> Iterator[None]:
+    """Turn a lost device, worker or disk into a TrainingError that names the checkpoint to go on with.
+
+    Args:
+        last_checkpoint: The run's ``last.ckpt``, whether it was written or not.
+
+    Raises:
+        TrainingError: With the original error as its cause.
+    """
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise TrainingError(
+            f"the device has failed ({_first_line(error)}): look at nvidia-smi and the system's log, and restart the "
+            f"machine if it is not to be seen there; {_go_on(last_checkpoint)}"
+        ) from error
+    except RuntimeError as error:
+        if not str(error).startswith(WORKER_LOST):
+            raise
+        raise TrainingError(
+            f"a process that prepares images is gone ({_first_line(error)}): mostly the system has killed it because "
+            f"RAM was short: lower data.workers or data.batch_size; {_go_on(last_checkpoint)}"
+        ) from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise TrainingError(
+            f"{error.filename or 'a file'}: {error.strerror}: make room or look at the disk; {_go_on(last_checkpoint)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def _go_on(checkpoint: Path) -> str:
+    if not checkpoint.is_file():
+        return "no checkpoint was written yet: start again"
+    return f"go on with the same command and --ckpt_path {checkpoint}"

@@ -1,0 +1,91 @@
+"""What the benchmark programs compute from what they measure."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import accumulation
+import box_precision
+import common
+import fidelity
+import growth
+import pytest
+import torch
+
+from data.dataset_yaml import read_dataset_yaml
+from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from models.saved_weights import read_weights
+
+
+def test_fit__finds_line_and_exponent() -> None:
+    assert growth.fit([1, 2, 4], [5, 7, 11]) == pytest.approx({"fixed": 3, "per_unit": 2, "exponent": 0.57}, abs=0.01)
+    assert growth.fit([1, 2, 4], [3, 12, 48])["exponent"] == pytest.approx(2)
+
+
+def test_compare__pairs_rounds() -> None:
+    result = common.compare({"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 8.0]}, "a")
+    assert result["median_seconds"] == {"a": 2.0, "b": 4.0}
+    assert result["median_ratio_to_a"] == {"a": 1.0, "b": 2.0}
+    assert result["quartile_ratio_to_a"]["b"] == [2.0, 2.0] and result["quartile_seconds"]["a"] == [1.5, 3.0]
+
+
+def test_command__tells_no_paths_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/x/benchmarks/loader.py", "--out", "/a/b.json", "--data", "/c/d/data.yaml"])
+    assert common._command() == "python benchmarks/loader.py --data PATH/TO/d/data.yaml"
+
+
+def test_cpu_peak_bytes__counts_what_is_held_and_what_comes_and_goes() -> None:
+    held = torch.zeros(1024)
+    peak = common.cpu_peak_bytes(lambda: (torch.zeros(2048) + torch.zeros(2048)).sum(), [held])
+    assert peak == pytest.approx(4 * (1024 + 3 * 2048), abs=1024)
+
+
+def test_box_losses__are_nothing_in_fp32_and_far_apart_in_bf16() -> None:
+    exact, rounded = (box_precision.box_losses(640, precision, seed=0) for precision in ("fp32", "bf16"))
+    assert max(exact.values()) < 1e-5  # fp32 rounds coordinates of some hundred pixels
+    assert rounded["yolofit"] < 1e-3 < rounded["ultralytics"]
+
+
+def test_gradients__of_whole_windows_are_those_of_ultralytics() -> None:
+    config = SyntheticConfig(num_train=accumulation.NUM_IMAGES, num_val=1, image_size=96)
+    windows = accumulation.make_windows(read_dataset_yaml(generate_pcb_dataset(Path("boards"), config)), 96, 1)
+    network = accumulation.make_network(windows, 25, num_steps=1)
+    theirs = accumulation.ultralytics_gradient(network, windows[0], 16)
+    assert accumulation.relative_error(accumulation.yolofit_gradient(network, windows[0], 16), theirs) < 1e-3
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_summarise__pairs_runs_by_seed() -> None:
+    runs = [run("yolofit", 0, 0.5), run("ultralytics", 0, 0.4), run("yolofit", 1, 0.3), run("ultralytics", 1, 0.4)]
+    found = fidelity.summarise([*runs, run("yolofit", 2, 0.9)])["boards, last epoch, validated by yolofit"]
+    assert found["gap"]["values"] == pytest.approx([0.1, -0.1])
+    assert found["ultralytics"] == {"mean": 0.4, "standard_deviation": 0.0, "values": [0.4, 0.4]}
+
+
+def run(trainer: str, seed: int, map50_95: float) -> dict:
+    validated = {side: {"map50_95": map50_95} for side in fidelity.TRAINERS}
+    return {"trainer": trainer, "data": "boards", "seed": seed, "validated": {"last": validated, "best": validated}}
+
+
+def test_copy_data__leaves_the_source_alone_and_is_complete(tmp_path: Path) -> None:
+    source = generate_pcb_dataset(tmp_path / "boards", SyntheticConfig(num_train=2, num_val=1, image_size=96))
+    before = sorted((path, path.stat().st_mtime_ns) for path in source.parent.rglob("*"))
+    copied = read_dataset_yaml(fidelity.copy_data(source, tmp_path / "copy"))
+    assert copied.names == read_dataset_yaml(source).names
+    assert all(path.is_relative_to(tmp_path / "copy") for split in copied.splits.values() for path in split)
+    assert len(list((tmp_path / "copy").rglob("*.jpg"))) == 3 == len(list((tmp_path / "copy").rglob("*.txt")))
+    assert sorted((path, path.stat().st_mtime_ns) for path in source.parent.rglob("*")) == before
+
+
+def test_first_weights__are_those_of_the_seed(tmp_path: Path) -> None:
+    source = generate_pcb_dataset(tmp_path / "boards", SyntheticConfig(num_train=1, num_val=1, image_size=96))
+    states = []
+    for name, seed in (("a.pt", 0), ("b.pt", 0), ("c.pt", 1)):
+        fidelity.write_first_weights(tmp_path / name, source, seed, 96)
+        states.append(read_weights(tmp_path / name).state["model.0.conv.weight"])
+    assert states[0].equal(states[1]) and not states[0].equal(states[2])
