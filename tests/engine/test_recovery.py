@@ -226,7 +226,7 @@ def test_is_out_of_memory(error: RuntimeError, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(num_images=st.integers(1, 12), part_size=st.integers(1, 12), limit=st.integers(1, 12))
 def test_in_parts__does_each_image_once_in_order(num_images: int, part_size: int, limit: int) -> None:
     window = make_window([1] * num_images, image_size=8)
