@@ -138,7 +138,7 @@ from pathlib import Path
 from data.index import build_index
 from data.index_file import save_table, load_table
 from data.index import index_of
-from benchmarks.index_scale import synthetic_table
+from index_scale import synthetic_table
 file = Path({str(tmp_path / "big.bin")!r})
 save_table(file, synthetic_table(60_000), "")
 index = index_of(load_table(file, ""))
@@ -157,5 +157,7 @@ if os.fork() == 0:
 os.wait()
 """
     command = [sys.executable, "-c", script]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "benchmarks")])}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert int(result.stdout) < 1024  # the index has 31 MiB
