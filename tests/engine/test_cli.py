@@ -106,7 +106,7 @@ def test_command_line__later_files_and_arguments_win(tmp_path: Path) -> None:
         (
             "engine.validate",
             [QUICKSTART],
-            "--ckpt_path: missing: name the checkpoint to validate, such as runs/fit/checkpoints/best.ckpt",
+            "--ckpt_path: missing: name the weights to validate, such as runs/fit/checkpoints/best.ckpt",
         ),
     ],
 )
