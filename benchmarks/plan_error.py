@@ -5,8 +5,9 @@
 
 1. `simulated`: the step on the meta device against the storages of a real step of yolo11n on the CPU.
 2. `between`: what the plan reads off its straight lines between simulations against a simulation of that micro-batch.
-3. `gpu`, on its own: the plan as it is made on that machine against what its driver reported, for every cell of
-   `gpu_steps.py`. (What `engine.memory.overhead` assumes was read off these very results: other cards may differ more.)
+3. `allocated` and `gpu`, on their own: the plan as it is made on that machine against what torch allocated there, and
+   against what its driver reported, for every cell of `gpu_steps.py`. (What `engine.memory.overhead` assumes was read
+   off these very results: other cards may differ more.)
 
 The first two are about tensors: what a GPU holds beside them (`engine.memory.overhead`) is no part of them.
 """
@@ -73,20 +74,24 @@ def between() -> Iterator[dict[str, Any]]:
         yield row({"network": network, "recompute": level, "micro_batch": micro_batch}, predicted, measured)
 
 
-def on_gpu(file: Path) -> Iterator[dict[str, Any]]:
-    """A row a cell of ours that was measured."""
+def on_gpu(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """For every cell of ours that was measured a row about allocated bytes, and one about those of the driver."""
     results = json.loads(file.read_text())
     context_bytes = results["used_bytes_of_an_empty_process"] + MODULES_BYTES
     is_hopper = re.search("H[12]00", results["machine"]["gpu"])
     machine = HOPPER_WORKSPACE_BYTES if is_hopper else CUBLAS_WORKSPACE_BYTES, context_bytes
+    rows: dict[str, list[dict[str, Any]]] = {"allocated": [], "gpu": []}
     for found in results["rows"]:
         if found["rival"] in get_args(Level):
             size, micro_batch, level = found["image_size"], found["micro_batch"], found["rival"]
             spec = StepSpec("yolo11l", NUM_CLASSES, size, found["precision"], found["boxes_per_image"])
             with mock.patch("engine.planning.of_this_machine", lambda: machine):
-                predicted = described(spec, micro_batch, micro_batch, level, {}).peak_bytes
-            cell = {"image_size": size, "micro_batch": micro_batch, "precision": found["precision"]}
-            yield row(cell | {"recompute": level}, predicted, found["used_bytes"])
+                plan = described(spec, micro_batch, micro_batch, level, {})
+            cell = {"image_size": size, "micro_batch": micro_batch, "precision": found["precision"], "recompute": level}
+            allocated = plan.peak_bytes - plan.components["allocator_gaps"] - plan.components["cuda_context"]
+            rows["allocated"].append(row(cell, allocated, found["peak_allocated_bytes"]))
+            rows["gpu"].append(row(cell, plan.peak_bytes, found["used_bytes"]))
+    return rows
 
 
 def row(cell: dict[str, Any], predicted: int, measured: int) -> dict[str, Any]:
@@ -105,10 +110,11 @@ def main() -> None:
     parser.add_argument("--gpu", type=Path, help="A result of gpu_steps.py.")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    results: dict[str, Any]
     if options.gpu is None:
-        results: dict[str, Any] = {"simulated": list(simulated()), "between": list(between())}
+        results = {"simulated": list(simulated()), "between": list(between())}
     else:
-        results = {"gpu": list(on_gpu(options.gpu)), "gpu_file": options.gpu.name}
+        results = on_gpu(options.gpu) | {"gpu_file": options.gpu.name}
     write(options.out, "peak bytes of a training step: predicted against measured", results, quiet=True)
 
 

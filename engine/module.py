@@ -78,7 +78,7 @@ class Detector(L.LightningModule):
                 its classes may differ. Nothing in it is run. Without one, weights are random.
             precision: Of forward and backward passes. bf16 and fp16 halve the activations; fp16 needs a GPU.
             recompute: What backward computes again instead of keeping. ``elementwise`` brings the memory of a step of
-                YOLO11l at 640 to about 0.36 without repeating a convolution, ``block`` to 0.23 by repeating layers.
+                YOLO11l at 640 to under 0.4 without repeating a convolution, ``block`` to some 0.25 by repeating layers.
                 ``auto``: the cheapest with which ``memory.budget`` is kept.
             recompute_layers: Other levels for single layers, by their number, such as ``{0: block, 2: block}``.
             fused_kernels: Take Triton kernels for BatchNorm and SiLU on a GPU, in layers that recompute. Without Triton
