@@ -133,12 +133,13 @@ def test_index_file__with_a_pickle_inside_is_made_again_unexecuted(yaml_file: Pa
 def test_index__reading_it_in_forked_workers_copies_nothing(yaml_file: Path, tmp_path: Path) -> None:
     """RSS of workers that read all labels, three times over, stays flat: no page of the index becomes their own."""
     script = f"""
-import os
+import os, sys
 from pathlib import Path
 from data.index import build_index
 from data.index_file import save_table, load_table
 from data.index import index_of
-from benchmarks.index_scale import synthetic_table
+sys.path.insert(0, 'benchmarks')
+from index_scale import synthetic_table
 file = Path({str(tmp_path / "big.bin")!r})
 save_table(file, synthetic_table(60_000), "")
 index = index_of(load_table(file, ""))
