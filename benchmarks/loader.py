@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -205,14 +203,11 @@ def main() -> None:
         for case, (reference, side) in CASES.items():
             results[case] = compare(reference, side, Path(folder), args.rounds)
             print(case, results[case], flush=True)
-    import cv2
-    import ultralytics
+    from common import write  # which imports torch: not before the measurement
 
-    about = {"what": " ".join("\n".join(__doc__.split("\n\n")[2:]).split()), "date": time.strftime("%Y-%m-%d")}
-    about |= {"ultralytics": ultralytics.__version__, "opencv": cv2.__version__, "python": platform.python_version()}
-    about |= {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "rounds": args.rounds}
-    about |= {"load_average_at_the_end": os.getloadavg()[1]}
-    args.out.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+    what = " ".join("\n".join(__doc__.split("\n\n")[2:]).split())
+    about = {"rounds": args.rounds, "load_average_at_the_end": os.getloadavg()[1]}
+    write(args.out, what, about | {"results": results}, quiet=True)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def _ultralytics_checkpoint(loaded: LoadedNetwork) -> dict:
 
 def _write_safetensors(loaded: LoadedNetwork, path: Path) -> None:
     metadata = {SAFETENSORS_KEY: json.dumps(loaded.description)}
-    safetensors.torch.save_file(loaded.network.state_dict(), path, metadata)
+    state = {name: tensor.contiguous() for name, tensor in loaded.network.state_dict().items()}
+    safetensors.torch.save_file(state, path, metadata)
 
 
 def _write_torchscript(loaded: LoadedNetwork, path: Path) -> None:

@@ -203,14 +203,16 @@ def test_workers__memory_stays_flat(dataset_writer: object, tmp_path: Path, mode
     host = Host(ram_bytes=8 * GIB, cores=4, disk_bytes=500 * GIB)
     open_caches(dataset, plan_loading(host, measure_volume(dataset.source.index, 256, 6), mode, 8), tmp_path)
     loader = build_train_loader(dataset, 6, 8)
+    others = set(psutil.Process().children(recursive=True))
     private, shared = [], []
     for epoch in range(5):
         loader.batch_sampler.set_epoch(epoch)
         for _ in loader:
             pass
-        workers = [child for child in psutil.Process().children(recursive=True) if _is_worker(child)]
+        children = set(psutil.Process().children(recursive=True)) - others
+        workers = [child for child in children if _is_worker(child)]
         assert len(workers) == 8
-        private.append([_private_bytes(worker.pid) for worker in workers])
+        private.append([_private_bytes(pid) for pid in sorted(worker.pid for worker in workers)])
         shared.append(dataset.source.cache.num_pictures)
     growth = np.array(private[-1]) - private[1]
     assert growth.max() < 4 * 2**20  # 3 epochs of 60 pictures of 192 KiB: 36 MB if they were kept

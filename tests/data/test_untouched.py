@@ -133,12 +133,11 @@ def test_index_file__with_a_pickle_inside_is_made_again_unexecuted(yaml_file: Pa
 def test_index__reading_it_in_forked_workers_copies_nothing(yaml_file: Path, tmp_path: Path) -> None:
     """RSS of workers that read all labels, three times over, stays flat: no page of the index becomes their own."""
     script = f"""
-import os, sys
+import os
 from pathlib import Path
 from data.index import build_index
 from data.index_file import save_table, load_table
 from data.index import index_of
-sys.path.insert(0, 'benchmarks')
 from index_scale import synthetic_table
 file = Path({str(tmp_path / "big.bin")!r})
 save_table(file, synthetic_table(60_000), "")
@@ -158,5 +157,7 @@ if os.fork() == 0:
 os.wait()
 """
     command = [sys.executable, "-c", script]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "benchmarks")])}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert int(result.stdout) < 1024  # the index has 31 MiB
