@@ -18,7 +18,7 @@ QUICKSTART = "--config=configs/quickstart.yaml"
 
 def message_of(*args: str) -> str:
     with pytest.raises((ConfigError, DataError)) as caught:
-        CommandLine(list(args), writes_run=False).build()
+        CommandLine([*args, "--data.synthetic.num_train=1", "--data.synthetic.num_val=1"], writes_run=False).build()
     return str(caught.value)
 
 
