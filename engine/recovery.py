@@ -84,16 +84,19 @@ class MemorySettings:
             TrainingError: If nothing is left to lower.
         """
         before = self._text()
-        if self.recompute == "none":
+        # Layers that normalise together with other devices cannot be repeated by one of them.
+        can_recompute = not any(isinstance(module, nn.SyncBatchNorm) for module in self.network.modules())
+        if can_recompute and self.recompute == "none":
             self._set(self.micro_batch_size, "elementwise")
         elif self.micro_batch_size > FEW_IMAGES:
             self._set((self.micro_batch_size + 1) // 2, self.recompute)
-        elif self.recompute != "block":
+        elif can_recompute and self.recompute != "block":
             self._set(self.micro_batch_size, "block")
         elif self.micro_batch_size > 1:
-            self._set(1, "block")
+            self._set(1, self.recompute)
         else:
-            raise TrainingError(f"{cause}: a single image at recompute block is still too much: {self.what_fits()}")
+            single = f"a single image at recompute {self.recompute}"
+            raise TrainingError(f"{cause}: {single} is still too much: {self.what_fits()}")
         self.history.append(Lowering(step, cause, self.micro_batch_size, self.recompute))
         sentence = f"{cause}: {before} becomes {self._text()}; the effective batch stays {self.batch_size}"
         log.warning(sentence)

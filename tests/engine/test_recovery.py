@@ -152,6 +152,16 @@ def test_lower__comes_to_an_end_in_few_steps(micro_batch_size: int, start: str) 
     assert len(memory.history) <= (micro_batch_size - 1).bit_length() + 2
 
 
+def test_lower__recomputes_nothing_where_devices_normalise_together() -> None:
+    memory = MemorySettings(nn.SyncBatchNorm.convert_sync_batchnorm(make_network()), 32, 8, "none")
+    sizes = []
+    with pytest.raises(TrainingError, match="a single image at recompute none"):
+        while True:
+            memory.lower("CUDA out of memory", step=7)
+            sizes.append((memory.micro_batch_size, memory.recompute))
+    assert sizes == [(4, "none"), (2, "none"), (1, "none")]
+
+
 def test_lower__says_what_changes_and_what_stays(caplog: pytest.LogCaptureFixture) -> None:
     memory = MemorySettings(make_network(), 32, 16, "elementwise")
     with caplog.at_level(logging.WARNING):
