@@ -107,7 +107,7 @@ def draw_breakdown(components: Mapping[str, int], path: Path, budget_bytes: int 
     figure = Figure(figsize=(11, 2.9), dpi=150, layout="constrained")
     axes = figure.subplots()
     left_gib = 0.0
-    held = [(name, num_bytes) for name, num_bytes in components.items() if num_bytes > 0]
+    held = [(name.replace("_", " "), num_bytes) for name, num_bytes in components.items() if num_bytes > 0]
     for index, (name, num_bytes) in enumerate(sorted(held, key=lambda item: item[1], reverse=True)):
         gib, share = num_bytes / GIB, num_bytes / total_bytes
         label = f"{name}: {format_bytes(num_bytes)} ({share:.1%})"

@@ -124,6 +124,7 @@ def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
         log_scale(axes)
     else:
         axes.set_ylim(0, None if not panel.is_share else max(_top(panel.columns, history), 0.05))
+        axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own puts a power of ten over the title
     first, last = min(epochs[0], 1), max(epochs[-1], 2)
     margin = 0.02 * (last - first)
     axes.set_xlim(first - margin, last + margin)  # or the ends would be cut in half
