@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 
-import pytest
-import torch
+NUM_THREADS = os.environ.get("YOLOFIT_TEST_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = NUM_THREADS  # before torch, and for processes that tests start
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
@@ -18,4 +21,4 @@ def isolated_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    torch.set_num_threads(int(os.environ.get("YOLOFIT_TEST_THREADS", "1")))
+    torch.set_num_threads(int(NUM_THREADS))

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+from filelock import FileLock
 
 from engine import cli
 from engine.monitor import MemoryMonitor
 from engine.reporter import RunReporter
-from tests.helpers.checkpoints import Overfitted, overfit
+from tests.helpers.checkpoints import Overfitted, overfitted_in
 
 
 class NoPictures(RunReporter):
@@ -38,5 +40,8 @@ def runs_without_pictures() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def overfitted(tmp_path_factory: pytest.TempPathFactory) -> Overfitted:
-    """A network that finds something, trained once for all tests that need one."""
-    return overfit(tmp_path_factory.mktemp("overfitted"))
+    """A network that finds something, trained once for all tests that need one, whichever process runs them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "overfitted"
+    with FileLock(folder.with_suffix(".lock")):
+        return overfitted_in(folder)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from data.batch import Batch
 from models.network import batch_norms
 from models.recompute import apply_recompute
+from tests.helpers.runs import run_together
 from tests.helpers.training import flat_weights, make_network, make_step, make_window, relative_error
 
 COUNTS = [3, 0, 5, 2]
@@ -62,7 +62,7 @@ def train_on_rank(rank: int, folder: str, level: str, shares: Sequence[slice]) -
 def test_run__several_processes_equal_one(level: str, cuts: list[int], tmp_path: Path) -> None:
     """In FP64, with uneven shares; each gradient travels once per window, however many micro-batches there are."""
     shares = [slice(*pair) for pair in pairwise(cuts)]
-    mp.spawn(train_on_rank, args=(str(tmp_path), level, shares), nprocs=len(shares))
+    run_together(train_on_rank, (str(tmp_path), level, shares), len(shares))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(shares))]
     assert all(torch.equal(rank["weights"], ranks[0]["weights"]) for rank in ranks)
     assert relative_error(ranks[0]["weights"], train("none", rank=None)) <= 1e-10
@@ -95,7 +95,7 @@ def run_out(layer: torch.nn.Module, *_: object) -> None:
 
 @pytest.mark.slow
 def test_run__adapts_on_all_ranks_together(tmp_path: Path) -> None:
-    mp.spawn(train_with_a_fault, args=(str(tmp_path),), nprocs=2)
+    run_together(train_with_a_fault, (str(tmp_path),), 2)
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert relative_error(states[1]["weights"], train("none", rank=None)) <= 1e-10
     assert torch.equal(states[0]["weights"], states[1]["weights"])

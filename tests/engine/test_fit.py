@@ -209,7 +209,6 @@ def test_fit__crash_in_validation_leaves_the_trained_weights(
 @pytest.mark.timeout(600)
 def test_quickstart__learns(tmp_path: Path) -> None:
     """The figure that the README states, with room for another machine's rounding; validated at the end only."""
-    torch.set_num_threads(os.cpu_count() or 1)
     more = [f"--run.folder={tmp_path / 'run'}", "--trainer.check_val_every_n_epoch=12"]
     cli = fit(["--config=configs/quickstart.yaml", *more])
     assert cli.model.results.map50 > 0.25

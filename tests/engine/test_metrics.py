@@ -18,6 +18,7 @@ from torch import Tensor
 from engine.matching import Pairs, greedy_match
 from engine.metrics import DetectionMetrics, DetectionResults
 from models.postprocess import Detections
+from tests.helpers.runs import run_together
 
 NAMES = ["a", "b", "c", "d", "e"]
 Truth = tuple[Tensor, Tensor]  # boxes (n, 4), classes (n,)
@@ -340,7 +341,7 @@ def share_images(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_compute__two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(share_images, args=(str(tmp_path),), nprocs=2)
+    run_together(share_images, (str(tmp_path),), 2)
     reference = results(*random_scene(5, 5, 6, 15))
     for case in SHARES:
         for rank in range(2):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import engine.cli
+from data.dataset_yaml import read_dataset_yaml
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.fit import main as fit
 from engine.run import CHECKPOINTS
@@ -40,7 +39,15 @@ def last_epoch(folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(folder / CHECKPOINTS, "last", every_n_epochs=EPOCHS)
 
 
-def overfit(folder: Path) -> Overfitted:
+def overfitted_in(folder: Path) -> Overfitted:
+    """The run in a folder; it is made if it is not there."""
+    checkpoint, data_yaml = folder / "run" / CHECKPOINTS / "last.ckpt", folder / "boards" / "overfit.yaml"
+    if not checkpoint.exists():
+        _overfit(folder)
+    return Overfitted(checkpoint, data_yaml, list(read_dataset_yaml(data_yaml).names))
+
+
+def _overfit(folder: Path) -> None:
     """Train yolo11n on 16 boards for about half a minute; mAP50 is then around 0.25."""
     boards = generate_pcb_dataset(
         folder / "boards", SyntheticConfig(num_train=16, num_val=2, image_size=IMAGE_SIZE)
@@ -48,7 +55,6 @@ def overfit(folder: Path) -> Overfitted:
     content = yaml.safe_load((boards / "data.yaml").read_text())
     content |= {"path": str(boards), "val": content["train"]}
     (boards / "overfit.yaml").write_text(yaml.safe_dump(content))
-    torch.set_num_threads(int(os.environ.get("YOLOFIT_TEST_THREADS", "1")))
     arguments = [
         "--config=configs/quickstart.yaml",
         f"--data.root={boards / 'overfit.yaml'}",
@@ -66,6 +72,4 @@ def overfit(folder: Path) -> Overfitted:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.cli, "default_callbacks", lambda folder, config: [last_epoch(folder)])
-        cli = fit(arguments)
-    names = cli.datamodule.class_names
-    return Overfitted(cli.config.run.folder / "checkpoints" / "last.ckpt", boards / "overfit.yaml", names)
+        fit(arguments)

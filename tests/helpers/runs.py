@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from engine.errors import run_command
 from engine.fit import main as fit
+from engine.monitor import MemoryMonitor
 from engine.reporter import RunReporter
 
 _context = multiprocessing.get_context("forkserver")
@@ -60,6 +62,11 @@ class RunProcess:
         self.wait()
 
 
+def run_together(work: Callable[..., None], args: tuple, num_processes: int) -> None:
+    """Run ``work(rank, *args)`` in several processes, and wait for their end; the first error is raised."""
+    torch.multiprocessing.start_processes(work, args, num_processes, start_method="forkserver")
+
+
 def start_run(args: list[str], output: Path, **environment: str) -> RunProcess:
     """Start ``python -m engine.fit`` with these arguments; no pictures are drawn."""
     environment.setdefault("YOLOFIT_CACHE", os.environ.get("YOLOFIT_CACHE", str(output.parent / "cache")))
@@ -98,7 +105,7 @@ def _run(args: list[str], output: Path, environment: dict[str, str]) -> None:
     os.environ |= environment
     rank_zero_only.rank = int(environment.get("RANK", 0))  # Lightning has read it when it was imported
     torch.set_num_threads(1)
-    RunReporter._draw = lambda *_: None  # half of the time of a short run
+    RunReporter._draw = RunReporter._finish = MemoryMonitor._report = lambda *_: None  # most of a short run's time
     run_command(lambda _: fit(args))
 
 

@@ -86,7 +86,8 @@ def test_read_weights__yolofit_checkpoint(pretrained: nn.Module, tmp_path: Path)
 def test_read_weights__safetensors(described: bool, pretrained: nn.Module, tmp_path: Path) -> None:
     about = {"network": "yolo11n", "class_names": NAMES, "image_size": 96}
     metadata = {"yolofit": json.dumps(about)} if described else None
-    save_file(pretrained.state_dict(), tmp_path / "file.safetensors", metadata)
+    state = {name: tensor.contiguous() for name, tensor in pretrained.state_dict().items()}
+    save_file(state, tmp_path / "file.safetensors", metadata)
     weights = read_weights(tmp_path / "file.safetensors")
     assert_same_state(weights.state, pretrained.state_dict())
     assert weights.class_names == (NAMES if described else None)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.loss import DetectionLoss, LossGains
 from models.network import head_strides
 from models.recompute import apply_recompute
+from tests.helpers.runs import run_together
 from tests.helpers.training import flat_gradient, make_network, make_window, relative_error
 
 LEVELS = ("none", "elementwise", "block")
@@ -40,7 +40,7 @@ def write_gradients(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_apply_recompute__same_gradients_of_two_processes(tmp_path: Path) -> None:
-    mp.spawn(write_gradients, args=(str(tmp_path),), nprocs=2)
+    run_together(write_gradients, (str(tmp_path),), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for level in LEVELS:
         assert torch.equal(first[level], second[level])
