@@ -41,7 +41,7 @@ def test_result__says_where_it_comes_from(path: Path) -> None:
     if OLDER in path.name:
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", content["date"])
         return
-    assert content["what"] and content["command"].startswith(("python benchmarks/", "a script of its own"))
+    assert content["what"] and content["command"].startswith(("python benchmarks/", "python -m engine.", "a script"))
     assert set(content["machine"]) >= ABOUT
     assert "/work" not in content["command"] and "/tmp" not in content["command"]
 
