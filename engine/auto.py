@@ -143,6 +143,7 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
         optimizer=OptimizerConfig(**vars(model.optimizer)),
         freeze_batch_norm=model.freeze_batch_norm,
         freeze_layers=model.freeze_layers,
+        cuda_graphs=model.cuda_graphs,
         **facts,
     )
     return spec, notes

@@ -246,7 +246,8 @@ class Detector(L.LightningModule):
         """Where the window whose outcome has just been read went wrong."""
         if self._last_window is None:
             return ""
-        parts = [part.to(self.device) for part in self._last_window.split(self.micro_batch_size)]
+        self.step.micro_step.release()  # whose memory the ordinary way needs, and whose gradients are dropped
+        parts = [part.to(self.device).coloured() for part in self._last_window.split(self.micro_batch_size)]
         return find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
 
     def _learning_rate(self) -> float:

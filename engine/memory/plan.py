@@ -52,7 +52,7 @@ MICRO_BATCH_COST = 4.0
 """What a micro-batch costs beside its images, in images: 16 + 16 images are then 11 % slower than 32 at once. On an
 H200 it is 15 % (benchmarks/results/gpu_steps_2026-11-26.json); smaller cards are filled by fewer images."""
 ELEMENTWISE_EXTRA_TIME = 0.02
-"""Of level `elementwise`, as a part of a step: -1 to 3 % measured on a GPU with fused kernels."""
+"""Of level `elementwise`, as a part of a step: 0 to 3 % measured on a GPU with fused kernels."""
 
 
 @dataclass(frozen=True)
