@@ -150,9 +150,7 @@ def _align_rows(scene: Scene, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
     return inside_nA, overlap_nA, _alignment(logits_nA, overlap_nA)
 
 
-def _align_candidates(
-    scene: Scene, image_P: Tensor, anchor_P: Tensor, box_P: Tensor
-) -> tuple[Tensor, Tensor]:
+def _align_candidates(scene: Scene, image_P: Tensor, anchor_P: Tensor, box_P: Tensor) -> tuple[Tensor, Tensor]:
     """Overlap and alignment of each candidate with its box, (P,) each; 0 if the anchor is not inside."""
     boxes_P4 = scene.boxes_N4[box_P]
     inside_P = _inside(boxes_P4, scene.points_A2[anchor_P], scene.min_side_px)

@@ -91,9 +91,7 @@ class DetectionLoss(nn.Module):
         super().__init__()
         self.strides = tuple(strides)
 
-    def forward(
-        self, predictions: dict, boxes_xyxy_px: Tensor, classes: Tensor, image_index: Tensor
-    ) -> LossSums:
+    def forward(self, predictions: dict, boxes_xyxy_px: Tensor, classes: Tensor, image_index: Tensor) -> LossSums:
         """Un-normalised loss of a batch.
 
         Args:

@@ -78,4 +78,3 @@ def freeze_layers(network: DetectionModel, num_layers: int) -> None:
     for layer in network.model[:num_layers]:
         layer.requires_grad_(False)
         freeze_batch_norms(batch_norms(layer))
-

@@ -28,18 +28,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from ultralytics.nn.modules import Conv, Detect, DWConv
+from ultralytics.nn.modules import C2PSA, C2f, Conv, Detect, DWConv
 from ultralytics.nn.modules.block import Attention
 from ultralytics.nn.tasks import DetectionModel
 
 from models.boxes import autocast_disabled
 from models.recompute import recipes
 from models.recompute.block import DroppedLayer
+from models.recompute.copies import FusedConcatenation, Upsample, is_fused
 from models.recompute.input_only import KeepInputsOnly
 from models.recompute.norm_act import BatchNormAct
 
@@ -99,6 +100,9 @@ def _transform(layer: nn.Module, level: Level) -> None:
             module.forward = partial(_conv_unit, module)
         elif is_input_enough:
             module.forward = partial(_keep_inputs_only, module)
+    for module in layer.modules():
+        if isinstance(module, C2f | C2PSA):  # the first thing they do is to halve the output of this unit
+            module.cv1.forward = partial(_conv_unit, module.cv1, is_halved=True)
     forward = _block if level == "block" and can_repeat(layer) else _elementwise
     layer.forward = partial(forward, layer)
 
@@ -116,11 +120,31 @@ def _is_training(module: nn.Module) -> bool:
     return module.training and torch.is_grad_enabled()
 
 
-def _conv_unit(module: Any, x: Tensor) -> Tensor:
+class _Halves(NamedTuple):
+    """A map whose channels come in two tensors, for who halves it at once."""
+
+    first: Tensor
+    second: Tensor
+
+    def chunk(self, chunks: int, dim: int) -> _Halves:
+        """Itself."""
+        assert (chunks, dim) == (2, 1)
+        return self
+
+    def split(self, sizes: tuple[int, int], dim: int) -> _Halves:
+        """Itself."""
+        assert sizes == (self.first.shape[1], self.second.shape[1]) and dim == 1
+        return self
+
+
+def _conv_unit(module: Any, x: Tensor, is_halved: bool = False) -> Tensor | _Halves:
     if not _is_training(module):
         return type(module).forward(module, x)
-    norm = module.bn
-    return BatchNormAct.apply(module.conv(x), norm.weight, norm.bias, norm, isinstance(module.act, nn.SiLU))
+    raw, norm, is_silu = module.conv(x), module.bn, isinstance(module.act, nn.SiLU)
+    if is_halved and (is_fused(raw) or raw.is_meta):
+        # On a GPU a convolution would copy a slice of channels first, each time it gets it.
+        return _Halves(*BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, 2))
+    return BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu)
 
 
 def _keep_inputs_only(module: nn.Module, x: Tensor) -> Tensor:
@@ -148,9 +172,12 @@ def layer_forward(layer: nn.Module, x: Any) -> Any:
     if is_conv_unit(layer):
         return _conv_unit(layer, x)
     if isinstance(layer, nn.Upsample):
+        if is_fused(x):
+            return Upsample.apply(x, int(layer.scale_factor))
         with autocast_disabled(x.device):  # it copies values; in float32, twice the bytes
             return type(layer).forward(layer, x)
-    return type(layer).forward(layer, x)
+    with FusedConcatenation():
+        return type(layer).forward(layer, x)
 
 
 _FORWARDS = (_conv_unit, _keep_inputs_only, _elementwise, _block)

@@ -55,9 +55,7 @@ class DroppedLayer:
         x = recipes.unpack(self._input).detach().requires_grad_(self._input_requires_grad)
         with self._surroundings.again(), saved_tensors_hooks(self._keep, recipes.unpack):
             self._forward(x)
-        assert len(self._values) == self._num_slots, (
-            "the second forward pass saved more or less than the first"
-        )
+        assert len(self._values) == self._num_slots, "the second forward pass saved more or less than the first"
 
     def _keep(self, tensor: Tensor) -> Tensor | recipes.Recipe:
         packed = recipes.pack(tensor)

@@ -36,6 +36,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TILE_ELEMENTS = 2048
 MAX_TILE_CHANNELS = 128
 NUM_WARPS = 4
+NUM_STAGES = 3  # tiles of a reduction that are on their way at the same time
 NUM_PROGRAMS = 1024  # a few for each multiprocessor of the largest GPU
 MERGE_CHANNELS = 8
 
@@ -48,14 +49,13 @@ def _tile_places(tile, num_places, tiles_per_image, TILE_PLACES: tl.constexpr):
 
 
 @triton.jit
-def _normalise(x, channel, in_channel, mean, variance, weight, bias):
-    """``(x - mean) / deviation``, that times weight plus bias, and the factor ``weight / deviation``."""
+def _load_channels(channel, in_channel, mean, variance, weight, bias):
+    """Mean, 1 / deviation, weight and bias of a tile's channels."""
     mean_C = tl.load(mean + channel, in_channel, 0.0).to(tl.float32)
     invstd_C = 1.0 / tl.sqrt(tl.load(variance + channel, in_channel, 1.0).to(tl.float32))
     weight_C = tl.load(weight + channel, in_channel, 0.0).to(tl.float32)
     bias_C = tl.load(bias + channel, in_channel, 0.0).to(tl.float32)
-    standard = (x.to(tl.float32) - mean_C) * invstd_C
-    return standard, standard * weight_C + bias_C, invstd_C * weight_C
+    return mean_C, invstd_C, weight_C, bias_C
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def _before_act(grad, normalised, SILU: tl.constexpr):
 @triton.jit
 def _moments_kernel(
     x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image, num_tiles, split_tiles,
-    count_SC, mean_SC, squares_SC, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+    count_SC, mean_SC, squares_SC, NUM_STAGES: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Size of one split, mean of each channel in it, and sum of squared deviations from that."""
     channel = tl.program_id(0) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
@@ -80,13 +80,13 @@ def _moments_kernel(
     lane_count = tl.zeros((1, TILE_PLACES), tl.float32)
     lane_mean = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     squares = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
-    for tile in range(first, tl.minimum(first + split_tiles, num_tiles)):
+    for tile in tl.range(first, tl.minimum(first + split_tiles, num_tiles), num_stages=NUM_STAGES):
         image, place, in_image = _tile_places(tile, num_places, tiles_per_image, TILE_PLACES)
         inside = in_channel & in_image
         value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0).to(tl.float32)
         lane_count += in_image.to(tl.float32)
         deviation = tl.where(inside, value - lane_mean, 0.0)
-        lane_mean += deviation / tl.maximum(lane_count, 1.0)
+        lane_mean += deviation * (1.0 / tl.maximum(lane_count, 1.0))  # one division for all channels of a place
         squares += deviation * tl.where(inside, value - lane_mean, 0.0)
     count = tl.sum(lane_count)
     mean = tl.sum(lane_mean * lane_count, 1)[:, None] / count
@@ -139,7 +139,8 @@ def _apply_kernel(
     image, place, in_image = _tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
     inside = in_channel & in_image
     value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
-    _, result, _ = _normalise(value, channel, in_channel, mean, variance, weight, bias)
+    mean_C, invstd_C, weight_C, bias_C = _load_channels(channel, in_channel, mean, variance, weight, bias)
+    result = (value.to(tl.float32) - mean_C) * invstd_C * weight_C + bias_C
     if SILU:
         result = result * tl.sigmoid(result)
     tl.store(out + image * out_image + channel * out_channel + place * out_place, result, inside)
@@ -150,26 +151,28 @@ def _reduce_kernel(
     x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image, num_tiles, split_tiles,
     grad, grad_image, grad_channel, grad_place, out, out_image, out_channel, out_place,
     mean, variance, weight, bias, sums_S2C,
-    SILU: tl.constexpr, FROZEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+    SILU: tl.constexpr, FROZEN: tl.constexpr, NUM_STAGES: tl.constexpr,
+    TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of weight and bias over one split; ``out``, that of the map, too if the statistics are frozen."""
     channel = tl.program_id(0) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
     in_channel = channel < num_channels
+    mean_C, invstd_C, weight_C, bias_C = _load_channels(channel, in_channel, mean, variance, weight, bias)
     first = tl.program_id(1) * split_tiles
     weight_sum = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     bias_sum = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
-    for tile in range(first, tl.minimum(first + split_tiles, num_tiles)):
+    for tile in tl.range(first, tl.minimum(first + split_tiles, num_tiles), num_stages=NUM_STAGES):
         image, place, in_image = _tile_places(tile, num_places, tiles_per_image, TILE_PLACES)
         inside = in_channel & in_image
         value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
         slope = tl.load(grad + image * grad_image + channel * grad_channel + place * grad_place, inside, 0.0)
-        standard, normalised, scale = _normalise(value, channel, in_channel, mean, variance, weight, bias)
-        slope = _before_act(slope, normalised, SILU)
+        standard = (value.to(tl.float32) - mean_C) * invstd_C
+        slope = _before_act(slope, standard * weight_C + bias_C, SILU)
         weight_sum += tl.where(inside, slope * standard, 0.0)
         bias_sum += tl.where(inside, slope, 0.0)
         if FROZEN:
             target = image * out_image + channel * out_channel + place * out_place
-            tl.store(out + target, slope * scale, inside)
+            tl.store(out + target, slope * invstd_C * weight_C, inside)
     target = sums_S2C + 2 * tl.program_id(1) * num_channels + channel
     tl.store(target, tl.sum(weight_sum, 1)[:, None], in_channel)
     tl.store(target + num_channels, tl.sum(bias_sum, 1)[:, None], in_channel)
@@ -199,10 +202,12 @@ def _grad_kernel(
     inside = in_channel & in_image
     value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
     slope = tl.load(grad + image * grad_image + channel * grad_channel + place * grad_place, inside, 0.0)
-    standard, normalised, scale = _normalise(value, channel, in_channel, mean, variance, weight, bias)
+    mean_C, invstd_C, weight_C, bias_C = _load_channels(channel, in_channel, mean, variance, weight, bias)
     weight_mean = tl.load(weight_sum + channel, in_channel, 0.0) / num_values
     bias_mean = tl.load(bias_sum + channel, in_channel, 0.0) / num_values
-    result = (_before_act(slope, normalised, SILU) - bias_mean - standard * weight_mean) * scale
+    standard = (value.to(tl.float32) - mean_C) * invstd_C
+    slope = _before_act(slope, standard * weight_C + bias_C, SILU)
+    result = (slope - bias_mean - standard * weight_mean) * (invstd_C * weight_C)
     tl.store(out + image * out_image + channel * out_channel + place * out_place, result, inside)
 
 
@@ -216,6 +221,14 @@ def normalise_by_batch(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `norm_act.normalise_by_batch`, for a map in one of `DTYPES`."""
+    mean_C, variance_C = batch_statistics(x_BCHW, running, momentum, eps)
+    return normalise_activate(x_BCHW, weight_C, bias_C, mean_C, variance_C, silu), mean_C, variance_C
+
+
+def batch_statistics(
+    x_BCHW: Tensor, running: tuple[Tensor, Tensor, Tensor] | None, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """As `norm_act.batch_statistics`, for a map in one of `DTYPES`."""
     x, num_channels = _evenly_spaced(x_BCHW), x_BCHW.shape[1]
     sizes, tile, (num_tiles, channel_tiles) = _tiling(x)
     split_tiles, num_splits = _split(num_tiles, channel_tiles)
@@ -223,13 +236,13 @@ def normalise_by_batch(
     mean_C, variance_C = moments_3SC.new_empty(2, num_channels)
     with torch.cuda.device_of(x):
         _moments_kernel[channel_tiles, num_splits](
-            x, *_strides(x), *sizes, num_tiles, split_tiles, *moments_3SC, **tile
+            x, *_strides(x), *sizes, num_tiles, split_tiles, *moments_3SC, NUM_STAGES=NUM_STAGES, **tile
         )
         _merge_kernel[(triton.cdiv(num_channels, MERGE_CHANNELS),)](
             *moments_3SC, num_splits, num_channels, eps, momentum, mean_C, variance_C, *(running or (mean_C,) * 3),
             UPDATE=running is not None, SPLITS=triton.next_power_of_2(num_splits), CHANNELS=MERGE_CHANNELS,
         )  # fmt: skip
-    return normalise_activate(x, weight_C, bias_C, mean_C, variance_C, silu), mean_C, variance_C
+    return mean_C, variance_C
 
 
 def normalise_activate(
@@ -255,10 +268,11 @@ def backward(
     variance_C: Tensor,
     silu: bool,
     by_batch: bool,
+    out_BCHW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `norm_act.backward`, for maps in `DTYPES`."""
+    """As `norm_act.backward`, for maps in `DTYPES`; ``out`` must be evenly spaced."""
     x, grad = _evenly_spaced(x_BCHW), _evenly_spaced(grad_BCHW)
-    out = torch.empty_like(x)
+    out = torch.empty_like(x) if out_BCHW is None else out_BCHW
     sizes, tile, (num_tiles, channel_tiles) = _tiling(x)
     split_tiles, num_splits = _split(num_tiles, channel_tiles)
     maps = grad, *_strides(grad), out, *_strides(out), mean_C, variance_C, weight_C, bias_C
@@ -268,8 +282,9 @@ def backward(
     grad_weight_C, grad_bias_C = total_2C
     with torch.cuda.device_of(x):
         _reduce_kernel[channel_tiles, num_splits](
-            x, *_strides(x), *sizes, num_tiles, split_tiles, *maps, sums_S2C, SILU=silu, FROZEN=not by_batch, **tile
-        )
+            x, *_strides(x), *sizes, num_tiles, split_tiles, *maps, sums_S2C,
+            SILU=silu, FROZEN=not by_batch, NUM_STAGES=NUM_STAGES, **tile,
+        )  # fmt: skip
         _sum_kernel[(triton.cdiv(2 * num_channels, MERGE_CHANNELS),)](
             sums_S2C, num_splits, 2 * num_channels, total_2C,
             SPLITS=triton.next_power_of_2(num_splits), CHANNELS=MERGE_CHANNELS,

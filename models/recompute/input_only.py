@@ -31,7 +31,7 @@ class InputOnly(torch.autograd.Function):
         return function(x)
 
     @staticmethod
-    def output(ctx: Any) -> Tensor:
+    def output(ctx: Any, _: int = 0) -> Tensor:
         """The result of ``forward``, computed again, this time with the small graph that backward needs."""
         if not hasattr(ctx, "repeated"):
             x = ctx.saved_tensors[0].detach().requires_grad_()

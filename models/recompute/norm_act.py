@@ -91,6 +91,14 @@ def normalise_by_batch(
     return _silu_(out) if silu else out, mean_C, invstd_C.pow(-2)
 
 
+def batch_statistics(
+    x_BCHW: Tensor, running: tuple[Tensor, Tensor, Tensor] | None, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance with epsilon added, of ``x``; the arguments are those of `normalise_by_batch`."""
+    channels = x_BCHW.new_ones(x_BCHW.shape[1], dtype=torch.float32)
+    return normalise_by_batch(x_BCHW, channels, channels, running, momentum, eps, silu=False)[1:]
+
+
 def normalise_activate(
     x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, variance_C: Tensor, silu: bool
 ) -> Tensor:
@@ -108,13 +116,18 @@ def backward(
     variance_C: Tensor,
     silu: bool,
     by_batch: bool,
+    out_BCHW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, weight and bias; ``by_batch`` says whether the statistics came from ``x``."""
+    """Gradients of ``x``, weight and bias; ``by_batch`` says whether the statistics came from ``x``.
+
+    That of ``x`` is written to ``out`` if it is given.
+    """
     if silu:
         normalised = normalise_activate(x_BCHW, weight_C, bias_C, mean_C, variance_C, silu=False)
         grad_BCHW = _silu_backward_into(grad_BCHW, normalised, grad_input=normalised)
     statistics = mean_C, variance_C, mean_C, variance_C.rsqrt()
-    return _batch_norm_backward(grad_BCHW, x_BCHW, weight_C, *statistics, by_batch, 0.0, [True] * 3)
+    grad_x_BCHW, *others = _batch_norm_backward(grad_BCHW, x_BCHW, weight_C, *statistics, by_batch, 0.0, [True] * 3)
+    return grad_x_BCHW if out_BCHW is None else out_BCHW.copy_(grad_x_BCHW), *others
 
 
 class BatchNormAct(torch.autograd.Function):
@@ -122,33 +135,59 @@ class BatchNormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, norm: Any, silu: bool
-    ) -> Tensor:
-        """Normalise by the batch's statistics, or by the running ones if ``norm`` is in eval mode (frozen)."""
-        ctx.kernels, ctx.by_batch, ctx.silu = kernels_for(x_BCHW), norm.training, silu
+        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, norm: Any, silu: bool, num_parts: int = 1
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Normalise by the batch's statistics, or by the running ones if ``norm`` is in eval mode (frozen).
+
+        With several parts the output comes in as many tensors, each with its share of the channels.
+        """
+        ctx.kernels, ctx.by_batch, ctx.silu, ctx.num_parts = kernels_for(x_BCHW), norm.training, silu, num_parts
         ctx.scale_shift = weight_C, bias_C
         if not norm.training:
-            variance_C = norm.running_var + norm.eps
-            ctx.save_for_backward(x_BCHW, norm.running_mean, variance_C)
-            return ctx.kernels.normalise_activate(x_BCHW, weight_C, bias_C, norm.running_mean, variance_C, silu)
-        running = None if is_repeating.get() else (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-        out, mean_C, variance_C = ctx.kernels.normalise_by_batch(
-            x_BCHW, weight_C, bias_C, running, norm.momentum, norm.eps, silu
-        )
-        ctx.save_for_backward(x_BCHW, mean_C, variance_C)
-        return out
+            statistics = norm.running_mean, norm.running_var + norm.eps
+        else:
+            running = None if is_repeating.get() else (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+            if num_parts == 1:  # PyTorch's kernels do both in one go
+                arguments = running, norm.momentum, norm.eps, silu
+                out, *statistics = ctx.kernels.normalise_by_batch(x_BCHW, weight_C, bias_C, *arguments)
+                ctx.save_for_backward(x_BCHW, *statistics)
+                return out
+            statistics = ctx.kernels.batch_statistics(x_BCHW, running, norm.momentum, norm.eps)
+        ctx.save_for_backward(x_BCHW, *statistics)
+        outs = tuple(_part_of_output(ctx, part, x_BCHW, *statistics) for part in range(num_parts))
+        return outs if num_parts > 1 else outs[0]
 
     @staticmethod
-    def output(ctx: Any) -> Tensor:
-        """The result of ``forward``, computed again."""
-        x_BCHW, *statistics = ctx.saved_tensors
-        return ctx.kernels.normalise_activate(x_BCHW, *ctx.scale_shift, *statistics, ctx.silu)
+    def output(ctx: Any, part: int) -> Tensor:
+        """The result of ``forward``, or one part of it, computed again."""
+        return _part_of_output(ctx, part, *ctx.saved_tensors)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads_BCHW: Tensor) -> tuple[Tensor | None, ...]:
         """Through SiLU, then through BatchNorm."""
         x_BCHW, *statistics = ctx.saved_tensors
-        grads = ctx.kernels.backward(grad_BCHW, x_BCHW, *ctx.scale_shift, *statistics, ctx.silu, ctx.by_batch)
+        how = ctx.silu, ctx.by_batch
+        if ctx.num_parts == 1:
+            grads = ctx.kernels.backward(*grads_BCHW, x_BCHW, *ctx.scale_shift, *statistics, *how)
+        else:
+            grad_x_BCHW = torch.empty_like(x_BCHW)
+            maps, channels = _parts(ctx, x_BCHW, grad_x_BCHW), _parts(ctx, *ctx.scale_shift, *statistics, dim=0)
+            parts = [
+                ctx.kernels.backward(grad, x, *numbers, *how, out)[1:]
+                for grad, (x, out), numbers in zip(grads_BCHW, maps, channels, strict=True)
+            ]
+            grads = grad_x_BCHW, *map(torch.cat, zip(*parts, strict=True))
         wanted = zip(grads, ctx.needs_input_grad[:3], strict=True)
-        return *(grad if is_wanted else None for grad, is_wanted in wanted), None, None
+        return *(grad if is_wanted else None for grad, is_wanted in wanted), None, None, None
+
+
+def _parts(ctx: Any, *tensors: Tensor, dim: int = 1) -> list[tuple[Tensor, ...]]:
+    """Of each part of the channels, the part of each tensor."""
+    return list(zip(*(tensor.chunk(ctx.num_parts, dim) for tensor in tensors), strict=True))
+
+
+def _part_of_output(ctx: Any, part: int, x_BCHW: Tensor, *statistics: Tensor) -> Tensor:
+    (x_BCHW,) = _parts(ctx, x_BCHW)[part]
+    channels = _parts(ctx, *ctx.scale_shift, *statistics, dim=0)[part]
+    return ctx.kernels.normalise_activate(x_BCHW, *channels, ctx.silu)

@@ -14,6 +14,7 @@ until backward has passed the node that made it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.weak import TensorWeakRef
 
+from models.recompute.copies import concatenate, upsample
 from models.recompute.input_only import InputOnly
 from models.recompute.norm_act import BatchNormAct
 
@@ -46,7 +48,7 @@ def pack(tensor: Tensor) -> Tensor | Recipe:
     """What to keep of a tensor that autograd saves: its recipe if it has one, else the tensor itself."""
     if tensor.is_leaf:
         return tensor
-    sources: list[Any] = []
+    sources: list[tuple[Any, int]] = []
     if tensor._is_view():
         base: Any = tensor._base
         recipe = _trace(base.grad_fn, base.output_nr, sources)
@@ -57,8 +59,8 @@ def pack(tensor: Tensor) -> Tensor | Recipe:
         recipe = _trace(tensor.grad_fn, tensor.output_nr, sources)
     if recipe is None:
         return tensor.detach()
-    for node in sources:
-        node.num_uses = getattr(node, "num_uses", 0) + 1
+    for node, output in sources:
+        _outputs(node)[output].num_uses += 1
     return recipe
 
 
@@ -77,16 +79,16 @@ def keep(tensor: Tensor) -> Tensor:
     return kept
 
 
-def _trace(node: Any, index: int, sources: list[Any]) -> Recipe | None:
-    """Recipe of output ``index`` of ``node``, if any; appends the nodes of our own that it starts from."""
+def _trace(node: Any, index: int, sources: list[tuple[Any, int]]) -> Recipe | None:
+    """Recipe of output ``index`` of ``node``, if any; appends the outputs of nodes of our own that it starts from."""
     if node is None:
         return None
     if _KEPT in node.metadata:
         tensor = node.metadata[_KEPT]()
         return None if tensor is None else Recipe(tensor.detach)
     if getattr(node, "_forward_cls", None) in (BatchNormAct, InputOnly):
-        sources.append(node)
-        return Recipe(partial(_result, node))
+        sources.append((node, index))
+        return Recipe(partial(_result, node, index))
     rule = _RULES.get(node.name())
     if rule is None:
         return None
@@ -94,13 +96,27 @@ def _trace(node: Any, index: int, sources: list[Any]) -> Recipe | None:
     return None if None in inputs else Recipe(partial(rule, node, index), tuple(inputs))
 
 
-def _result(node: Any) -> Tensor:
+@dataclass(slots=True)
+class _Output:
+    """An output of a node of our own: how many recipes still wait for it, and the result between two uses."""
+
+    num_uses: int = 0
+    result: Tensor | None = None
+
+
+def _outputs(node: Any) -> defaultdict[int, _Output]:
+    """The outputs of a node of our own that recipes start from, by number."""
+    if not hasattr(node, "recipe_outputs"):
+        node.recipe_outputs = defaultdict(_Output)
+    return node.recipe_outputs
+
+
+def _result(node: Any, index: int) -> Tensor:
     """Output of a node of our own."""
-    result = getattr(node, "result", None)
-    if result is None:
-        result = node._forward_cls.output(node)
-    node.num_uses -= 1
-    node.result = result if node.num_uses > 0 else None
+    output = _outputs(node)[index]
+    result = output.result if output.result is not None else node._forward_cls.output(node, index)
+    output.num_uses -= 1
+    output.result = result if output.num_uses > 0 else None
     return result
 
 
@@ -117,6 +133,8 @@ def _dim(saved: int) -> int:
 # By name of the autograd node: its forward operation, from the node, the index of the output, and the inputs.
 _RULES: dict[str, Callable[..., Tensor]] = {
     "AddBackward0": lambda node, _, a, b: torch.add(a, b, alpha=node._saved_alpha),
+    "ConcatenateBackward": lambda node, _, *parts: concatenate(parts),
+    "UpsampleBackward": lambda node, _, x: upsample(x, node.scale),
     "CatBackward0": lambda node, _, *parts: torch.cat(parts, _dim(node._saved_dim)),
     "SplitBackward0": lambda node, i, x: x.split(node._saved_split_size, _dim(node._saved_dim))[i],
     "SplitWithSizesBackward0": lambda node, i, x: x.split(node._saved_split_sizes, _dim(node._saved_dim))[i],

@@ -45,9 +45,7 @@ def random_scene(counts: list[int], num_classes: int, size: tuple[int, int], see
     )
 
 
-def small_scene(
-    boxes: list[tuple[float, ...]], predicted: dict[tuple[float, float], tuple[float, ...]]
-) -> Scene:
+def small_scene(boxes: list[tuple[float, ...]], predicted: dict[tuple[float, float], tuple[float, ...]]) -> Scene:
     """One class and one 64 x 64 image, whose anchors at the given points predict boxes; all others none.
 
     All class scores are 1/4, so an anchor's alignment is half the sixth power of its overlap.
@@ -108,9 +106,7 @@ def ultralytics_assignment(scene: Scene) -> tuple[Tensor, Tensor]:
     size=st.sampled_from([(64, 64), (96, 160), (256, 128)]),
     seed=st.integers(0, 2**32),
 )
-def test_assign__equal_to_ultralytics(
-    counts: list[int], num_classes: int, size: tuple[int, int], seed: int
-) -> None:
+def test_assign__equal_to_ultralytics(counts: list[int], num_classes: int, size: tuple[int, int], seed: int) -> None:
     """Same targets everywhere. Ties at alignment 0 are broken alike, by `torch.topk`."""
     scene = random_scene(counts, num_classes, size, seed)
     assignment = assign(scene)

@@ -92,9 +92,7 @@ def cast(predictions: dict, dtype: torch.dtype, device: str = "cpu") -> dict:
     } | {"feats": [feat.to(device, dtype) for feat in predictions["feats"]]}
 
 
-def our_loss(
-    predictions: dict, targets: tuple, loss: nn.Module | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def our_loss(predictions: dict, targets: tuple, loss: nn.Module | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The terms with gains; the gradients of boxes and scores, for the loss times the number of images."""
     loss = DetectionLoss(STRIDES) if loss is None else loss
     sums = loss(predictions, *targets)
@@ -254,9 +252,7 @@ class TestPrecision:
             assert torch.equal(ours, plain)
 
     @pytest.mark.parametrize(("dtype", "ulp"), [(torch.float16, 2**-10), (torch.bfloat16, 2**-7)])
-    def test_detection_loss__gradients_of_16_bit_logits_are_rounded_once(
-        self, dtype: torch.dtype, ulp: float
-    ) -> None:
+    def test_detection_loss__gradients_of_16_bit_logits_are_rounded_once(self, dtype: torch.dtype, ulp: float) -> None:
         """Also where sigmoid(logit) is about the target score, so that their difference is small."""
         half, (_, targets) = cast(make_predictions(2, (96, 64), 5), dtype), make_targets([4, 40], (96, 64), 5)
         items, boxes_grad, scores_grad = our_loss(half, targets)

@@ -35,9 +35,7 @@ def loss_and_gradient(network: nn.Module, autocast: torch.dtype | None = None) -
     images = window.images.to(next(network.parameters()).dtype) / 255
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         predictions = network(images)
-    sums = DetectionLoss(head_strides(network))(
-        predictions, window.boxes_xyxy_px, window.classes, window.image_index
-    )
+    sums = DetectionLoss(head_strides(network))(predictions, window.boxes_xyxy_px, window.classes, window.image_index)
     value = LossGains().apply(sums).sum()
     value.backward()
     return value.detach(), flat_gradient(network)

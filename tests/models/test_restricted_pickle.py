@@ -48,9 +48,13 @@ def attacks(trap: Path) -> dict[str, bytes]:
         "reduce in a state dict": pickle.dumps({"model.0.conv.weight": Call(os.system, touch(trap))}),
         "popen": pickle.dumps(Call(subprocess.Popen, ["touch", path])),
         "dotted name, protocol 4": b"\x80\x04\x8c\x07pathlib\x8c\x0aPath.touch\x93\x8c"
-        + bytes([len(path)]) + path.encode() + b"\x85R.",
+        + bytes([len(path)])
+        + path.encode()
+        + b"\x85R.",
         "getattr of a module": b"c__builtin__\ngetattr\n(c__builtin__\n__import__\n(Vos\ntRVsystem\ntR"
-        + b"(V" + command + b"\ntR.",
+        + b"(V"
+        + command
+        + b"\ntR.",
         "inst": b"(V" + command + b"\nios\nsystem\n.",
         "obj": b"(cos\nsystem\nV" + command + b"\no.",
         "newobj": b"\x80\x02cos\nsystem\nV" + command + b"\n\x85\x81.",
@@ -59,7 +63,9 @@ def attacks(trap: Path) -> dict[str, bytes]:
             Call(torch._utils._rebuild_parameter, Call(os.system, touch(trap)), True, OrderedDict())
         ),
         "build with a __setstate__": b"\x80\x02ctorch.nn.modules.conv\nConv2d\n)\x81}U\x0c__setstate__cos\nsystem\nsb"
-        + b"V" + command + b"\nb.",
+        + b"V"
+        + command
+        + b"\nb.",
         "build on a class": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}U\x0c__defaults__cos\nsystem\ns\x86b.",
         "persistent id": b"\x80\x02cos\nsystem\n(V" + command + b"\ntRQ.",
     }

@@ -1,0 +1,84 @@
+"""Concatenation and upsampling of maps by `fused_copies`, wherever `norm_act` takes its fused kernels.
+
+Both keep nothing for backward, as PyTorch's own do; `recipes` knows how to make their results again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import interpolate
+from torch.overrides import TorchFunctionMode
+
+from models.recompute import norm_act
+
+
+def is_fused(x_BCHW: Tensor) -> bool:
+    """Whether operations on a map take the fused kernels."""
+    return norm_act.kernels_for(x_BCHW) is not norm_act
+
+
+def concatenate(parts_BCHW: Sequence[Tensor]) -> Tensor:
+    """Maps of one dtype joined along their channels."""
+    if not is_fused(parts_BCHW[0]):
+        return torch.cat(list(parts_BCHW), 1)
+    from models.recompute import fused_copies  # only where there is Triton
+
+    return fused_copies.concatenate(parts_BCHW)
+
+
+def upsample(x_BCHW: Tensor, scale: int) -> Tensor:
+    """Every value of a map becomes a square of ``scale`` x ``scale``."""
+    if not is_fused(x_BCHW):
+        return interpolate(x_BCHW, scale_factor=scale)
+    from models.recompute import fused_copies
+
+    return fused_copies.upsample(x_BCHW, scale)
+
+
+class Concatenate(torch.autograd.Function):
+    """`concatenate`."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts_BCHW: Tensor) -> Tensor:
+        """All parts in one map."""
+        ctx.num_channels = [part.shape[1] for part in parts_BCHW]
+        return concatenate(parts_BCHW)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """Views, one for each part."""
+        return grad_BCHW.split(ctx.num_channels, 1)
+
+
+class Upsample(torch.autograd.Function):
+    """`upsample`."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BCHW: Tensor, scale: int) -> Tensor:
+        """A larger map."""
+        ctx.shape, ctx.scale = x_BCHW.shape, scale
+        return upsample(x_BCHW, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor, None]:
+        """Sums of squares of ``scale`` x ``scale``."""
+        return torch.ops.aten.upsample_nearest2d_backward(grad_BCHW, grad_BCHW.shape[2:], ctx.shape), None
+
+
+class FusedConcatenation(TorchFunctionMode):
+    """While active, ``torch.cat`` of maps along their channels is `Concatenate`, where kernels are fused."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Divert it; leave all other operators alone."""
+        if func is torch.cat and not kwargs and len(args) == 2 and args[1] == 1:
+            parts = args[0]
+            if parts[0].dim() == 4 and len({part.dtype for part in parts}) == 1 and is_fused(parts[0]):
+                return Concatenate.apply(*parts)
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,80 @@
+"""Concatenation and upsampling in one Triton kernel: each map goes straight to its place, at the speed of memory.
+
+PyTorch's own kernels take several times as long as the bytes they move would need: a concatenation whose parts are not
+all side by side in memory becomes a series of slow strided copies, and upsampling in channels_last looks up every
+element alone. Here a map is read once and written once, whatever its layout, channels side by side where they are so.
+
+Legend: B images, C channels, H x W positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE_ELEMENTS = 2048
+MAX_TILE_CHANNELS = 128
+NUM_WARPS = 4
+
+
+@triton.jit
+def _place_kernel(
+    x, x_image, x_channel, x_row, x_column, out, out_image, out_channel, out_row, out_column,
+    num_channels, width, num_places, tiles_per_image,
+    SCALE: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+):  # fmt: skip
+    """Fill one tile of ``out``: each place from the one of ``x`` that covers it if ``x`` is scaled up."""
+    channel = tl.program_id(1) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
+    tile = tl.program_id(0)
+    image = tl.cast(tile // tiles_per_image, tl.int64)
+    place = (tile % tiles_per_image) * TILE_PLACES + tl.arange(0, TILE_PLACES)[None, :]
+    row, column = place // width, place % width
+    inside = (channel < num_channels) & (place < num_places)
+    source = x + image * x_image + channel * x_channel + row // SCALE * x_row + column // SCALE * x_column
+    target = out + image * out_image + channel * out_channel + row * out_row + column * out_column
+    tl.store(target, tl.load(source, inside), inside)
+
+
+def place(x_BCHW: Tensor, out_BCHW: Tensor, scale: int = 1) -> None:
+    """Copy a map to another of the same dtype, ``scale`` times as high and wide, by repeating its values."""
+    num_channels, (height, width) = x_BCHW.shape[1], out_BCHW.shape[2:]
+    num_places = height * width
+    if x_BCHW.stride(1) == 1:
+        channels = min(triton.next_power_of_2(num_channels), MAX_TILE_CHANNELS)
+        places = min(triton.next_power_of_2(num_places), TILE_ELEMENTS // channels)
+    else:
+        places = min(triton.next_power_of_2(num_places), TILE_ELEMENTS)
+        channels = min(triton.next_power_of_2(num_channels), TILE_ELEMENTS // places)
+    tiles_per_image = triton.cdiv(num_places, places)
+    with torch.cuda.device_of(x_BCHW):
+        _place_kernel[len(x_BCHW) * tiles_per_image, triton.cdiv(num_channels, channels)](
+            x_BCHW, *x_BCHW.stride(), out_BCHW, *out_BCHW.stride(), num_channels, width, num_places, tiles_per_image,
+            SCALE=scale, TILE_CHANNELS=channels, TILE_PLACES=places, num_warps=NUM_WARPS,
+        )  # fmt: skip
+
+
+def concatenate(parts_BCHW: Sequence[Tensor]) -> Tensor:
+    """``torch.cat(parts, 1)`` of maps of one dtype, in the memory format of the first."""
+    first = parts_BCHW[0]
+    shape = len(first), sum(part.shape[1] for part in parts_BCHW), *first.shape[2:]
+    out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=_memory_format(first))
+    for part, target in zip(parts_BCHW, out.split([part.shape[1] for part in parts_BCHW], 1), strict=True):
+        place(part, target)
+    return out
+
+
+def upsample(x_BCHW: Tensor, scale: int) -> Tensor:
+    """``interpolate(x, scale_factor=scale)``: every value becomes a square of ``scale`` x ``scale``."""
+    batch, channels, height, width = x_BCHW.shape
+    shape = batch, channels, height * scale, width * scale
+    out = torch.empty(shape, dtype=x_BCHW.dtype, device=x_BCHW.device, memory_format=_memory_format(x_BCHW))
+    place(x_BCHW, out, scale)
+    return out
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format
