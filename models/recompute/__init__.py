@@ -172,8 +172,9 @@ def layer_forward(layer: nn.Module, x: Any) -> Any:
     if is_conv_unit(layer):
         return _conv_unit(layer, x)
     if isinstance(layer, nn.Upsample):
-        if is_fused(x):
-            return Upsample.apply(x, int(layer.scale_factor))
+        scale = layer.scale_factor
+        if is_fused(x) and layer.mode == "nearest" and isinstance(scale, float) and scale.is_integer():
+            return Upsample.apply(x, int(scale))
         with autocast_disabled(x.device):  # it copies values; in float32, twice the bytes
             return type(layer).forward(layer, x)
     with FusedConcatenation():

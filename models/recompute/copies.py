@@ -5,13 +5,12 @@ Both keep nothing for backward, as PyTorch's own do; `recipes` knows how to make
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
 from models.recompute import norm_act
@@ -22,32 +21,41 @@ def is_fused(x_BCHW: Tensor) -> bool:
     return norm_act.kernels_for(x_BCHW) is not norm_act
 
 
-def concatenate(parts_BCHW: Sequence[Tensor]) -> Tensor:
-    """Maps of one dtype joined along their channels."""
-    if not is_fused(parts_BCHW[0]):
-        return torch.cat(list(parts_BCHW), 1)
+def place(x_BCHW: Tensor, out_BCHW: Tensor) -> None:
+    """Copy a map, where kernels are fused."""
     from models.recompute import fused_copies  # only where there is Triton
 
-    return fused_copies.concatenate(parts_BCHW)
+    fused_copies.place(x_BCHW, out_BCHW)
 
 
 def upsample(x_BCHW: Tensor, scale: int) -> Tensor:
-    """Every value of a map becomes a square of ``scale`` x ``scale``."""
-    if not is_fused(x_BCHW):
-        return interpolate(x_BCHW, scale_factor=scale)
+    """Every value of a map becomes a square of ``scale`` x ``scale``, where kernels are fused."""
     from models.recompute import fused_copies
 
     return fused_copies.upsample(x_BCHW, scale)
 
 
 class Concatenate(torch.autograd.Function):
-    """`concatenate`."""
+    """Maps of one dtype joined along their channels, by `fused_copies`."""
 
     @staticmethod
     def forward(ctx: Any, *parts_BCHW: Tensor) -> Tensor:
         """All parts in one map."""
+        from models.recompute import fused_copies  # only where there is Triton
+
         ctx.num_channels = [part.shape[1] for part in parts_BCHW]
-        return concatenate(parts_BCHW)
+        out = fused_copies.concatenate(parts_BCHW)
+        ctx.like = out.shape, out.dtype, out.device, fused_copies.memory_format_of(out)
+        return out
+
+    @staticmethod
+    def output(ctx: Any, parts: Sequence[Callable[[Tensor], object]]) -> Tensor:
+        """The result of ``forward`` again; each part gets its place, to fill it."""
+        shape, dtype, device, memory_format = ctx.like
+        out = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
+        for fill, target in zip(parts, out.split(ctx.num_channels, 1), strict=True):
+            fill(target)
+        return out
 
     @staticmethod
     @once_differentiable

@@ -61,7 +61,7 @@ def concatenate(parts_BCHW: Sequence[Tensor]) -> Tensor:
     """``torch.cat(parts, 1)`` of maps of one dtype, in the memory format of the first."""
     first = parts_BCHW[0]
     shape = len(first), sum(part.shape[1] for part in parts_BCHW), *first.shape[2:]
-    out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=_memory_format(first))
+    out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=memory_format_of(first))
     for part, target in zip(parts_BCHW, out.split([part.shape[1] for part in parts_BCHW], 1), strict=True):
         place(part, target)
     return out
@@ -71,10 +71,11 @@ def upsample(x_BCHW: Tensor, scale: int) -> Tensor:
     """``interpolate(x, scale_factor=scale)``: every value becomes a square of ``scale`` x ``scale``."""
     batch, channels, height, width = x_BCHW.shape
     shape = batch, channels, height * scale, width * scale
-    out = torch.empty(shape, dtype=x_BCHW.dtype, device=x_BCHW.device, memory_format=_memory_format(x_BCHW))
+    out = torch.empty(shape, dtype=x_BCHW.dtype, device=x_BCHW.device, memory_format=memory_format_of(x_BCHW))
     place(x_BCHW, out, scale)
     return out
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Whether the channels of a map lie side by side, or its places do."""
     return torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format

@@ -35,10 +35,17 @@ from torch import Tensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TILE_ELEMENTS = 2048
 MAX_TILE_CHANNELS = 128
+NARROW_CHANNELS = 64  # up to so many, the output is computed faster in tiles of twice the size
 NUM_WARPS = 4
 NUM_STAGES = 3  # tiles of a reduction that are on their way at the same time
 NUM_PROGRAMS = 1024  # a few for each multiprocessor of the largest GPU
-MERGE_CHANNELS = 8
+
+
+@triton.jit
+def _tile_channels(tile, num_channels, TILE_CHANNELS: tl.constexpr):
+    """Channels of a tile, and which of them exist."""
+    channel = tile * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
+    return channel, channel < num_channels
 
 
 @triton.jit
@@ -46,6 +53,12 @@ def _tile_places(tile, num_places, tiles_per_image, TILE_PLACES: tl.constexpr):
     """Image and places of a tile; int64 for the image, since a map may have more than 2**31 elements."""
     place = (tile % tiles_per_image) * TILE_PLACES + tl.arange(0, TILE_PLACES)[None, :]
     return tl.cast(tile // tiles_per_image, tl.int64), place, place < num_places
+
+
+@triton.jit
+def _inside(in_channel, in_image, EVEN: tl.constexpr):
+    """Which elements of a tile exist; for ``EVEN`` tiles, all: then the compiler drops every mask."""
+    return tl.full((1, 1), True, tl.int1) if EVEN else in_channel & in_image
 
 
 @triton.jit
@@ -71,59 +84,58 @@ def _before_act(grad, normalised, SILU: tl.constexpr):
 @triton.jit
 def _moments_kernel(
     x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image, num_tiles, split_tiles,
-    count_SC, mean_SC, squares_SC, NUM_STAGES: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+    count_CS, mean_CS, squares_CS,
+    NUM_STAGES: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Size of one split, mean of each channel in it, and sum of squared deviations from that."""
-    channel = tl.program_id(0) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
-    in_channel = channel < num_channels
+    channel, in_channel = _tile_channels(tl.program_id(0), num_channels, TILE_CHANNELS)
     first = tl.program_id(1) * split_tiles
     lane_count = tl.zeros((1, TILE_PLACES), tl.float32)
     lane_mean = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     squares = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     for tile in tl.range(first, tl.minimum(first + split_tiles, num_tiles), num_stages=NUM_STAGES):
         image, place, in_image = _tile_places(tile, num_places, tiles_per_image, TILE_PLACES)
-        inside = in_channel & in_image
+        inside = _inside(in_channel, in_image, EVEN)
         value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0).to(tl.float32)
         lane_count += in_image.to(tl.float32)
         deviation = tl.where(inside, value - lane_mean, 0.0)
-        lane_mean += deviation * (1.0 / tl.maximum(lane_count, 1.0))  # one division for all channels of a place
-        squares += deviation * tl.where(inside, value - lane_mean, 0.0)
+        share = 1.0 / tl.maximum(lane_count, 1.0)  # one division for all channels of a place
+        lane_mean += deviation * share
+        squares += deviation * (deviation * (1.0 - share))
     count = tl.sum(lane_count)
     mean = tl.sum(lane_mean * lane_count, 1)[:, None] / count
     squares = tl.sum(squares + lane_count * (lane_mean - mean) * (lane_mean - mean), 1)[:, None]
-    target = tl.program_id(1) * num_channels + channel
-    tl.store(count_SC + target, tl.zeros_like(mean) + count, in_channel)
-    tl.store(mean_SC + target, mean, in_channel)
-    tl.store(squares_SC + target, squares, in_channel)
+    target = channel * tl.num_programs(1) + tl.program_id(1)
+    tl.store(count_CS + target, tl.zeros_like(mean) + count, in_channel)
+    tl.store(mean_CS + target, mean, in_channel)
+    tl.store(squares_CS + target, squares, in_channel)
 
 
 @triton.jit
 def _merge_kernel(
-    count_SC, mean_SC, squares_SC, num_splits, num_channels, eps, momentum,
-    mean, variance, running_mean, running_var, num_batches,
-    UPDATE: tl.constexpr, SPLITS: tl.constexpr, CHANNELS: tl.constexpr,
+    count_CS, mean_CS, squares_CS, num_splits, eps, momentum,
+    mean, variance, running_mean, running_var, num_batches, UPDATE: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of all splits together; the running ones move towards them, and the batch is counted."""
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    split = tl.arange(0, SPLITS)[:, None]
-    in_channel = channel < num_channels
-    inside = (split < num_splits) & in_channel
-    source = split * num_channels + channel
-    counts = tl.load(count_SC + source, inside, 0.0)
-    means = tl.load(mean_SC + source, inside, 0.0)
-    squares = tl.load(squares_SC + source, inside, 0.0)
-    count = tl.maximum(tl.sum(counts, 0)[None, :], 1.0)
-    total = tl.sum(means * counts, 0)[None, :] / count
-    squares = tl.sum(squares + counts * (means - total) * (means - total), 0)[None, :]
-    tl.store(mean + channel, total, in_channel)
-    tl.store(variance + channel, squares / count + eps, in_channel)
+    """Statistics of one channel, from all splits; the running ones move towards them, and the batch is counted."""
+    channel = tl.program_id(0)
+    split = tl.arange(0, SPLITS)
+    inside = split < num_splits
+    source = channel * num_splits + split
+    counts = tl.load(count_CS + source, inside, 0.0)
+    means = tl.load(mean_CS + source, inside, 0.0)
+    squares = tl.load(squares_CS + source, inside, 0.0)
+    count = tl.maximum(tl.sum(counts, 0), 1.0)
+    total = tl.sum(means * counts, 0) / count
+    squares = tl.sum(squares + counts * (means - total) * (means - total), 0)
+    tl.store(mean + channel, total)
+    tl.store(variance + channel, squares / count + eps)
     if UPDATE:
-        old_mean = tl.load(running_mean + channel, in_channel, 0.0).to(tl.float32)
-        old_var = tl.load(running_var + channel, in_channel, 0.0).to(tl.float32)
+        old_mean = tl.load(running_mean + channel).to(tl.float32)
+        old_var = tl.load(running_var + channel).to(tl.float32)
         unbiased = squares / tl.maximum(count - 1.0, 1.0)
-        tl.store(running_mean + channel, old_mean + momentum * (total - old_mean), in_channel)
-        tl.store(running_var + channel, old_var + momentum * (unbiased - old_var), in_channel)
-        if tl.program_id(0) == 0:
+        tl.store(running_mean + channel, old_mean + momentum * (total - old_mean))
+        tl.store(running_var + channel, old_var + momentum * (unbiased - old_var))
+        if channel == 0:
             tl.store(num_batches, tl.load(num_batches) + 1)
 
 
@@ -131,13 +143,12 @@ def _merge_kernel(
 def _apply_kernel(
     x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image,
     out, out_image, out_channel, out_place, mean, variance, weight, bias,
-    SILU: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+    SILU: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Normalise and activate one tile."""
-    channel = tl.program_id(1) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
-    in_channel = channel < num_channels
+    channel, in_channel = _tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
     image, place, in_image = _tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
-    inside = in_channel & in_image
+    inside = _inside(in_channel, in_image, EVEN)
     value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
     mean_C, invstd_C, weight_C, bias_C = _load_channels(channel, in_channel, mean, variance, weight, bias)
     result = (value.to(tl.float32) - mean_C) * invstd_C * weight_C + bias_C
@@ -150,42 +161,40 @@ def _apply_kernel(
 def _reduce_kernel(
     x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image, num_tiles, split_tiles,
     grad, grad_image, grad_channel, grad_place, out, out_image, out_channel, out_place,
-    mean, variance, weight, bias, sums_S2C,
+    mean, variance, weight, bias, sums_2CS,
     SILU: tl.constexpr, FROZEN: tl.constexpr, NUM_STAGES: tl.constexpr,
-    TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+    EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of weight and bias over one split; ``out``, that of the map, too if the statistics are frozen."""
-    channel = tl.program_id(0) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
-    in_channel = channel < num_channels
+    channel, in_channel = _tile_channels(tl.program_id(0), num_channels, TILE_CHANNELS)
     mean_C, invstd_C, weight_C, bias_C = _load_channels(channel, in_channel, mean, variance, weight, bias)
     first = tl.program_id(1) * split_tiles
     weight_sum = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     bias_sum = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     for tile in tl.range(first, tl.minimum(first + split_tiles, num_tiles), num_stages=NUM_STAGES):
         image, place, in_image = _tile_places(tile, num_places, tiles_per_image, TILE_PLACES)
-        inside = in_channel & in_image
+        inside = _inside(in_channel, in_image, EVEN)
         value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
         slope = tl.load(grad + image * grad_image + channel * grad_channel + place * grad_place, inside, 0.0)
         standard = (value.to(tl.float32) - mean_C) * invstd_C
         slope = _before_act(slope, standard * weight_C + bias_C, SILU)
-        weight_sum += tl.where(inside, slope * standard, 0.0)
-        bias_sum += tl.where(inside, slope, 0.0)
+        weight_sum += slope * standard  # the slope is 0 where there is no element
+        bias_sum += slope
         if FROZEN:
             target = image * out_image + channel * out_channel + place * out_place
             tl.store(out + target, slope * invstd_C * weight_C, inside)
-    target = sums_S2C + 2 * tl.program_id(1) * num_channels + channel
+    num_splits = tl.num_programs(1)
+    target = sums_2CS + channel * num_splits + tl.program_id(1)
     tl.store(target, tl.sum(weight_sum, 1)[:, None], in_channel)
-    tl.store(target + num_channels, tl.sum(bias_sum, 1)[:, None], in_channel)
+    tl.store(target + num_channels * num_splits, tl.sum(bias_sum, 1)[:, None], in_channel)
 
 
 @triton.jit
-def _sum_kernel(sums_SC, num_splits, num_channels, total, SPLITS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Sum over all splits."""
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    split = tl.arange(0, SPLITS)[:, None]
-    inside = (split < num_splits) & (channel < num_channels)
-    result = tl.sum(tl.load(sums_SC + split * num_channels + channel, inside, 0.0), 0)[None, :]
-    tl.store(total + channel, result, channel < num_channels)
+def _sum_kernel(sums_CS, num_splits, total, SPLITS: tl.constexpr):
+    """Sum of one channel over all splits."""
+    split = tl.arange(0, SPLITS)
+    values = tl.load(sums_CS + tl.program_id(0) * num_splits + split, split < num_splits, 0.0)
+    tl.store(total + tl.program_id(0), tl.sum(values, 0))
 
 
 @triton.jit
@@ -193,13 +202,12 @@ def _grad_kernel(
     x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image, num_values,
     grad, grad_image, grad_channel, grad_place, out, out_image, out_channel, out_place,
     mean, variance, weight, bias, weight_sum, bias_sum,
-    SILU: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+    SILU: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of the map, through the batch's statistics too."""
-    channel = tl.program_id(1) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
-    in_channel = channel < num_channels
+    channel, in_channel = _tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
     image, place, in_image = _tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
-    inside = in_channel & in_image
+    inside = _inside(in_channel, in_image, EVEN)
     value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
     slope = tl.load(grad + image * grad_image + channel * grad_channel + place * grad_place, inside, 0.0)
     mean_C, invstd_C, weight_C, bias_C = _load_channels(channel, in_channel, mean, variance, weight, bias)
@@ -230,28 +238,34 @@ def batch_statistics(
 ) -> tuple[Tensor, Tensor]:
     """As `norm_act.batch_statistics`, for a map in one of `DTYPES`."""
     x, num_channels = _evenly_spaced(x_BCHW), x_BCHW.shape[1]
-    sizes, tile, (num_tiles, channel_tiles) = _tiling(x)
+    sizes, tile, (num_tiles, channel_tiles) = _tiling(x, TILE_ELEMENTS)
     split_tiles, num_splits = _split(num_tiles, channel_tiles)
-    moments_3SC = x.new_empty(3, num_splits, num_channels, dtype=torch.float32)
-    mean_C, variance_C = moments_3SC.new_empty(2, num_channels)
+    moments_3CS = x.new_empty(3, num_channels, num_splits, dtype=torch.float32)
+    mean_C, variance_C = moments_3CS.new_empty(2, num_channels)
     with torch.cuda.device_of(x):
         _moments_kernel[channel_tiles, num_splits](
-            x, *_strides(x), *sizes, num_tiles, split_tiles, *moments_3SC, NUM_STAGES=NUM_STAGES, **tile
+            x, *_strides(x), *sizes, num_tiles, split_tiles, *moments_3CS, NUM_STAGES=NUM_STAGES, **tile
         )
-        _merge_kernel[(triton.cdiv(num_channels, MERGE_CHANNELS),)](
-            *moments_3SC, num_splits, num_channels, eps, momentum, mean_C, variance_C, *(running or (mean_C,) * 3),
-            UPDATE=running is not None, SPLITS=triton.next_power_of_2(num_splits), CHANNELS=MERGE_CHANNELS,
+        _merge_kernel[(num_channels,)](
+            *moments_3CS, num_splits, eps, momentum, mean_C, variance_C, *(running or (mean_C,) * 3),
+            UPDATE=running is not None, SPLITS=triton.next_power_of_2(num_splits),
         )  # fmt: skip
     return mean_C, variance_C
 
 
 def normalise_activate(
-    x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, variance_C: Tensor, silu: bool
+    x_BCHW: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    mean_C: Tensor,
+    variance_C: Tensor,
+    silu: bool,
+    out_BCHW: Tensor | None = None,
 ) -> Tensor:
-    """As `norm_act.normalise_activate`, for a map in one of `DTYPES`."""
+    """As `norm_act.normalise_activate`, for a map in one of `DTYPES`; ``out`` must be evenly spaced."""
     x = _evenly_spaced(x_BCHW)
-    out = torch.empty_like(x)
-    sizes, tile, grid = _tiling(x)
+    out = torch.empty_like(x) if out_BCHW is None else out_BCHW
+    sizes, tile, grid = _tiling(x, 2 * TILE_ELEMENTS if x.shape[1] <= NARROW_CHANNELS else TILE_ELEMENTS)
     with torch.cuda.device_of(x):
         _apply_kernel[grid](
             x, *_strides(x), *sizes, out, *_strides(out), mean_C, variance_C, weight_C, bias_C, SILU=silu, **tile
@@ -273,22 +287,19 @@ def backward(
     """As `norm_act.backward`, for maps in `DTYPES`; ``out`` must be evenly spaced."""
     x, grad = _evenly_spaced(x_BCHW), _evenly_spaced(grad_BCHW)
     out = torch.empty_like(x) if out_BCHW is None else out_BCHW
-    sizes, tile, (num_tiles, channel_tiles) = _tiling(x)
+    sizes, tile, (num_tiles, channel_tiles) = _tiling(x, TILE_ELEMENTS)
     split_tiles, num_splits = _split(num_tiles, channel_tiles)
     maps = grad, *_strides(grad), out, *_strides(out), mean_C, variance_C, weight_C, bias_C
     num_channels = x.shape[1]
-    sums_S2C = x.new_empty(num_splits, 2, num_channels, dtype=torch.float32)
-    total_2C = sums_S2C.new_empty(2, num_channels)
+    sums_2CS = x.new_empty(2, num_channels, num_splits, dtype=torch.float32)
+    total_2C = sums_2CS.new_empty(2, num_channels)
     grad_weight_C, grad_bias_C = total_2C
     with torch.cuda.device_of(x):
         _reduce_kernel[channel_tiles, num_splits](
-            x, *_strides(x), *sizes, num_tiles, split_tiles, *maps, sums_S2C,
+            x, *_strides(x), *sizes, num_tiles, split_tiles, *maps, sums_2CS,
             SILU=silu, FROZEN=not by_batch, NUM_STAGES=NUM_STAGES, **tile,
         )  # fmt: skip
-        _sum_kernel[(triton.cdiv(2 * num_channels, MERGE_CHANNELS),)](
-            sums_S2C, num_splits, 2 * num_channels, total_2C,
-            SPLITS=triton.next_power_of_2(num_splits), CHANNELS=MERGE_CHANNELS,
-        )  # fmt: skip
+        _sum_kernel[(2 * num_channels,)](sums_2CS, num_splits, total_2C, SPLITS=triton.next_power_of_2(num_splits))
         if by_batch:
             num_values = x.numel() // num_channels
             _grad_kernel[num_tiles, channel_tiles](
@@ -309,18 +320,19 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(1), x.stride(3 if x.shape[3] > 1 else 2)
 
 
-def _tiling(x: Tensor) -> tuple[tuple[int, int, int], dict[str, int], tuple[int, int]]:
+def _tiling(x: Tensor, tile_elements: int) -> tuple[tuple[int, int, int], dict[str, int], tuple[int, int]]:
     """Channels, places of an image, tiles along these; shape of a tile; tiles along the places, and the channels."""
     num_channels, num_places = x.shape[1], x.shape[2] * x.shape[3]
     if x.stride(1) == 1:
         channels = min(triton.next_power_of_2(num_channels), MAX_TILE_CHANNELS)
-        places = min(triton.next_power_of_2(num_places), TILE_ELEMENTS // channels)
+        places = min(triton.next_power_of_2(num_places), tile_elements // channels)
     else:
-        places = min(triton.next_power_of_2(num_places), TILE_ELEMENTS)
-        channels = min(triton.next_power_of_2(num_channels), TILE_ELEMENTS // places)
+        places = min(triton.next_power_of_2(num_places), tile_elements)
+        channels = min(triton.next_power_of_2(num_channels), tile_elements // places)
     tiles_per_image = triton.cdiv(num_places, places)
     grid = len(x) * tiles_per_image, triton.cdiv(num_channels, channels)
-    tile = {"TILE_CHANNELS": channels, "TILE_PLACES": places, "num_warps": NUM_WARPS}
+    is_even = num_channels % channels == 0 and num_places % places == 0
+    tile = {"EVEN": is_even, "TILE_CHANNELS": channels, "TILE_PLACES": places, "num_warps": NUM_WARPS}
     return (num_channels, num_places, tiles_per_image), tile, grid
 
 

@@ -31,13 +31,17 @@ class InputOnly(torch.autograd.Function):
         return function(x)
 
     @staticmethod
-    def output(ctx: Any, _: int = 0) -> Tensor:
-        """The result of ``forward``, computed again, this time with the small graph that backward needs."""
+    def output(ctx: Any, _: int = 0, out: Tensor | None = None) -> Tensor:
+        """The result of ``forward``, computed again, this time with the small graph that backward needs.
+
+        It is copied to ``out`` if that is given.
+        """
         if not hasattr(ctx, "repeated"):
             x = ctx.saved_tensors[0].detach().requires_grad_()
             with ctx.surroundings.again():
                 ctx.repeated = x, ctx.function(x)
-        return ctx.repeated[1].detach()
+        result = ctx.repeated[1].detach()
+        return result if out is None else out.copy_(result)
 
     @staticmethod
     @once_differentiable

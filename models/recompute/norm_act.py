@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+from collections.abc import Sequence
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
@@ -100,11 +101,21 @@ def batch_statistics(
 
 
 def normalise_activate(
-    x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, variance_C: Tensor, silu: bool
+    x_BCHW: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    mean_C: Tensor,
+    variance_C: Tensor,
+    silu: bool,
+    out_BCHW: Tensor | None = None,
 ) -> Tensor:
-    """``silu((x - mean) / sqrt(variance) * weight + bias)``, or without SiLU; epsilon is in the variance already."""
+    """``silu((x - mean) / sqrt(variance) * weight + bias)``, or without SiLU; epsilon is in the variance already.
+
+    The result is written to ``out`` if it is given.
+    """
     out = torch.native_batch_norm(x_BCHW, weight_C, bias_C, mean_C, variance_C, False, 0.0, 0.0)[0]
-    return _silu_(out) if silu else out
+    out = _silu_(out) if silu else out
+    return out if out_BCHW is None else out_BCHW.copy_(out)
 
 
 def backward(
@@ -154,13 +165,14 @@ class BatchNormAct(torch.autograd.Function):
                 return out
             statistics = ctx.kernels.batch_statistics(x_BCHW, running, norm.momentum, norm.eps)
         ctx.save_for_backward(x_BCHW, *statistics)
-        outs = tuple(_part_of_output(ctx, part, x_BCHW, *statistics) for part in range(num_parts))
+        outs = tuple(_part_of_output(ctx, part, x_BCHW, statistics) for part in range(num_parts))
         return outs if num_parts > 1 else outs[0]
 
     @staticmethod
-    def output(ctx: Any, part: int) -> Tensor:
-        """The result of ``forward``, or one part of it, computed again."""
-        return _part_of_output(ctx, part, *ctx.saved_tensors)
+    def output(ctx: Any, part: int, out_BCHW: Tensor | None = None) -> Tensor:
+        """The result of ``forward``, or one part of it, computed again, in ``out`` if that is given."""
+        x_BCHW, *statistics = ctx.saved_tensors
+        return _part_of_output(ctx, part, x_BCHW, statistics, out_BCHW)
 
     @staticmethod
     @once_differentiable
@@ -187,7 +199,9 @@ def _parts(ctx: Any, *tensors: Tensor, dim: int = 1) -> list[tuple[Tensor, ...]]
     return list(zip(*(tensor.chunk(ctx.num_parts, dim) for tensor in tensors), strict=True))
 
 
-def _part_of_output(ctx: Any, part: int, x_BCHW: Tensor, *statistics: Tensor) -> Tensor:
+def _part_of_output(
+    ctx: Any, part: int, x_BCHW: Tensor, statistics: Sequence[Tensor], out_BCHW: Tensor | None = None
+) -> Tensor:
     (x_BCHW,) = _parts(ctx, x_BCHW)[part]
     channels = _parts(ctx, *ctx.scale_shift, *statistics, dim=0)[part]
-    return ctx.kernels.normalise_activate(x_BCHW, *channels, ctx.silu)
+    return ctx.kernels.normalise_activate(x_BCHW, *channels, ctx.silu, out_BCHW)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,14 +25,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.weak import TensorWeakRef
 
-from models.recompute.copies import concatenate, upsample
+from models.recompute import copies
+from models.recompute.copies import Concatenate
 from models.recompute.input_only import InputOnly
 from models.recompute.norm_act import BatchNormAct
 
 _KEPT = "kept output"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recipe:
     """``function`` of what ``inputs`` make."""
 
@@ -43,12 +44,52 @@ class Recipe:
         """Compute the tensor."""
         return self.function(*[recipe.make() for recipe in self.inputs])
 
+    def make_in(self, place: Tensor) -> None:
+        """Compute the tensor at its place in a larger map."""
+        copies.place(self.make(), place)
+
+
+@dataclass(frozen=True)
+class _Joined(Recipe):
+    """Maps joined along their channels by ``function``, which gets what fills the place of each."""
+
+    def make(self) -> Tensor:
+        return self.function([recipe.make_in for recipe in self.inputs])
+
+
+@dataclass(slots=True)
+class _Output:
+    """An output of a node of our own: how many recipes still wait for it, and the result between two uses."""
+
+    num_uses: int = 0
+    result: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _FromNode(Recipe):
+    """An output of a node of our own: ``function`` makes it, at the place that it is given if any."""
+
+    output: _Output = field(default_factory=_Output)
+
+    def make(self) -> Tensor:
+        result = self.output.result if self.output.result is not None else self.function()
+        self.output.num_uses -= 1
+        self.output.result = result if self.output.num_uses > 0 else None
+        return result
+
+    def make_in(self, place: Tensor) -> None:
+        if self.output.result is None and self.output.num_uses == 1:
+            self.output.num_uses = 0
+            self.function(place)
+        else:
+            super().make_in(place)
+
 
 def pack(tensor: Tensor) -> Tensor | Recipe:
     """What to keep of a tensor that autograd saves: its recipe if it has one, else the tensor itself."""
     if tensor.is_leaf:
         return tensor
-    sources: list[tuple[Any, int]] = []
+    sources: list[_FromNode] = []
     if tensor._is_view():
         base: Any = tensor._base
         recipe = _trace(base.grad_fn, base.output_nr, sources)
@@ -59,8 +100,8 @@ def pack(tensor: Tensor) -> Tensor | Recipe:
         recipe = _trace(tensor.grad_fn, tensor.output_nr, sources)
     if recipe is None:
         return tensor.detach()
-    for node, output in sources:
-        _outputs(node)[output].num_uses += 1
+    for source in sources:
+        source.output.num_uses += 1
     return recipe
 
 
@@ -79,29 +120,25 @@ def keep(tensor: Tensor) -> Tensor:
     return kept
 
 
-def _trace(node: Any, index: int, sources: list[tuple[Any, int]]) -> Recipe | None:
-    """Recipe of output ``index`` of ``node``, if any; appends the outputs of nodes of our own that it starts from."""
+def _trace(node: Any, index: int, sources: list[_FromNode]) -> Recipe | None:
+    """Recipe of output ``index`` of ``node``, if any; appends the recipes it starts from, of nodes of our own."""
     if node is None:
         return None
     if _KEPT in node.metadata:
         tensor = node.metadata[_KEPT]()
         return None if tensor is None else Recipe(tensor.detach)
     if getattr(node, "_forward_cls", None) in (BatchNormAct, InputOnly):
-        sources.append((node, index))
-        return Recipe(partial(_result, node, index))
+        source = _FromNode(partial(node._forward_cls.output, node, index), output=_outputs(node)[index])
+        sources.append(source)
+        return source
     rule = _RULES.get(node.name())
     if rule is None:
         return None
     inputs: list[Any] = [_trace(before, output, sources) for before, output in node.next_functions]
-    return None if None in inputs else Recipe(partial(rule, node, index), tuple(inputs))
-
-
-@dataclass(slots=True)
-class _Output:
-    """An output of a node of our own: how many recipes still wait for it, and the result between two uses."""
-
-    num_uses: int = 0
-    result: Tensor | None = None
+    if None in inputs:
+        return None
+    kind = _Joined if rule is _join else Recipe
+    return kind(partial(rule, node, index), tuple(inputs))
 
 
 def _outputs(node: Any) -> defaultdict[int, _Output]:
@@ -111,13 +148,8 @@ def _outputs(node: Any) -> defaultdict[int, _Output]:
     return node.recipe_outputs
 
 
-def _result(node: Any, index: int) -> Tensor:
-    """Output of a node of our own."""
-    output = _outputs(node)[index]
-    result = output.result if output.result is not None else node._forward_cls.output(node, index)
-    output.num_uses -= 1
-    output.result = result if output.num_uses > 0 else None
-    return result
+def _join(node: Any, _: int, parts: list[Callable[[Tensor], None]]) -> Tensor:
+    return Concatenate.output(node, parts)
 
 
 def _view(base_stride: tuple[int, ...], layout: tuple, base: Tensor) -> Tensor:
@@ -133,8 +165,8 @@ def _dim(saved: int) -> int:
 # By name of the autograd node: its forward operation, from the node, the index of the output, and the inputs.
 _RULES: dict[str, Callable[..., Tensor]] = {
     "AddBackward0": lambda node, _, a, b: torch.add(a, b, alpha=node._saved_alpha),
-    "ConcatenateBackward": lambda node, _, *parts: concatenate(parts),
-    "UpsampleBackward": lambda node, _, x: upsample(x, node.scale),
+    "ConcatenateBackward": _join,
+    "UpsampleBackward": lambda node, _, x: copies.upsample(x, node.scale),
     "CatBackward0": lambda node, _, *parts: torch.cat(parts, _dim(node._saved_dim)),
     "SplitBackward0": lambda node, i, x: x.split(node._saved_split_size, _dim(node._saved_dim))[i],
     "SplitWithSizesBackward0": lambda node, i, x: x.split(node._saved_split_sizes, _dim(node._saved_dim))[i],

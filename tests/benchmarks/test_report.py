@@ -66,9 +66,7 @@ def test_newest__is_the_latest_of_that_very_name(tmp_path: Path) -> None:
     (0.40, 0.9, ["**missed**", "**missed**", "met"]),
     (1.10, 1.5, ["**missed**", "**missed**", "**missed**"]),
 ])  # fmt: skip
-def test_gpu_targets__follow_memory_and_speed(
-    tmp_path: Path, memory: float, speed: float, verdicts: list[str]
-) -> None:
+def test_gpu_targets__follow_memory_and_speed(tmp_path: Path, memory: float, speed: float, verdicts: list[str]) -> None:
     rows = [gpu_row("ultralytics", 36e9, 100.0), gpu_row("elementwise", 36e9 * memory, 100.0 * speed)]
     machine = {"date": "2026-01-01", "gpu": "a card", "torch": "2"}
     content = {"what": "steps", "command": "python benchmarks/gpu_steps.py", "machine": machine, "rows": rows}

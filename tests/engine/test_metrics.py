@@ -371,9 +371,7 @@ def loop_match(pairs: Pairs, scores_D: np.ndarray) -> np.ndarray:
     num_truth=st.integers(0, 12),
     num_levels=st.sampled_from([3, 1000]),
 )
-def test_greedy_match__equals_the_loop(
-    seed: int, num_detections: int, num_truth: int, num_levels: int
-) -> None:
+def test_greedy_match__equals_the_loop(seed: int, num_detections: int, num_truth: int, num_levels: int) -> None:
     """Also where scores and IoUs are equal: few levels make many ties."""
     random = np.random.default_rng(seed)
     detection, box = np.nonzero(random.random((num_detections, num_truth)) < random.random())

@@ -57,9 +57,7 @@ def test_new__translates_a_command_into_what_parses(
     assert "accumulate=2" in said and "never an argument of Ultralytics" in said
 
 
-def test_new__translates_an_args_yaml_into_what_parses(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_new__translates_an_args_yaml_into_what_parses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {
         "task": "detect", "mode": "train", "model": "yolo11m.pt", "data": "elsewhere/data.yaml", "epochs": 50,
         "batch": 8, "imgsz": 800, "device": "0", "optimizer": "SGD", "lr0": 0.01, "momentum": 0.937,
@@ -106,9 +104,7 @@ def test_examine_data__measures_boxes_in_parts_of_the_long_side(data_yaml: Path)
     ("small_side_rel", "long_side_px", "image_size"),
     [(0.05, 1280, 640), (0.011, 4000, 800), (0.001, 4000, 1280), (0.001, 800, 800), (0.001, 200, 640)],
 )
-def test_image_size__is_large_enough_for_small_boxes(
-    small_side_rel: float, long_side_px: int, image_size: int
-) -> None:
+def test_image_size__is_large_enough_for_small_boxes(small_side_rel: float, long_side_px: int, image_size: int) -> None:
     assert replace(FACTS, small_side_rel=small_side_rel, long_side_px=long_side_px).image_size == image_size
 
 

@@ -37,9 +37,7 @@ def test_plan_step__holds_when_simulated_and_gets_slower_with_the_budget() -> No
     for budget_bytes in (4 * GIB, 7 * GIB // 4, 3 * GIB // 2, 5 * GIB // 4):
         plan = plan_step(spec, budget_bytes, batch_size=32)
         found = plan.recommended
-        components = simulated(
-            spec, found.micro_batch, found.recompute, found.recompute_layers, found.accumulate > 1
-        )
+        components = simulated(spec, found.micro_batch, found.recompute, found.recompute_layers, found.accumulate > 1)
         assert tuple(found.components) == COMPONENTS
         assert sum(found.components.values()) == found.peak_bytes
         assert components == found.components

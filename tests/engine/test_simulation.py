@@ -83,9 +83,7 @@ def test_simulate_step__half_precision_halves_activations_and_copies_weights() -
 
 def test_simulate_step__crowded_images_cost_little_and_bounded_memory() -> None:
     spec = replace(SMALL, image_size=320)
-    few, many, crowded = (
-        peak_bytes(replace(spec, boxes_per_image=boxes), 8) for boxes in (10, 300, 600)
-    )
+    few, many, crowded = (peak_bytes(replace(spec, boxes_per_image=boxes), 8) for boxes in (10, 300, 600))
     assert few <= many <= crowded
     # 15 KiB a box (see models.loss), whatever the number of classes, anchors or the most crowded image.
     assert crowded - many <= 300 * 8 * 16 * 1024
@@ -116,9 +114,7 @@ def test_simulate_step__agrees_with_an_independent_simulation_of_yolo11l(
 @pytest.mark.parametrize(
     ("num_images", "image_size", "limit_gib"), [(16, 640, 4.2), (32, 640, 7.8), (32, 800, 11.7)], ids=str
 )
-def test_simulate_step__recompute_levels_keep_their_promise(
-    num_images: int, image_size: int, limit_gib: float
-) -> None:
+def test_simulate_step__recompute_levels_keep_their_promise(num_images: int, image_size: int, limit_gib: float) -> None:
     spec = StepSpec(image_size=image_size, boxes_per_image=10)
     none, elementwise, block = (peak_bytes(spec, num_images, level) for level in LEVELS)
     assert elementwise <= 0.42 * none

@@ -34,4 +34,3 @@ def ultralytics_loss(network: nn.Module, batch: Batch) -> Tensor:
     """Their training loss: the sum of the three terms, times the number of images."""
     loss, _ = ultralytics_criterion(network)(network(network_input(batch.images)), ultralytics_batch(batch))
     return loss.sum()
-

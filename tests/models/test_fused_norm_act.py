@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -295,6 +296,23 @@ def test_recompute__convolutions_get_maps_side_by_side(monkeypatch: pytest.Monke
             )
     network(make_map((2, 3, 24, 16), torch.float32, torch.channels_last)).sum().backward()
     assert all(are_dense) and len(are_dense) == len(list(batch_norms(network)))
+
+
+def test_recompute__parts_are_made_at_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_act, "kernels_for", lambda x: fused_norm_act)
+    network = Stack().to(DEVICE, memory_format=torch.channels_last)
+    apply_recompute(network, "elementwise")
+    loss = network(make_map((2, 3, 24, 16), torch.float32, torch.channels_last)).sum()
+    places: list[Tensor] = []
+
+    def spy(*arguments: Any) -> Tensor:
+        places.extend(arguments[6:])
+        return normalise_activate(*arguments)
+
+    monkeypatch.setattr(fused_norm_act, "normalise_activate", spy)
+    loss.backward()
+    assert sum(place is not None for place in places) == 1  # the half that nothing else reads
+    assert all(not place.is_contiguous(memory_format=torch.channels_last) for place in places if place is not None)
 
 
 def test_kernels_for__cpu_and_float64_take_pytorchs_kernels() -> None:

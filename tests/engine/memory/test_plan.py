@@ -114,8 +114,6 @@ def test_choose__says_what_would_fit_if_nothing_does() -> None:
     assert enough.micro_batch == 1
 
 
-@pytest.mark.parametrize(
-    ("peak_gib", "verdict"), [(15.1, "fits"), (15.3, "tight"), (16.0, "tight"), (16.01, "spills")]
-)
+@pytest.mark.parametrize(("peak_gib", "verdict"), [(15.1, "fits"), (15.3, "tight"), (16.0, "tight"), (16.01, "spills")])
 def test_verdict_of__by_budget_and_margin(peak_gib: float, verdict: str) -> None:
     assert verdict_of(int(peak_gib * GIB), 16 * GIB) == verdict

@@ -113,9 +113,7 @@ def test_report__images_are_whole(facts: RunFacts) -> None:
     assert contents and all(base64.b64decode(content).startswith(b"\x89PNG") for content in contents)
 
 
-def test_report__a_part_that_fails_leaves_the_others(
-    facts: RunFacts, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_report__a_part_that_fails_leaves_the_others(facts: RunFacts, caplog: pytest.LogCaptureFixture) -> None:
     (facts.folder / "plan.json").write_text("{ half")
     page = Page(write_report(facts).read_text())
     assert page.text.count("This part cannot be made: JSONDecodeError") == 2

@@ -56,9 +56,7 @@ def test_collect_records__splits_the_metrics_image_by_image() -> None:
         collect_records(metrics, ["x"] * 6)
 
 
-def test_draw_mistakes__worst_first_and_none_without_mistakes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_draw_mistakes__worst_first_and_none_without_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = make_pictures(tmp_path, 3)
     fine = record([[*BOX, 0, 0.9]], [[*BOX, 0]], paths[0])
     bad = record([[*BOX, 1, 0.9]], [[*FAR, 0]], paths[1])
