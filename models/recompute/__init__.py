@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from ultralytics.nn.modules import C2PSA, C2f, Conv, Detect, DWConv
-from ultralytics.nn.modules.block import Attention
+from ultralytics.nn.modules.block import Attention, Bottleneck
 from ultralytics.nn.tasks import DetectionModel
 
 from models.boxes import autocast_disabled
@@ -103,6 +103,8 @@ def _transform(layer: nn.Module, level: Level) -> None:
     for module in layer.modules():
         if isinstance(module, C2f | C2PSA):  # the first thing they do is to halve the output of this unit
             module.cv1.forward = partial(_conv_unit, module.cv1, is_halved=True)
+        elif isinstance(module, Bottleneck) and module.add and is_conv_unit(module.cv2):
+            module.forward = partial(_bottleneck, module)
     forward = _block if level == "block" and can_repeat(layer) else _elementwise
     layer.forward = partial(forward, layer)
 
@@ -147,6 +149,14 @@ def _conv_unit(module: Any, x: Tensor, is_halved: bool = False) -> Tensor | _Hal
     return BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu)
 
 
+def _bottleneck(module: Any, x: Tensor) -> Tensor:
+    if not (_is_training(module) and is_fused(x)):
+        return type(module).forward(module, x)
+    unit = module.cv2
+    norm, is_silu = unit.bn, isinstance(unit.act, nn.SiLU)
+    return BatchNormAct.apply(unit.conv(module.cv1(x)), norm.weight, norm.bias, norm, is_silu, 1, x)
+
+
 def _keep_inputs_only(module: nn.Module, x: Tensor) -> Tensor:
     if not _is_training(module):
         return type(module).forward(module, x)
@@ -181,4 +191,4 @@ def layer_forward(layer: nn.Module, x: Any) -> Any:
         return type(layer).forward(layer, x)
 
 
-_FORWARDS = (_conv_unit, _keep_inputs_only, _elementwise, _block)
+_FORWARDS = (_conv_unit, _bottleneck, _keep_inputs_only, _elementwise, _block)

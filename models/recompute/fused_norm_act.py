@@ -8,6 +8,7 @@ On a GPU these operations do little but move memory, so what counts is how often
     forward, batch's statistics                    5      3
     forward, running statistics                    4      2
     output computed again                          4      2
+    the same, added to a residual                  7      3
     backward, batch's statistics                  10      5
     backward, running statistics                  10      3
     =============================  =================  =====
@@ -142,10 +143,11 @@ def _merge_kernel(
 @triton.jit
 def _apply_kernel(
     x, x_image, x_channel, x_place, num_channels, num_places, tiles_per_image,
-    out, out_image, out_channel, out_place, mean, variance, weight, bias,
-    SILU: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+    residual, residual_image, residual_channel, residual_place, out, out_image, out_channel, out_place,
+    mean, variance, weight, bias,
+    SILU: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Normalise and activate one tile."""
+    """Normalise and activate one tile, and add the residual."""
     channel, in_channel = _tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
     image, place, in_image = _tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
     inside = _inside(in_channel, in_image, EVEN)
@@ -154,6 +156,10 @@ def _apply_kernel(
     result = (value.to(tl.float32) - mean_C) * invstd_C * weight_C + bias_C
     if SILU:
         result = result * tl.sigmoid(result)
+    if ADD:
+        source = residual + image * residual_image + channel * residual_channel + place * residual_place
+        result = result.to(x.dtype.element_ty).to(tl.float32)  # rounded as if it were stored and read again
+        result += tl.load(source, inside, 0.0).to(tl.float32)
     tl.store(out + image * out_image + channel * out_channel + place * out_place, result, inside)
 
 
@@ -260,16 +266,19 @@ def normalise_activate(
     mean_C: Tensor,
     variance_C: Tensor,
     silu: bool,
+    residual_BCHW: Tensor | None = None,
     out_BCHW: Tensor | None = None,
 ) -> Tensor:
-    """As `norm_act.normalise_activate`, for a map in one of `DTYPES`; ``out`` must be evenly spaced."""
+    """As `norm_act.normalise_activate`, for maps in one of `DTYPES`; ``out`` must be evenly spaced."""
     x = _evenly_spaced(x_BCHW)
+    residual = x if residual_BCHW is None else _evenly_spaced(residual_BCHW)
     out = torch.empty_like(x) if out_BCHW is None else out_BCHW
     sizes, tile, grid = _tiling(x, 2 * TILE_ELEMENTS if x.shape[1] <= NARROW_CHANNELS else TILE_ELEMENTS)
     with torch.cuda.device_of(x):
         _apply_kernel[grid](
-            x, *_strides(x), *sizes, out, *_strides(out), mean_C, variance_C, weight_C, bias_C, SILU=silu, **tile
-        )
+            x, *_strides(x), *sizes, residual, *_strides(residual), out, *_strides(out),
+            mean_C, variance_C, weight_C, bias_C, SILU=silu, ADD=residual_BCHW is not None, **tile,
+        )  # fmt: skip
     return out
 
 

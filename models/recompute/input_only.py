@@ -31,7 +31,7 @@ class InputOnly(torch.autograd.Function):
         return function(x)
 
     @staticmethod
-    def output(ctx: Any, _: int = 0, out: Tensor | None = None) -> Tensor:
+    def output(ctx: Any, _: int = 0, *, out_BCHW: Tensor | None = None) -> Tensor:
         """The result of ``forward``, computed again, this time with the small graph that backward needs.
 
         It is copied to ``out`` if that is given.
@@ -41,7 +41,7 @@ class InputOnly(torch.autograd.Function):
             with ctx.surroundings.again():
                 ctx.repeated = x, ctx.function(x)
         result = ctx.repeated[1].detach()
-        return result if out is None else out.copy_(result)
+        return result if out_BCHW is None else out_BCHW.copy_(result)
 
     @staticmethod
     @once_differentiable

@@ -107,14 +107,16 @@ def normalise_activate(
     mean_C: Tensor,
     variance_C: Tensor,
     silu: bool,
+    residual_BCHW: Tensor | None = None,
     out_BCHW: Tensor | None = None,
 ) -> Tensor:
     """``silu((x - mean) / sqrt(variance) * weight + bias)``, or without SiLU; epsilon is in the variance already.
 
-    The result is written to ``out`` if it is given.
+    The residual, if there is one, is added to the result, which is written to ``out`` if that is given.
     """
     out = torch.native_batch_norm(x_BCHW, weight_C, bias_C, mean_C, variance_C, False, 0.0, 0.0)[0]
     out = _silu_(out) if silu else out
+    out = out if residual_BCHW is None else residual_BCHW + out
     return out if out_BCHW is None else out_BCHW.copy_(out)
 
 
@@ -146,11 +148,19 @@ class BatchNormAct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, norm: Any, silu: bool, num_parts: int = 1
+        ctx: Any,
+        x_BCHW: Tensor,
+        weight_C: Tensor,
+        bias_C: Tensor,
+        norm: Any,
+        silu: bool,
+        num_parts: int = 1,
+        residual_BCHW: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Normalise by the batch's statistics, or by the running ones if ``norm`` is in eval mode (frozen).
 
-        With several parts the output comes in as many tensors, each with its share of the channels.
+        With several parts the output comes in as many tensors, each with its share of the channels. A residual is
+        added to an output in one part.
         """
         ctx.kernels, ctx.by_batch, ctx.silu, ctx.num_parts = kernels_for(x_BCHW), norm.training, silu, num_parts
         ctx.scale_shift = weight_C, bias_C
@@ -158,21 +168,21 @@ class BatchNormAct(torch.autograd.Function):
             statistics = norm.running_mean, norm.running_var + norm.eps
         else:
             running = None if is_repeating.get() else (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-            if num_parts == 1:  # PyTorch's kernels do both in one go
+            if num_parts == 1 and residual_BCHW is None:  # PyTorch's kernels do both in one go
                 arguments = running, norm.momentum, norm.eps, silu
                 out, *statistics = ctx.kernels.normalise_by_batch(x_BCHW, weight_C, bias_C, *arguments)
                 ctx.save_for_backward(x_BCHW, *statistics)
                 return out
             statistics = ctx.kernels.batch_statistics(x_BCHW, running, norm.momentum, norm.eps)
         ctx.save_for_backward(x_BCHW, *statistics)
-        outs = tuple(_part_of_output(ctx, part, x_BCHW, statistics) for part in range(num_parts))
+        outs = tuple(_part_of_output(ctx, part, x_BCHW, statistics, residual_BCHW) for part in range(num_parts))
         return outs if num_parts > 1 else outs[0]
 
     @staticmethod
-    def output(ctx: Any, part: int, out_BCHW: Tensor | None = None) -> Tensor:
+    def output(ctx: Any, part: int, residual_BCHW: Tensor | None = None, out_BCHW: Tensor | None = None) -> Tensor:
         """The result of ``forward``, or one part of it, computed again, in ``out`` if that is given."""
         x_BCHW, *statistics = ctx.saved_tensors
-        return _part_of_output(ctx, part, x_BCHW, statistics, out_BCHW)
+        return _part_of_output(ctx, part, x_BCHW, statistics, residual_BCHW, out_BCHW)
 
     @staticmethod
     @once_differentiable
@@ -191,7 +201,8 @@ class BatchNormAct(torch.autograd.Function):
             ]
             grads = grad_x_BCHW, *map(torch.cat, zip(*parts, strict=True))
         wanted = zip(grads, ctx.needs_input_grad[:3], strict=True)
-        return *(grad if is_wanted else None for grad, is_wanted in wanted), None, None, None
+        grad_residual_BCHW = grads_BCHW[0] if any(ctx.needs_input_grad[6:]) else None
+        return *(grad if is_wanted else None for grad, is_wanted in wanted), None, None, None, grad_residual_BCHW
 
 
 def _parts(ctx: Any, *tensors: Tensor, dim: int = 1) -> list[tuple[Tensor, ...]]:
@@ -200,8 +211,13 @@ def _parts(ctx: Any, *tensors: Tensor, dim: int = 1) -> list[tuple[Tensor, ...]]
 
 
 def _part_of_output(
-    ctx: Any, part: int, x_BCHW: Tensor, statistics: Sequence[Tensor], out_BCHW: Tensor | None = None
+    ctx: Any,
+    part: int,
+    x_BCHW: Tensor,
+    statistics: Sequence[Tensor],
+    residual_BCHW: Tensor | None = None,
+    out_BCHW: Tensor | None = None,
 ) -> Tensor:
     (x_BCHW,) = _parts(ctx, x_BCHW)[part]
     channels = _parts(ctx, *ctx.scale_shift, *statistics, dim=0)[part]
-    return ctx.kernels.normalise_activate(x_BCHW, *channels, ctx.silu, out_BCHW)
+    return ctx.kernels.normalise_activate(x_BCHW, *channels, ctx.silu, residual_BCHW, out_BCHW)

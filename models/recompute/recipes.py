@@ -48,6 +48,11 @@ class Recipe:
         """Compute the tensor at its place in a larger map."""
         copies.place(self.make(), place)
 
+    def skip(self) -> None:
+        """Do without the tensor after all."""
+        for recipe in self.inputs:
+            recipe.skip()
+
 
 @dataclass(frozen=True)
 class _Joined(Recipe):
@@ -72,17 +77,27 @@ class _FromNode(Recipe):
     output: _Output = field(default_factory=_Output)
 
     def make(self) -> Tensor:
-        result = self.output.result if self.output.result is not None else self.function()
-        self.output.num_uses -= 1
-        self.output.result = result if self.output.num_uses > 0 else None
+        result = self.output.result
+        if result is None:
+            result = super().make()
+        else:
+            super().skip()
+        self._count(result)
         return result
 
     def make_in(self, place: Tensor) -> None:
         if self.output.result is None and self.output.num_uses == 1:
-            self.output.num_uses = 0
-            self.function(place)
+            self._count(self.function(*[recipe.make() for recipe in self.inputs], out_BCHW=place))
         else:
             super().make_in(place)
+
+    def skip(self) -> None:
+        super().skip()
+        self._count(self.output.result)
+
+    def _count(self, result: Tensor | None) -> None:
+        self.output.num_uses -= 1
+        self.output.result = result if self.output.num_uses > 0 else None
 
 
 def pack(tensor: Tensor) -> Tensor | Recipe:
@@ -128,7 +143,10 @@ def _trace(node: Any, index: int, sources: list[_FromNode]) -> Recipe | None:
         tensor = node.metadata[_KEPT]()
         return None if tensor is None else Recipe(tensor.detach)
     if getattr(node, "_forward_cls", None) in (BatchNormAct, InputOnly):
-        source = _FromNode(partial(node._forward_cls.output, node, index), output=_outputs(node)[index])
+        residual: list[Any] = [_trace(before, output, sources) for before, output in node.next_functions[3:]]
+        if None in residual:
+            return None
+        source = _FromNode(partial(node._forward_cls.output, node, index), tuple(residual), _outputs(node)[index])
         sources.append(source)
         return source
     rule = _RULES.get(node.name())

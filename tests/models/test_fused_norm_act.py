@@ -284,6 +284,29 @@ def test_batch_norm_act__in_two_parts(kernels: object, frozen: bool, monkeypatch
     assert int(norms[1].num_batches_tracked) == (0 if frozen else 1)
 
 
+@pytest.mark.parametrize("kernels", [norm_act, fused_norm_act], ids=["pytorch", "fused"])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_batch_norm_act__with_a_residual(
+    kernels: object, frozen: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norm_act, "kernels_for", lambda x: kernels)
+    norms = [nn.BatchNorm2d(6).to(DEVICE).train(not frozen) for _ in range(2)]
+    x = make_map((3, 6, 5, 4), dtype, torch.channels_last).requires_grad_()
+    residual = make_map((3, 9, 5, 4), dtype, torch.channels_last)[:, 1:7].requires_grad_()
+    results = []
+    for norm, is_fused in zip(norms, (False, True), strict=True):
+        arguments = x, norm.weight, norm.bias, norm, True, 1
+        apply = norm_act.BatchNormAct.apply
+        out = apply(*arguments, residual) if is_fused else residual + apply(*arguments)
+        if is_fused:
+            assert torch.equal(norm_act.BatchNormAct.output(out.grad_fn, 0, residual), out)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (x, norm.weight, norm.bias, residual))])
+    for plain, fused in zip(*results, strict=True):
+        assert torch.allclose(fused, plain, rtol=1e-5, atol=1e-5)
+    assert int(norms[1].num_batches_tracked) == (0 if frozen else 1)
+
+
 def test_recompute__convolutions_get_maps_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norm_act, "kernels_for", lambda x: fused_norm_act)
     network = Stack().to(DEVICE, memory_format=torch.channels_last)
@@ -306,12 +329,12 @@ def test_recompute__parts_are_made_at_their_places(monkeypatch: pytest.MonkeyPat
     places: list[Tensor] = []
 
     def spy(*arguments: Any) -> Tensor:
-        places.extend(arguments[6:])
+        places.extend(arguments[7:])
         return normalise_activate(*arguments)
 
     monkeypatch.setattr(fused_norm_act, "normalise_activate", spy)
     loss.backward()
-    assert sum(place is not None for place in places) == 1  # the half that nothing else reads
+    assert sum(place is not None for place in places) == 2  # a half that nothing else reads, and the last of all
     assert all(not place.is_contiguous(memory_format=torch.channels_last) for place in places if place is not None)
 
 
