@@ -45,6 +45,7 @@ COMPILED_RIVALS = ("ultralytics", "ultralytics compiled", "elementwise")
 CELLS = ["16x640", "32x640", "16x800", "32x800", "8x640", "64x640"]
 COMPILED_CELLS = ["16x640", "64x640"]
 TURNS, WARM_UP_STEPS = 2, 5
+NETWORK: NetworkName = "yolo11l"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """A CPU only shows that the program works."""
 
@@ -73,9 +74,16 @@ def measure_turn(rival: str, precision: Precision, window: Batch, steps: int) ->
     }
 
 
-def make_step(rival: str, precision: Precision, window: Batch) -> Callable[[], object]:
-    """A function that takes a step of one of the rivals: ``ultralytics`` or a recompute level, perhaps compiled."""
+def make_step(
+    rival: str, precision: Precision, window: Batch, on_recovery: Callable[[str], None] = lambda sentence: None
+) -> Callable[[], object]:
+    """A function that takes a step of one of the rivals: ``ultralytics`` or a recompute level, perhaps compiled.
+
+    ``on_recovery`` is told if a step of ours ran out of memory and goes on with less.
+    """
     name, compiled = rival.removesuffix(COMPILED), rival.endswith(COMPILED)
+    if compiled:
+        torch.compiler.reset()  # a run of its own would know nothing of other sizes
     if name == "ultralytics":
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[precision]
         loop = UltralyticsLoop(fresh_network(), dtype, compiled)
@@ -83,15 +91,16 @@ def make_step(rival: str, precision: Precision, window: Batch) -> Callable[[], o
     if compiled:
         raise NotImplementedError(f"{rival}: yolofit does not compile its network")
     step = training_step(fresh_network(), len(window), len(window), precision, name)
+    step.memory.on_recovery = on_recovery
     return lambda: step.run(window)
 
 
 def empty_device() -> None:
-    """Give everything back, and what was compiled, too; counts begin anew."""
-    torch.compiler.reset()
+    """Give everything back; the peak is counted anew."""
     gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def synchronize() -> None:
@@ -102,11 +111,11 @@ def synchronize() -> None:
 
 def fresh_network() -> torch.nn.Module:
     """A copy of the same random network, on the device."""
-    return copy.deepcopy(_template()).to(DEVICE)
+    return copy.deepcopy(_template(NETWORK)).to(DEVICE)
 
 
 @functools.cache
-def _template(name: NetworkName = "yolo11l") -> torch.nn.Module:
+def _template(name: NetworkName) -> torch.nn.Module:
     torch.manual_seed(0)
     return build_network(name, NUM_CLASSES)
 
