@@ -8,8 +8,10 @@ an image on average.
 Seconds are of CPU time, so that other programs on the machine do not count. Of that case each side runs once more, in
 a process of its own, for how much its resident memory grows over that of the predictions.
 
-OMP_NUM_THREADS=1 python benchmarks/validation_time.py --out benchmarks/results/validation_time.json
-    (and --ckpt_path best.ckpt --data data.yaml --image-size 640)
+    OMP_NUM_THREADS=1 python benchmarks/validation_time.py --out benchmarks/results/validation_time.json
+    OMP_NUM_THREADS=1 python benchmarks/validation_time.py --coco --out benchmarks/results/validation_coco.json
+
+(and --ckpt_path best.ckpt --data data.yaml --image-size 640)
 """
 
 from __future__ import annotations
