@@ -343,9 +343,11 @@ def make_runs(options: argparse.Namespace, folder: Path) -> list[Run]:
     return runs
 
 
-def train_all(runs: list[Run], jobs: int, deadline_seconds: float, save: Callable[[list[Run]], None]) -> None:
+def train_all(
+    runs: list[Run], jobs: int, deadline_seconds: float, start_method: str, save: Callable[[list[Run]], None]
+) -> None:
     """Every run in its own process, ``jobs`` at a time; ``save`` is told which have begun, every few seconds."""
-    context = get_context("forkserver")
+    context = get_context(start_method)
     context.set_forkserver_preload(IMPORTED_ONCE)
     waiting, begun, running = list(runs), [], dict[str, BaseProcess]()
     start = saved = time.perf_counter()
@@ -406,6 +408,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--validate-every", type=int, default=1, help="epochs; a divisor of --epochs")
     parser.add_argument("--deadline", type=float, default=math.inf, help="seconds after which runs are broken off")
+    start_help = "forkserver imports once for all; spawn, should CUDA not like it, once in each process"
+    parser.add_argument("--start", default="forkserver", choices=("forkserver", "spawn"), help=start_help)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.epochs % options.validate_every:
@@ -416,6 +420,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # loaders of runs broken off still end
         os.environ |= {"YOLOFIT_CACHE": folder, "YOLO_CONFIG_DIR": folder, "OMP_NUM_THREADS": "1"}
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask for GPUs before a fork must not start CUDA
         # Ultralytics writes its settings when first imported: now, lest the runs do so all at once.
         subprocess.run([sys.executable, "-c", "import ultralytics"], check=True)
         runs = make_runs(options, Path(folder))
@@ -425,7 +430,7 @@ def main() -> None:
             wall = {"wall_seconds": time.perf_counter() - start_seconds}
             write(options.out, what, wall | collect(begun), quiet=True)
 
-        train_all(runs, options.jobs, options.deadline, save)
+        train_all(runs, options.jobs, options.deadline, options.start, save)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import box_precision
 import common
 import fidelity
 import gpu_caps
+import gpu_steps
 import growth
 import pytest
 import roofline
@@ -20,6 +21,7 @@ from torch.autograd import DeviceType
 
 from data.dataset_yaml import read_dataset_yaml
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from engine.step import TrainingStep
 from models.saved_weights import read_weights
 
 
@@ -55,6 +57,19 @@ def test_expected_bytes__are_those_of_autobatch_message(monkeypatch: pytest.Monk
     batch, messages = autobatch.chosen_batch(0.6)
     assert batch == 2 and autobatch.expected_bytes(messages) == round(4.71 * 2**30)
     assert autobatch.expected_bytes(["error detected"]) is None
+
+
+@pytest.mark.parametrize("rival", ["none", "block"])
+def test_trials__of_ours_end_where_memory_runs_out(rival: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(self: TrainingStep, *_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(gpu_steps, "NETWORK", "yolo11n")
+    window = common.random_window(1, 64)
+    assert gpu_caps._take_steps(rival, window) is None
+    monkeypatch.setattr(TrainingStep, "_forward_backward", run_out)
+    error = gpu_caps._take_steps(rival, window)
+    assert error is not None and "out of memory" in error and "another error" not in error
 
 
 def test_split_kernels__counts_each_kernel_once() -> None:
