@@ -27,7 +27,7 @@ from engine.ema import EmaConfig, WeightAverage
 from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, build_optimizer
-from engine.precision import Precision, build_scaler
+from engine.precision import Precision, autocast, build_scaler
 from engine.recovery import MemorySettings
 from engine.schedule import Schedule, ScheduleConfig
 from engine.step import TrainingStep
@@ -82,8 +82,10 @@ def training_step(
 class BareLoop:
     """One optimizer step as a plain PyTorch script writes it, with our network, loss and optimizer."""
 
-    def __init__(self, network: nn.Module, micro_batch_size: int) -> None:
-        self.network, self.micro_batch_size = network, micro_batch_size
+    def __init__(self, network: nn.Module, micro_batch_size: int, precision: Precision = "fp32") -> None:
+        self.network, self.micro_batch_size, self.precision = network, micro_batch_size, precision
+        self.device = next(network.parameters()).device
+        self.scaler = build_scaler(precision, self.device)
         self.loss, self.gains = DetectionLoss(head_strides(network)), LossGains()
         self.optimizer = build_optimizer(network, OptimizerConfig(), 16)
         self.ema = copy.deepcopy(network).eval().requires_grad_(False)
@@ -92,13 +94,16 @@ class BareLoop:
 
     def __call__(self, window: Batch) -> None:
         """Forward and backward of each micro-batch, clip, step, average."""
-        for batch in window.split(self.micro_batch_size):
-            sums = self.loss(
-                self.network(batch.images.float().div_(255)), batch.boxes_xyxy_px, batch.classes, batch.image_index
-            )
-            (self.gains.total(sums, sums.normaliser) * len(batch)).backward()
+        for on_host in window.split(self.micro_batch_size):
+            batch = on_host.to(self.device, non_blocking=True)
+            with autocast(self.precision, self.device):
+                predictions = self.network(batch.images.float().div_(255))
+            sums = self.loss(predictions, batch.boxes_xyxy_px, batch.classes, batch.image_index)
+            self.scaler.scale(self.gains.total(sums, sums.normaliser) * len(batch)).backward()
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averages), list(self.weights), 1e-4)

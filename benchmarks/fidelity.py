@@ -2,8 +2,8 @@
 
 On one GPU with 16 cores, all runs at the same time, about four minutes (`--epochs` sets how long):
 
-    PYTHONPATH=. python benchmarks/fidelity.py --device cuda --jobs 12 --epochs 50 --image-size 320 \
-        --data synthetic PATH/TO/pcb-components/data.yaml --out "${OUT:-benchmarks/results}/gpu_fidelity.json"
+    PYTHONPATH=. python benchmarks/fidelity.py --device cuda --jobs 12 --epochs 60 --validate-every 20 --deadline 240 \
+        --image-size 320 --data synthetic PATH/TO/pcb-components/data.yaml --out benchmarks/results/gpu_fidelity.json
 
 To see it work on a CPU:
 
@@ -11,9 +11,12 @@ To see it work on a CPU:
 
 For every data set and seed a random yolo11n is written into one file, and both trainers start from it. They share the
 recipe of configs/parity.yaml with an effective batch of `--batch` images, so neither accumulates. The averaged weights
-of either's last epoch and best epoch are then validated twice: by yolofit's validator and by Ultralytics'. The result
-file grows with every run that ends, so a run that is cut short leaves what it has. The data set is copied for every
-run; its own folder is only read.
+of either's last epoch and best epoch are then validated twice: by yolofit's validator and by Ultralytics'. What is not
+training is left out on both sides: pictures, the report, checkpoints of epochs that are not validated, Ultralytics'
+validation of its best epoch. The data set is copied for every run; its own folder is only read.
+
+The result file is written again every few seconds: with the runs that have ended, and of the others the curves so far,
+which is what is left of them after `--deadline` seconds.
 
 With `--plain` nothing is augmented: then only the order of images is left to chance, and with one batch an epoch
 nothing is, so both trainers must take the same course until rounding has grown into a difference.
@@ -23,6 +26,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
+import math
 import os
 import shutil
 import statistics
@@ -31,9 +36,10 @@ import sys
 import tempfile
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -59,6 +65,8 @@ AUGMENTATIONS = ("mosaic", "translate", "scale", "hsv_h", "hsv_s", "hsv_v", "fli
 """All that either recipe does by default, under the names that both have."""
 LOSSES = ("box_loss", "cls_loss", "dfl_loss")
 TRAINERS = ("yolofit", "ultralytics")
+IMPORTED_ONCE = ["__main__", "engine.fit", "ultralytics.models.yolo.detect"]
+POLL_SECONDS, SAVE_SECONDS = 0.2, 10.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,18 @@ class Run:
     lr: float
     close_mosaic: int
     is_plain: bool
+    validate_every: int
+    """Epochs from one validation to the next; the last epoch is one of those."""
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Checkpoints that are worth looking at."""
+        return ("last",) if self.validate_every == self.epochs else ("last", "best")
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Which run it is."""
+        return {"trainer": self.trainer, "data": self.data_name, "seed": self.seed}
 
     @property
     def augment(self) -> dict[str, float]:
@@ -117,6 +137,7 @@ def write_first_weights(path: Path, data: Path, seed: int, image_size: int) -> N
 def train_yolofit(run: Run) -> dict[str, Path]:
     """Train with ``engine.fit``; its checkpoints by name."""
     from engine.fit import main as fit
+    from engine.reporter import RunReporter
 
     settings = {
         "config": PARITY,
@@ -137,9 +158,12 @@ def train_yolofit(run: Run) -> dict[str, Path]:
         "model.optimizer.nominal_batch_size": run.batch,
         "trainer.accelerator": "cpu" if run.device == "cpu" else "gpu",
         "trainer.max_epochs": run.epochs,
+        "trainer.check_val_every_n_epoch": run.validate_every,
     } | {f"data.augment.{name}": value for name, value in run.augment.items()}
-    fit([f"--{key}={value}" for key, value in settings.items()])
-    return {name: run.folder / "run" / "checkpoints" / f"{name}.ckpt" for name in ("last", "best")}
+    no_pictures = mock.patch.object(RunReporter, "_attempt", lambda *_: None)
+    with no_pictures:
+        fit([f"--{key}={value}" for key, value in settings.items()])
+    return {name: run.folder / "run" / "checkpoints" / f"{name}.ckpt" for name in run.kept}
 
 
 def train_ultralytics(run: Run) -> dict[str, Path]:
@@ -162,9 +186,21 @@ def train_ultralytics(run: Run) -> dict[str, Path]:
     }  # fmt: skip
     no_download = mock.patch.object(module, "check_amp", lambda model: True)  # of a network to check with
     no_polars = mock.patch.object(DetectionTrainer, "read_results_csv", lambda self: {})  # a copy in the checkpoint
-    with no_download, no_polars:
-        DetectionTrainer(overrides=overrides).train()
-    return {name: run.folder / "run" / "weights" / f"{name}.pt" for name in ("last", "best")}
+    no_final_validation = mock.patch.object(DetectionTrainer, "final_eval", lambda self: None)
+
+    def validate_now_and_then(trainer: DetectionTrainer) -> None:
+        trainer.args.val = trainer.args.save = is_validated(trainer.epoch, run)
+
+    with no_download, no_polars, no_final_validation:
+        trainer = DetectionTrainer(overrides=overrides)
+        trainer.add_callback("on_train_epoch_start", validate_now_and_then)
+        trainer.train()
+    return {name: run.folder / "run" / "weights" / f"{name}.pt" for name in run.kept}
+
+
+def is_validated(epoch: int, run: Run) -> bool:
+    """Whether an epoch, counted from 0, ends with a validation."""
+    return (epoch + 1) % run.validate_every == 0
 
 
 def their_device(run: Run) -> str:
@@ -172,14 +208,26 @@ def their_device(run: Run) -> str:
     return "cpu" if run.device == "cpu" else "0"
 
 
-def read_curves(run: Run) -> dict[str, list[float]]:
-    """Training losses and validation mAP50-95 by epoch, as the trainer itself logged them."""
+def read_curves(run: Run) -> dict[str, list[float | None]]:
+    """Training losses, validation losses and mAP50-95 by epoch, as the trainer itself has logged them so far.
+
+    None stands where an epoch was not validated.
+    """
     is_ours = run.trainer == "yolofit"
-    with (run.folder / "run" / ("metrics.csv" if is_ours else "results.csv")).open(newline="") as file:
-        rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
+    file = run.folder / "run" / ("metrics.csv" if is_ours else "results.csv")
+    if not file.exists():
+        return {}
+    with file.open(newline="") as lines:
+        rows = [{key.strip(): value for key, value in row.items() if key} for row in csv.DictReader(lines)]
     map_key = "val/map50_95" if is_ours else "metrics/mAP50-95(B)"
     keys = {name: f"train/{name}" for name in LOSSES} | {f"val_{name}": f"val/{name}" for name in LOSSES}
-    return {name: [float(row[key]) for row in rows] for name, key in (keys | {"val_map50_95": map_key}).items()}
+    return {
+        name: [
+            float(row[key]) if row.get(key) and (key.startswith("train/") or is_validated(epoch, run)) else None
+            for epoch, row in enumerate(rows)
+        ]
+        for name, key in (keys | {"val_map50_95": map_key}).items()
+    }
 
 
 def validate_by_yolofit(loaded: LoadedNetwork, run: Run) -> dict[str, float]:
@@ -206,13 +254,28 @@ def validate_by_ultralytics(loaded: LoadedNetwork, run: Run, path: Path) -> dict
     return {"map50_95": float(results.box.map), "map50": float(results.box.map50)}
 
 
-def train_and_validate(run: Run) -> dict[str, Any]:
-    """One run, in a process of its own, whose output goes to ``log.txt`` of its folder."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+def train_and_validate(run: Run) -> None:
+    """One run, in a process of its own: output goes to ``log.txt`` of its folder, what it found to ``result.json``."""
     log = os.open(run.folder / "log.txt", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
     torch.set_num_threads(1)
+    try:
+        result = run.about | trained_and_validated(run)
+    except BaseException:
+        result = {"error": traceback.format_exc()[-3000:]}
+    leave_result(run, result)
+
+
+def leave_result(run: Run, result: dict[str, Any]) -> None:
+    """Write a run's ``result.json``, which is there as a whole or not at all."""
+    partial = run.folder / "result.partial"
+    partial.write_text(json.dumps(result))
+    partial.replace(run.folder / "result.json")
+
+
+def trained_and_validated(run: Run) -> dict[str, Any]:
+    """Curves, mAP of each checkpoint by each validator, and the seconds of training."""
     start_seconds = time.perf_counter()
     checkpoints = {"yolofit": train_yolofit, "ultralytics": train_ultralytics}[run.trainer](run)
     train_seconds = time.perf_counter() - start_seconds
@@ -223,15 +286,14 @@ def train_and_validate(run: Run) -> dict[str, Any]:
             "yolofit": validate_by_yolofit(loaded, run),
             "ultralytics": validate_by_ultralytics(loaded, run, run.folder / f"{name}.pt"),
         }
-    about = {"trainer": run.trainer, "data": run.data_name, "seed": run.seed, "train_seconds": train_seconds}
-    return about | {"validated": validated, "curves": read_curves(run)}
+    return {"train_seconds": train_seconds, "validated": validated, "curves": read_curves(run)}
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """For each data set, epoch kept and validator: either trainer's mAP50-95 over the seeds, and the paired gap."""
     summary: dict[str, Any] = {}
     for data in sorted({run["data"] for run in runs}):
-        for kept in ("last", "best"):
+        for kept in runs[0]["validated"]:
             for validator in TRAINERS:
                 maps = {
                     trainer: {
@@ -274,30 +336,61 @@ def make_runs(options: argparse.Namespace, folder: Path) -> list[Run]:
                     Run(
                         trainer, name, seed, copy_data(source, place / "data"), weights, place, options.device,
                         options.precision, options.epochs, options.image_size, options.batch, options.lr,
-                        min(10, options.epochs // 5), options.plain,
+                        min(10, options.epochs // 5), options.plain, options.validate_every,
                     )
                 )  # fmt: skip
+                place.mkdir(exist_ok=True)
     return runs
 
 
-def train_all(runs: list[Run], jobs: int, save: Any) -> None:
-    """Every run in its own process, ``jobs`` at a time; ``save`` is called with what there is when one has ended."""
-    finished: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = {pool.submit(train_and_validate, run): run for run in runs}
-        for future in as_completed(futures):
-            run = futures[future]
-            name = run.folder.name
-            if error := future.exception():
-                failed[name] = "".join(traceback.format_exception(error))[-3000:]
-                print(f"{name}: failed\n{failed[name]}", flush=True)
-            else:
-                result = future.result()
-                finished.append(result)
-                maps = {kept: values["yolofit"]["map50_95"] for kept, values in result["validated"].items()}
-                print(f"{name}: {result['train_seconds']:.0f} s, mAP50-95 {maps}", flush=True)
-            save(sorted(finished, key=lambda run: (run["data"], run["seed"], run["trainer"])), failed)
+def train_all(
+    runs: list[Run], jobs: int, deadline_seconds: float, start_method: str, save: Callable[[list[Run]], None]
+) -> None:
+    """Every run in its own process, ``jobs`` at a time; ``save`` is told which have begun, every few seconds."""
+    context = get_context(start_method)
+    context.set_forkserver_preload(IMPORTED_ONCE)
+    waiting, begun, running = list(runs), [], dict[str, BaseProcess]()
+    start = saved = time.perf_counter()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            run = waiting.pop(0)
+            begun.append(run)
+            running[run.folder.name] = context.Process(target=train_and_validate, args=(run,))
+            running[run.folder.name].start()
+        time.sleep(POLL_SECONDS)
+        ended = [run for run in begun if run.folder.name in running and not running[run.folder.name].is_alive()]
+        for run in ended:
+            exit_code = running.pop(run.folder.name).exitcode
+            if not (run.folder / "result.json").exists():  # killed, by the system or by a fault of some library
+                leave_result(run, {"error": f"exit code {exit_code}: {(run.folder / 'log.txt').read_text()[-2000:]}"})
+        now = time.perf_counter()
+        if ended or now > saved + SAVE_SECONDS:
+            saved = now
+            save(begun)
+        if now > start + deadline_seconds:
+            break
+    for process in running.values():
+        process.kill()
+    save(begun)
+
+
+def collect(begun: list[Run]) -> dict[str, Any]:
+    """What the runs that have begun have to show: results, errors, and the curves of those that have not ended."""
+    finished, unfinished, failed = [], [], {}
+    for run in sorted(begun, key=lambda run: (run.data_name, run.seed, run.trainer)):
+        file = run.folder / "result.json"
+        result = json.loads(file.read_text()) if file.exists() else None
+        if result is None:
+            unfinished.append(run.about | {"curves": read_curves(run)})
+        elif "error" in result:
+            failed[run.folder.name] = result["error"]
+        else:
+            finished.append(result)
+    epochs = {
+        f"{run['data']}-{run['seed']}-{run['trainer']}": len(run["curves"].get("box_loss", [])) for run in unfinished
+    }
+    print(f"{len(finished)} ended, failed: {list(failed)}, epochs of the others: {epochs}", flush=True)
+    return {"failed": failed, "summary": summarise(finished), "runs": finished, "unfinished": unfinished}
 
 
 def main() -> None:
@@ -313,24 +406,31 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="augment nothing")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--validate-every", type=int, default=1, help="epochs; a divisor of --epochs")
+    parser.add_argument("--deadline", type=float, default=math.inf, help="seconds after which runs are broken off")
+    start_help = "forkserver imports once for all; spawn, should CUDA not like it, once in each process"
+    parser.add_argument("--start", default="forkserver", choices=("forkserver", "spawn"), help=start_help)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.epochs % options.validate_every:
+        parser.error("--validate-every: the last epoch must be one of those")
     what = (
         f"yolo11n from random weights, {options.epochs} epochs at {options.image_size}, batch {options.batch}, "
         f"lr {options.lr}, {options.precision}, {'nothing augmented, ' * options.plain}else as configs/parity.yaml"
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # loaders of runs broken off still end
         os.environ |= {"YOLOFIT_CACHE": folder, "YOLO_CONFIG_DIR": folder, "OMP_NUM_THREADS": "1"}
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask for GPUs before a fork must not start CUDA
         # Ultralytics writes its settings when first imported: now, lest the runs do so all at once.
         subprocess.run([sys.executable, "-c", "import ultralytics"], check=True)
         runs = make_runs(options, Path(folder))
         start_seconds = time.perf_counter()
 
-        def save(finished: list[dict[str, Any]], failed: dict[str, str]) -> None:
-            wall = {"wall_seconds": time.perf_counter() - start_seconds, "failed": failed}
-            write(options.out, what, wall | {"summary": summarise(finished), "runs": finished}, quiet=True)
+        def save(begun: list[Run]) -> None:
+            wall = {"wall_seconds": time.perf_counter() - start_seconds}
+            write(options.out, what, wall | collect(begun), quiet=True)
 
-        train_all(runs, options.jobs, save)
+        train_all(runs, options.jobs, options.deadline, options.start, save)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ turn starts on an empty device. Ours is `engine.step`, with recordings and fused
 does with a batch (see `step_time.py`), in channels_last under autocast, as its defaults are. Bytes are those after the
 first steps: allocated and reserved by torch at the peak, and by the driver for the whole process. What the plan
 predicts for them is another program's business: `plan_error.py`.
+
+With `--compiled` there are cells for `torch.compile` instead, one to two minutes each: Ultralytics' `compile=True`
+(TorchInductor in its default mode) beside the same step without it, with the seconds of the first steps, which compile.
 """
 
 from __future__ import annotations
@@ -30,80 +33,118 @@ from common import BOXES_PER_IMAGE, NUM_CLASSES, random_window, training_step, w
 from step_time import UltralyticsLoop
 
 from data.batch import Batch
-from models.network import build_network
+from engine.precision import Precision
+from models.network import NetworkName, build_network
 from models.recompute import norm_act
 
 LEVELS = ("none", "elementwise", "block")
 RIVALS = ("ultralytics", *LEVELS)
+COMPILED = " compiled"
+"""Ends the name of a rival whose network is compiled."""
+COMPILED_RIVALS = ("ultralytics", "ultralytics compiled", "elementwise")
 CELLS = ["16x640", "32x640", "16x800", "32x800", "8x640", "64x640"]
+COMPILED_CELLS = ["16x640", "64x640"]
 TURNS, WARM_UP_STEPS = 2, 5
+NETWORK: NetworkName = "yolo11l"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""A CPU only shows that the program works."""
 
 
-def measure_turn(rival: str, precision: str, window: Batch, steps: int) -> dict[str, Any]:
-    """Seconds of each step, and the bytes of the process."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    step = _their_step(window, precision) if rival == "ultralytics" else _our_step(window, precision, rival)
+def measure_turn(rival: str, precision: Precision, window: Batch, steps: int) -> dict[str, Any]:
+    """Seconds of the first steps and of each later one, and the bytes of the process."""
+    empty_device()
+    step = make_step(rival, precision, window)
+    start = time.perf_counter()
     for _ in range(WARM_UP_STEPS):
         step()
-    seconds = []
-    torch.cuda.synchronize()
+    synchronize()
+    first_seconds, seconds = time.perf_counter() - start, []
     for _ in range(steps):
         start = time.perf_counter()
         step()
-        torch.cuda.synchronize()
+        synchronize()
         seconds.append(time.perf_counter() - start)
     return {
         "seconds": seconds,
+        "first_steps_seconds": first_seconds,
         "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
         "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
         "reserved_bytes": torch.cuda.memory_reserved(),
-        "used_bytes": _used_bytes(),
+        "used_bytes": used_bytes(),
     }
 
 
-def _our_step(window: Batch, precision: str, level: str) -> Callable[[], object]:
-    step = training_step(_network(), len(window), len(window), precision, level)
+def make_step(
+    rival: str, precision: Precision, window: Batch, on_recovery: Callable[[str], None] = lambda sentence: None
+) -> Callable[[], object]:
+    """A function that takes a step of one of the rivals: ``ultralytics`` or a recompute level, perhaps compiled.
+
+    ``on_recovery`` is told if a step of ours ran out of memory and goes on with less.
+    """
+    name, compiled = rival.removesuffix(COMPILED), rival.endswith(COMPILED)
+    if compiled:
+        torch.compiler.reset()  # a run of its own would know nothing of other sizes
+    if name == "ultralytics":
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[precision]
+        loop = UltralyticsLoop(fresh_network(), dtype, compiled)
+        return lambda: loop(window)
+    if compiled:
+        raise NotImplementedError(f"{rival}: yolofit does not compile its network")
+    step = training_step(fresh_network(), len(window), len(window), precision, name)
+    step.memory.on_recovery = on_recovery
     return lambda: step.run(window)
 
 
-def _their_step(window: Batch, precision: str) -> Callable[[], object]:
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[precision]
-    loop = UltralyticsLoop(_network(), dtype)
-    return lambda: loop(window)
+def empty_device() -> None:
+    """Give everything back; the peak is counted anew."""
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
-def _network() -> torch.nn.Module:
-    return copy.deepcopy(_template()).cuda()
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def fresh_network() -> torch.nn.Module:
+    """A copy of the same random network, on the device."""
+    return copy.deepcopy(_template(NETWORK)).to(DEVICE)
 
 
 @functools.cache
-def _template() -> torch.nn.Module:
+def _template(name: NetworkName) -> torch.nn.Module:
     torch.manual_seed(0)
-    return build_network("yolo11l", NUM_CLASSES)
+    return build_network(name, NUM_CLASSES)
 
 
-def _used_bytes() -> int:
-    """What the driver reports for the device, on which nothing else runs."""
+def used_bytes() -> int:
+    """What the driver reports for the device, on which nothing else runs; 0 without a GPU."""
+    if DEVICE == "cpu":
+        return 0
     handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
     return pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2).used
 
 
 def measure_cell(
-    image_size: int, micro_batch: int, precision: str, rivals: tuple[str, ...], steps: int
+    image_size: int, micro_batch: int, precision: Precision, rivals: tuple[str, ...], steps: int
 ) -> list[dict[str, Any]]:
     """A row for each rival."""
-    window = random_window(micro_batch, image_size).pin_memory()
+    window = random_window(micro_batch, image_size)
+    if DEVICE == "cuda":
+        window = window.pin_memory()
     turns: dict[str, list[dict[str, Any]]] = {rival: [] for rival in rivals}
-    for _ in range(TURNS):
+    num_turns = 1 if any(rival.endswith(COMPILED) for rival in rivals) else TURNS  # to compile takes a minute or two
+    for _ in range(num_turns):
         for rival in rivals:
             turns[rival].append(measure_turn(rival, precision, window, steps))
     return [_row(image_size, micro_batch, precision, rival, results) for rival, results in turns.items()]
 
 
 def _row(
-    image_size: int, micro_batch: int, precision: str, rival: str, turns: list[dict[str, Any]]
+    image_size: int, micro_batch: int, precision: Precision, rival: str, turns: list[dict[str, Any]]
 ) -> dict[str, Any]:
     seconds = [second for turn in turns for second in turn["seconds"]]
     quartiles = statistics.quantiles(seconds, n=4)
@@ -126,16 +167,23 @@ def _row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--cells", nargs="+", default=CELLS, help="Micro-batches and image sizes.")
+    parser.add_argument("--cells", nargs="+", help="Micro-batches and image sizes.")
     parser.add_argument("--steps", type=int, default=10, help="Steps of a turn that are timed.")
+    parser.add_argument("--compiled", action="store_true", help="Measure compiled networks.")
     arguments = parser.parse_args()
-    pynvml.nvmlInit()
+    if DEVICE == "cuda":
+        pynvml.nvmlInit()
+        torch.zeros(1, device=DEVICE)
     norm_act.use_fused_kernels(True)
-    torch.zeros(1, device="cuda")
-    results: dict[str, Any] = {"used_bytes_of_an_empty_process": _used_bytes(), "rows": []}
+    results: dict[str, Any] = {"used_bytes_of_an_empty_process": used_bytes(), "rows": []}
     what = "YOLO11l: memory and time of an optimizer step of one micro-batch, beside Ultralytics' trainer"
-    cells = [(*map(int, cell.split("x")), "fp16", RIVALS) for cell in arguments.cells]
-    cells += [(16, 640, precision, ("ultralytics", "none", "elementwise")) for precision in ("bf16", "fp32")]
+    names, rivals = (COMPILED_CELLS, COMPILED_RIVALS) if arguments.compiled else (CELLS, RIVALS)
+    cells: list[tuple[int, int, Precision, tuple[str, ...]]] = []
+    for cell in arguments.cells or names:
+        micro_batch, image_size = map(int, cell.split("x"))
+        cells.append((micro_batch, image_size, "fp16", rivals))
+    if not arguments.compiled:
+        cells += [(16, 640, "bf16", RIVALS[:3]), (16, 640, "fp32", RIVALS[:3])]
     for micro_batch, image_size, precision, rivals in cells:
         results["rows"] += measure_cell(image_size, micro_batch, precision, rivals, arguments.steps)
         write(arguments.out, what, results, quiet=True)  # after each cell: a run that is cut short leaves what it has

@@ -5,150 +5,17 @@ Nothing in them is typed in by hand, and what has no result says so.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
+from report_gpu import autobatch, budget, cards, compiled, engine, kernels, on_gpu, precision_on_gpu
+from report_parts import COLOURS, LEVELS, SIDES, gib, missing, table, with_quartiles
 
 if TYPE_CHECKING:
     from report import Report, Result
 
-GIB = 2**30
-LEVELS = ("none", "elementwise", "block")
-SIDES = ("ultralytics", "yolofit")
 AXES = ("micro_batch", "image_size", "boxes_per_image")
-COLOURS = {
-    "yolofit": "#0969da", "ultralytics": "#bc4c00", "none": "#0969da", "elementwise": "#1a7f37", "block": "#8250df",
-}  # fmt: skip
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], num_text: int = 1) -> str:
-    """A Markdown table: the first columns to the left, the others to the right."""
-    marks = ["---"] * num_text + ["---:"] * (len(head) - num_text)
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in [head, marks, *rows])
-
-
-def with_quartiles(value: float, quartiles: Sequence[float], form: str = ".3f") -> str:
-    """A median and, in brackets, its quartiles."""
-    return f"{value:{form}} ({quartiles[0]:{form}} to {quartiles[1]:{form}})"
-
-
-def gib(num_bytes: float) -> str:
-    """Bytes in GiB, or in MiB or KiB where there are few."""
-    if num_bytes >= GIB:
-        return f"{num_bytes / GIB:.2f} GiB"
-    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"
-
-
-def missing(what: str, program: str) -> str:
-    """What a section says without a result."""
-    return f"Not measured yet: {what}. `{program}` does."
-
-
-def on_gpu(report: Report) -> str:
-    """Memory and speed of a step on a GPU."""
-    result = report.newest("gpu_steps")
-    texts = (
-        "GPU: peak at most 0.45 x Ultralytics' at no less than its speed",
-        "GPU: 1.2 x Ultralytics' speed at no more than its memory",
-        "GPU: 64 x 640 within 16 GiB",
-    )
-    if result is None:
-        for text in texts:
-            report.target("1", text, None)
-        return missing("memory and speed on a GPU", "python benchmarks/gpu_steps.py")
-    cells: dict[tuple, dict[str, dict]] = {}
-    for row in result["rows"]:
-        key = (row["image_size"], row["micro_batch"], row["precision"])
-        cells.setdefault(key, {})[row["rival"]] = row
-    _gpu_targets(report, texts, {key: cell for key, cell in cells.items() if key[2] == "fp16"})
-    rows = []
-    for (size, micro_batch, precision), cell in cells.items():
-        base = cell.get("ultralytics")
-        for rival, row in cell.items():
-            ratios = [""] * 2
-            if base is not None:
-                ratios = [f"{row['peak_allocated_bytes'] / base['peak_allocated_bytes']:.2f}",
-                          f"{row['images_per_second'] / base['images_per_second']:.2f}"]  # fmt: skip
-            speed = [micro_batch / seconds for seconds in reversed(row["quartile_seconds"])]
-            rows.append((
-                f"{micro_batch} x {size} {precision}", f"`{rival}`" if rival in LEVELS else rival,
-                gib(row["peak_allocated_bytes"]), gib(row["reserved_bytes"]), gib(row["used_bytes"]), ratios[0],
-                with_quartiles(row["images_per_second"], speed, ".0f"), ratios[1],
-            ))  # fmt: skip
-    head = ("cell", "", "peak allocated", "reserved", "driver", "memory ratio", "images/s", "speed ratio")
-
-    def draw(memory: Axes, speed: Axes) -> None:
-        keys = [key for key in cells if key[2] == "fp16" and key[0] == min(size for size, *_ in cells)]
-        for rival in ("ultralytics", *LEVELS):
-            points = [(key[1], cells[key][rival]) for key in keys if rival in cells[key]]
-            style = {"marker": "o", "markersize": 3, "label": rival, "color": COLOURS[rival]}
-            memory.plot([x for x, _ in points], [row["peak_allocated_bytes"] / GIB for _, row in points], **style)
-            speed.plot([x for x, _ in points], [row["images_per_second"] for _, row in points], **style)
-        memory.set(xlabel="micro-batch", ylabel="peak allocated, GiB", ylim=(0, None))
-        speed.set(xlabel="micro-batch", ylabel="images/s", ylim=(0, None))
-        memory.legend(fontsize=7)
-
-    return f"{result.source()}\n\n{table(head, rows)}\n\n{report.plot('gpu_steps', draw, 2)}"
-
-
-def _gpu_targets(report: Report, texts: Sequence[str], cells: dict[tuple, dict[str, dict]]) -> None:
-    lean, fast = [], []  # in each cell, the least memory at no less speed, and the most speed at no more memory
-    for cell in cells.values():
-        theirs = cell["ultralytics"]
-        ratios = [
-            (cell[level]["peak_allocated_bytes"] / theirs["peak_allocated_bytes"],
-             cell[level]["images_per_second"] / theirs["images_per_second"])
-            for level in LEVELS if level in cell
-        ]  # fmt: skip
-        lean.append(min((memory for memory, speed in ratios if speed >= 1), default=math.inf))
-        fast.append(max((speed for memory, speed in ratios if memory <= 1), default=0.0))
-    num_lean, num_fast = sum(memory <= 0.45 for memory in lean), sum(speed >= 1.2 for speed in fast)
-    for text, num_met, values in ((texts[0], num_lean, lean), (texts[1], num_fast, fast)):
-        measured = f"{num_met} of {len(cells)} cells ({min(values):.2f} to {max(values):.2f})"
-        report.target("1", text, measured, num_met / len(cells))
-    large = [row["used_bytes"] for key, cell in cells.items() if key[:2] == (640, 64)
-             for level, row in cell.items() if level in LEVELS]  # fmt: skip
-    report.target("1", texts[2], gib(min(large)) if large else None, bool(large) and min(large) <= 16 * GIB)
-
-
-def budget(report: Report) -> str:
-    """Runs within 16 GiB."""
-    result = report.newest("gpu_budget")
-    text = "GPU: all four rows of the popular 16 GB table train within 16 GiB"
-    if result is None:
-        report.target("1", text, None)
-        return missing("training within 16 GiB", "python benchmarks/gpu_budget.py")
-    rows, num_green = [], 0
-    for row in result["rows"]:
-        is_green = row["exit_status"] == 0
-        num_green += is_green and row["micro_batch"] != "auto"
-        planned = row.get("planned", {})
-        rows.append((
-            f"{row['micro_batch']} x {row['image_size']}", "trained" if is_green else f"status {row['exit_status']}",
-            planned.get("recompute", "-"), *(gib(size) if size else "-" for size in (
-                planned.get("peak_bytes"), row.get("peak_allocated_mib", 0) * 2**20,
-                row.get("peak_reserved_mib", 0) * 2**20,
-            )), row.get("recoveries", "-"),
-        ))  # fmt: skip
-    report.target("1", text, f"{num_green} of 4", num_green == 4)
-    head = ("micro-batch x size", "", "recompute", "planned", "allocated", "reserved", "recoveries")
-    return f"{result.source()}\n\n{table(head, rows, num_text=3)}"
-
-
-def kernels(report: Report) -> str:
-    """BatchNorm and SiLU by implementation."""
-    result = report.newest("gpu_kernels")
-    if result is None:
-        return missing("kernels on a GPU", "python benchmarks/gpu_kernels.py")
-    names = ("floor", "fused", "pytorch", "torch.compile")
-    rows = [
-        (shape, phase, *(f"{times[name]:.0f}" if name in times else "-" for name in names))
-        for shape, phases in result["microseconds"].items()
-        for phase, times in phases.items()
-    ]
-    return f"{result.source()}\n\n{table(('map', 'phase', *names), rows)}"
 
 
 def _step_on_cpu(report: Report, step: Result, name: str) -> str:
@@ -174,7 +41,7 @@ def _step_on_cpu(report: Report, step: Result, name: str) -> str:
 
 
 def on_cpu(report: Report) -> str:
-    """Memory, time and overhead of a step on a CPU."""
+    """Memory and time of a step on a CPU."""
     parts = []
     found = (report.newest(name) for name in ("step_time_cpu", "step_time_threads_cpu"))
     steps = [step for step in found if step]
@@ -190,15 +57,6 @@ def on_cpu(report: Report) -> str:
             f"{ratio:.3f} ({step['machine']['threads']} CPU threads)" for ratio, step in zip(ratios, steps, strict=True)
         )
         report.target("2", text, measured, max(ratios) <= 1.1)
-    if overhead := report.newest("overhead_cpu"):
-        rows = [
-            (name, f"{seconds:.4f}", f"{overhead['median_ratio_to_bare'][name]:.3f}")
-            for name, seconds in overhead["median_seconds"].items()
-        ]
-        parts.append(f"{overhead.source()}\n\n{table(('', 'seconds a step', 'bare loop = 1'), rows)}")
-        ratio = overhead["median_ratio_to_bare"]["engine"]
-        text = "CPU: the engine costs at most 3 % over a bare loop"
-        report.target("2", text, f"{ratio - 1:.1%}", ratio <= 1.03)
     return "\n\n".join(parts) or missing("a step on a CPU", "python benchmarks/step_time.py")
 
 
@@ -215,7 +73,8 @@ def plan(report: Report) -> str:
     kinds = [kind for kind in about if kind in found]
     if not kinds:
         report.target("3", "the plan is within 3 % of what torch allocates on a GPU", None)
-        return missing("the plan's error", "python benchmarks/plan_error.py")
+        no_plan = missing("the plan's error", "python benchmarks/plan_error.py")
+        return f"{no_plan}\n\n{autobatch(report)}"
     errors = {kind: [row["relative_error"] for row in found[kind]] for kind in kinds}
     rows = [
         (about[kind], len(values), f"{min(values):+.2%}", f"{sorted(values)[len(values) // 2]:+.2%}",
@@ -237,18 +96,16 @@ def plan(report: Report) -> str:
             each.set(xlabel="error, %", ylabel="cells")
 
     head = ("", "cells", "least", "median", "greatest")
-    autobatch = "Not measured yet: Ultralytics' AutoBatch, which fits its line to measurements on a GPU."
     picture = report.plot("plan_error", draw, len(kinds))
     sources = "\n\n".join(each.source() for each in (result, on_a_gpu) if each)
-    return f"{sources}\n\n{table(head, rows)}\n\n{picture}\n\n{autobatch}"
+    return f"{sources}\n\n{table(head, rows)}\n\n{picture}\n\n{autobatch(report)}"
 
 
 def precision(report: Report) -> str:
     """What rounding costs the box loss."""
-    saving = "Saving and speed-up of fp16 and bf16 on a GPU are rows of the first table."
-    result = report.newest("box_precision_cpu")
+    saving, result = precision_on_gpu(report), report.newest("box_precision_cpu")
     if result is None:
-        return missing("the box loss in each precision", "python benchmarks/box_precision.py")
+        return f"{missing('the box loss in each precision', 'python benchmarks/box_precision.py')}\n\n{saving}"
     rows = [
         (f"{row['image_size']}, {row['precision']}", *(with_quartiles(row[name], row[f"{name}_quartiles"], ".1e")
          for name in ("ultralytics", "yolofit")))
@@ -360,39 +217,65 @@ def _fidelity(report: Report, result: Result) -> str:
     rows = []
     for case, found in result["summary"].items():
         sides = [f"{found[side]['mean']:.4f} ± {found[side]['standard_deviation'] or 0:.4f}"
-                 for side in ("ultralytics", "yolofit") if found[side]["mean"] is not None]  # fmt: skip
-        if len(sides) < 2:
-            continue
+                 for side in SIDES if found[side]["mean"] is not None]  # fmt: skip
         gap = found["gap"]
+        if not gap["values"]:
+            continue
         rows.append((case, len(gap["values"]), *sides, f"{gap['mean']:+.4f} ± {gap['standard_deviation'] or 0:.4f}"))
         if "last epoch, validated by yolofit" in case:
             data = case.partition(",")[0]
             where = "GPU" if "gpu" in result["machine"] else "CPU"
             text = f"{where}, {data}: mAP50-95 not below Ultralytics' mean"
-            difference = found["yolofit"]["mean"] - found["ultralytics"]["mean"]
-            report.target("7", text, f"{found['yolofit']['mean']:.4f}, {difference:+.4f}", difference >= 0)
+            report.target("7", text, f"{found['yolofit']['mean']:.4f}, {gap['mean']:+.4f}", gap["mean"] >= 0)
+    if not rows:
+        report.target("7", "mAP50-95 not below Ultralytics' mean", None)
     head = ("mAP50-95 (mean ± standard deviation over seeds)", "seeds", "Ultralytics", "yolofit", "gap by seed")
-    pictures = []
-    for data in sorted({run["data"] for run in result["runs"]}):
+    unfinished = result.content.get("unfinished", [])
+    runs = result["runs"] + unfinished
+    parts = [result.source(), table(head, rows)]
+    if result["failed"]:
+        parts.append(f"Failed: {', '.join(result['failed'])}.")
+    if unfinished:
+        parts.append(_broken_off(runs, len(unfinished)))
+    name = result.path.stem.partition("_2")[0]
+    parts += [
+        report.plot(f"{name}_{data}", _draw_curves([run for run in runs if run["data"] == data]), 4)
+        for data in sorted({run["data"] for run in runs if run["curves"]})
+    ]
+    return "\n\n".join([*parts, "Curves: losses in training, and mAP50-95 as each trainer's own validator saw it."])
 
-        def draw(*axes: Axes, data: str = data) -> None:
-            curves = ("box_loss", "cls_loss", "dfl_loss", "val_map50_95")
-            for each, curve in zip(axes, curves, strict=True):
-                for run in result["runs"]:
-                    if run["data"] == data:
-                        values = run["curves"][curve]
-                        each.plot(range(1, len(values) + 1), values, color=COLOURS[run["trainer"]], linewidth=0.8)
-                each.set_title(curve.replace("_", " "), fontsize=8)
-                each.set(xlabel="epoch")
-            for trainer in ("yolofit", "ultralytics"):
-                axes[0].plot([], [], color=COLOURS[trainer], label=trainer)
-            axes[0].legend(fontsize=7)
 
-        pictures.append(report.plot(f"{result.path.stem.partition('_2')[0]}_{data}", draw, 4))
-    failed = f"\n\nFailed: {', '.join(result['failed'])}." if result["failed"] else ""
-    note = "Curves: losses in training, and mAP50-95 as each trainer's own validator saw it."
-    pictures_text = "\n\n".join(pictures)
-    return f"{result.source()}\n\n{table(head, rows)}{failed}\n\n{pictures_text}\n\n{note}"
+def _draw_curves(runs: list[dict[str, Any]]) -> Callable[..., None]:
+    """A picture of the runs on one data set."""
+
+    def draw(*pictures: Axes) -> None:
+        for each, curve in zip(pictures, ("box_loss", "cls_loss", "dfl_loss", "val_map50_95"), strict=True):
+            for run in runs:
+                points = [(epoch, y) for epoch, y in enumerate(run["curves"].get(curve, []), 1) if y is not None]
+                if points:
+                    each.plot(*zip(*points, strict=True), color=COLOURS[run["trainer"]], linewidth=0.8)
+            each.set_title(curve.replace("_", " "), fontsize=8)
+            each.set(xlabel="epoch")
+        for trainer in SIDES:
+            pictures[0].plot([], [], color=COLOURS[trainer], label=trainer)
+        pictures[0].legend(fontsize=7)
+
+    return draw
+
+
+def _broken_off(runs: list[dict[str, Any]], num_unfinished: int) -> str:
+    """What can be said where runs have not ended: mAP at the last epoch that both trainers have validated."""
+    by_pair: dict[tuple, dict[str, list[float | None]]] = {}
+    for run in runs:
+        by_pair.setdefault((run["data"], run["seed"]), {})[run["trainer"]] = run["curves"].get("val_map50_95", [])
+    rows = []
+    for (data, seed), curves in sorted(by_pair.items()):
+        both = list(zip(*(curves.get(side, []) for side in SIDES), strict=False))
+        epochs = [epoch for epoch, maps in enumerate(both, 1) if None not in maps]
+        if epochs:
+            rows.append((data, seed, epochs[-1], *(f"{value:.4f}" for value in both[epochs[-1] - 1])))
+    head = ("mAP50-95 by each trainer's own validator", "seed", "epoch", *SIDES)
+    return f"{num_unfinished} runs were broken off. The last epoch that both have validated:\n\n{table(head, rows)}"
 
 
 def growth(report: Report) -> str:
@@ -459,10 +342,15 @@ def _measured_growth(report: Report, step: dict[str, Any]) -> list[str]:
 
 def validation(report: Report) -> str:
     """NMS and metrics."""
-    result = report.newest("validation_time_cpu") or report.newest("validation_time")
-    if result is None:
+    results = [found for name in ("validation_time_cpu", "validation_coco_cpu") if (found := report.newest(name))]
+    if not results:
         return missing("validation", "python benchmarks/validation_time.py")
-    cases = {case: found for case, found in result.content.items() if isinstance(found, dict) and case != "machine"}
+    cases = {
+        case: found
+        for result in results
+        for case, found in result.content.items()
+        if isinstance(found, dict) and case != "machine"
+    }
     rows = [
         (case, part, *(f"{found[side][part]:.2f}" for side in ("ultralytics", "yolofit")),
          f"{found['median_ratio_to_ultralytics'][part]:.2f}")
@@ -473,14 +361,24 @@ def validation(report: Report) -> str:
     text = "NMS and mAP take no longer than Ultralytics'"
     report.target("9", text, f"{min(ratios):.2f} to {max(ratios):.2f} x", max(ratios) <= 1)
     head = ("", "", "Ultralytics, s", "yolofit, s", "ratio")
-    return f"{result.source()}\n\n{table(head, rows)}"
+    grown = [
+        f"{case}: resident memory grows by {gib(found['ultralytics']['grown_bytes'])} with Ultralytics', "
+        f"{gib(found['yolofit']['grown_bytes'])} with ours."
+        for case, found in cases.items()
+        if "grown_bytes" in found["yolofit"]
+    ]
+    sources = "\n\n".join(result.source() for result in results)
+    return "\n\n".join([sources, table(head, rows, num_text=2), *grown])
 
 
 SECTIONS: dict[str, Callable[[Report], str]] = {
     "1. Memory and speed on a GPU": on_gpu,
     "1. Training within 16 GiB": budget,
+    "1. The largest micro-batch on a card": cards,
+    "1. Compiled networks": compiled,
     "1. Kernels on a GPU": kernels,
     "2. Memory and speed on a CPU": on_cpu,
+    "2. Engine and limits of the machine": engine,
     "3. Plan against measurement": plan,
     "4. Precision": precision,
     "5. Accumulation": accumulation,

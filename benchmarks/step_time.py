@@ -45,8 +45,10 @@ from models.recompute import Level
 class UltralyticsLoop:
     """One optimizer step with their loss, average and order of things."""
 
-    def __init__(self, network: nn.Module, amp: torch.dtype | None = None) -> None:
+    def __init__(self, network: nn.Module, amp: torch.dtype | None = None, compiled: bool = False) -> None:
         self.network, self.amp = network, amp
+        # What their ``compile=True`` comes to: the network alone, in the mode "default".
+        self.predict = torch.compile(network, backend="inductor") if compiled else network
         self.device = next(network.parameters()).device
         network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
         self.criterion = v8DetectionLoss(network)
@@ -64,7 +66,7 @@ class UltralyticsLoop:
         """Their step, on one batch without accumulation."""
         with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
             images = window.images.to(self.device, non_blocking=True).float() / 255
-            loss, items = self.criterion(self.network(images), their_batch(window))
+            loss, items = self.criterion(self.predict(images), their_batch(window))
         self.mean_loss = items
         self.scaler.scale(loss.sum()).backward()
         self.scaler.unscale_(self.optimizer)

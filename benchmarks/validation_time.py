@@ -3,22 +3,33 @@
 Both sides start at decoded boxes and class logits and end at AP at ten IoUs, precision, recall, F1 over confidence
 and the confusion matrix. Ours also computes COCO's AP by size. Predictions are drawn at random, as a fairly good
 network would make them, for several numbers of images; with --ckpt_path and --data also those of a trained network.
-Seconds are of CPU time, so that other programs on the machine do not count.
+With --coco there is one case instead, as large as the validation set of COCO, with as many classes, and as many objects
+an image on average.
+Seconds are of CPU time, so that other programs on the machine do not count. Of that case each side runs once more, in
+a process of its own, for how much its resident memory grows over that of the predictions.
 
-OMP_NUM_THREADS=1 python benchmarks/validation_time.py --out benchmarks/results/validation_time.json
-    (and --ckpt_path best.ckpt --data data.yaml --image-size 640)
+    OMP_NUM_THREADS=1 python benchmarks/validation_time.py --out benchmarks/results/validation_time.json
+    OMP_NUM_THREADS=1 python benchmarks/validation_time.py --coco --out benchmarks/results/validation_coco.json
+
+(and --ckpt_path best.ckpt --data data.yaml --image-size 640)
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from common import write
 from torch import Tensor
@@ -33,29 +44,60 @@ from models.boxes import decode_boxes
 from models.network import head_strides
 from models.postprocess import NmsConfig, detections
 
-BATCH_SIZE, NUM_ANCHORS, NUM_CLASSES, NUM_TRUTH = 16, 8400, 25, 30
-NUM_IMAGES = (32, 128, 512)
-MAX_KEPT_BATCHES = 16  # more images repeat these
-ROUNDS = 5
+BATCH_SIZE, NUM_ANCHORS = 16, 8400
+ROUNDS, ROUNDS_OF_MANY = 5, 2
+SAMPLE_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How predictions and true boxes are drawn."""
+
+    num_classes: int
+    mean_objects: float
+    """Of an image."""
+    varies: bool
+    """Whether images differ in their number of objects (as a geometric distribution has it)."""
+    kept_batches: int
+    """More images repeat these."""
+
+
+BOARDS, COCO = Drawing(25, 30, False, 16), Drawing(80, 7.36, True, 8)
+NUM_IMAGES, NUM_COCO_IMAGES = (32, 128, 512), 5000
 Batch = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
 """Boxes (B, A, 4), logits (B, C, A), and of each image the true boxes (n, 4) and their classes (n,)."""
 
 
-def make_batch(seed: int) -> Batch:
+def make_batch(seed: int, drawing: Drawing = BOARDS) -> Batch:
     """What a fairly good network says: about ten anchors near each true box, the rest nearly silent."""
     generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(BATCH_SIZE, NUM_TRUTH, 2, generator=generator) * 560
-    size = 16 + torch.rand(BATCH_SIZE, NUM_TRUTH, 2, generator=generator) ** 2 * 120
+    counts = torch.full((BATCH_SIZE,), int(drawing.mean_objects))
+    if drawing.varies:
+        counts = torch.empty(BATCH_SIZE).exponential_(1 / (drawing.mean_objects + 0.5), generator=generator).long()
+    most = max(int(counts.max()), 1)
+    corner = torch.rand(BATCH_SIZE, most, 2, generator=generator) * 560
+    size = 16 + torch.rand(BATCH_SIZE, most, 2, generator=generator) ** 2 * 120
     truth = torch.cat([corner, corner + size], 2)
-    classes = torch.randint(NUM_CLASSES, (BATCH_SIZE, NUM_TRUTH), generator=generator)
-    owner = torch.randint(NUM_TRUTH, (BATCH_SIZE, NUM_ANCHORS), generator=generator)
+    classes = torch.randint(drawing.num_classes, (BATCH_SIZE, most), generator=generator)
+    owner = (torch.rand(BATCH_SIZE, NUM_ANCHORS, generator=generator) * counts[:, None]).long()
     boxes = truth.gather(1, owner[..., None].expand(-1, -1, 4)).clone()
     boxes += torch.randn(boxes.shape, generator=generator) * 3
-    logits = torch.randn(BATCH_SIZE, NUM_CLASSES, NUM_ANCHORS, generator=generator) * 1.2 - 10
-    near = torch.arange(NUM_ANCHORS) < 10 * NUM_TRUTH
+    logits = torch.randn(BATCH_SIZE, drawing.num_classes, NUM_ANCHORS, generator=generator) * 1.2 - 10
+    near = torch.arange(NUM_ANCHORS) < 10 * counts[:, None]
     raised = torch.where(near, 4.0 + 8 * torch.rand(BATCH_SIZE, NUM_ANCHORS, generator=generator), 0.0)
     logits.scatter_add_(1, classes.gather(1, owner)[:, None], raised[:, None])
-    return boxes, logits, list(truth), list(classes)
+    of_images = list(zip(truth, classes, counts.tolist(), strict=True))
+    return boxes, logits, [t[:n] for t, _, n in of_images], [c[:n] for _, c, n in of_images]
+
+
+def drawn_batches(drawing: Drawing, num_images: int) -> list[Batch]:
+    """So many images, the last batch smaller."""
+    num_batches = -(-num_images // BATCH_SIZE)
+    drawn = [make_batch(seed, drawing) for seed in range(min(drawing.kept_batches, num_batches))]
+    batches = (drawn * -(-num_batches // len(drawn)))[:num_batches]
+    boxes, logits, truth, classes = batches[-1]
+    left = num_images - (num_batches - 1) * BATCH_SIZE
+    return [*batches[:-1], (boxes[:left], logits[:left], truth[:left], classes[:left])]
 
 
 @torch.inference_mode()
@@ -127,15 +169,18 @@ def ultralytics(batches: list[Batch], num_classes: int) -> dict[str, float]:
     return seconds | {"map50": float(metrics.box.map50), "map50_95": float(metrics.box.map)}
 
 
-def measure(batches: list[Batch], num_classes: int) -> dict[str, dict[str, float]]:
+SIDES: dict[str, Callable[[list[Batch], int], dict[str, float]]] = {"yolofit": ours, "ultralytics": ultralytics}
+
+
+def measure(batches: list[Batch], num_classes: int, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
     """Medians of each side, and of the ratios of neighbouring runs."""
-    sides: dict[str, Callable[[list[Batch], int], dict[str, float]]] = {"yolofit": ours, "ultralytics": ultralytics}
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for round_number in range(ROUNDS + 1):
-        for name, side in sides.items():
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    for side in SIDES.values():
+        side(batches[:8], num_classes)  # warms up
+    for _ in range(rounds):
+        for name, side in SIDES.items():
             seconds = side(batches, num_classes)
-            if round_number:  # the first one warms up
-                runs[name].append(seconds | {"both": seconds["nms"] + seconds["match"]})
+            runs[name].append(seconds | {"both": seconds["nms"] + seconds["match"]})
     medians = {
         name: {key: statistics.median(run[key] for run in of_side) for key in of_side[0]}
         for name, of_side in runs.items()
@@ -146,27 +191,64 @@ def measure(batches: list[Batch], num_classes: int) -> dict[str, dict[str, float
     return medians | {"median_ratio_to_ultralytics": ratios}
 
 
+def grown_bytes(name: str, drawing: Drawing, num_images: int) -> int:
+    """How much the resident memory of this process grows at most while one side works, in a process that is new."""
+    torch.set_num_threads(1)
+    batches, process = drawn_batches(drawing, num_images), psutil.Process()
+    SIDES[name](batches[:1], drawing.num_classes)  # libraries are loaded
+    before = peak = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(SAMPLE_SECONDS):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    SIDES[name](batches, drawing.num_classes)
+    done.set()
+    watcher.join()
+    return peak - before
+
+
+def measure_coco() -> dict[str, dict[str, float]]:
+    """The last case, with the memory that each side takes."""
+    found = measure(drawn_batches(COCO, NUM_COCO_IMAGES), COCO.num_classes, ROUNDS_OF_MANY)
+    for name in SIDES:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            found[name]["grown_bytes"] = pool.submit(grown_bytes, name, COCO, NUM_COCO_IMAGES).result()
+        print(name, f"{found[name]['grown_bytes'] / 2**20:.0f} MiB", flush=True)
+    return found
+
+
 def main() -> None:
     """Measure each set of predictions."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--ckpt_path", type=Path, help="weights of a trained network")
     parser.add_argument("--data", type=Path, help="data.yaml with its validation images")
     parser.add_argument("--image-size", type=int, default=640)
+    parser.add_argument("--coco", action="store_true", help="only the case that is as large as COCO's validation set")
     options = parser.parse_args()
+    drawing, rounds = (COCO, ROUNDS_OF_MANY) if options.coco else (BOARDS, ROUNDS)
+    drawn_as = f"{NUM_ANCHORS} anchors, {drawing.num_classes} classes, {drawing.mean_objects} objects an image"
+    results = {f"drawn, {NUM_COCO_IMAGES} images": measure_coco()} if options.coco else measure_smaller(options)
+    what = f"NMS and matching in seconds of CPU time; drawn: {drawn_as}"
+    write(options.out, what, results | {"rounds": rounds})
+
+
+def measure_smaller(options: argparse.Namespace) -> dict[str, Any]:
+    """Of a trained network, if one is given, and of several numbers of drawn images."""
     results = {}
     if options.ckpt_path:
         batches, num_classes = network_batches(options.ckpt_path, options.data, options.image_size)
         num_images = sum(len(batch[2]) for batch in batches)
         name = f"trained network, {num_images} images of {options.image_size} px, {num_classes} classes"
         results[name] = measure(batches, num_classes)
-    drawn = [make_batch(seed) for seed in range(MAX_KEPT_BATCHES)]
     for num_images in NUM_IMAGES:
-        num_batches = num_images // BATCH_SIZE
-        batches = (drawn * -(-num_batches // len(drawn)))[:num_batches]
-        results[f"drawn, {num_images} images"] = measure(batches, NUM_CLASSES)
-    drawn_as = f"drawn: {NUM_ANCHORS} anchors, {NUM_CLASSES} classes, {NUM_TRUTH} objects an image"
-    write(options.out, f"NMS and matching in seconds of CPU time; {drawn_as}", results | {"rounds": ROUNDS})
+        results[f"drawn, {num_images} images"] = measure(drawn_batches(BOARDS, num_images), BOARDS.num_classes)
+    return results
 
 
 if __name__ == "__main__":

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import accumulation
+import autobatch
 import box_precision
 import common
 import fidelity
+import gpu_caps
+import gpu_steps
 import growth
 import pytest
+import roofline
 import torch
+from torch.autograd import DeviceType
 
 from data.dataset_yaml import read_dataset_yaml
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from engine.step import TrainingStep
 from models.saved_weights import read_weights
 
 
@@ -28,6 +35,57 @@ def test_compare__pairs_rounds() -> None:
     assert result["median_seconds"] == {"a": 2.0, "b": 4.0}
     assert result["median_ratio_to_a"] == {"a": 1.0, "b": 2.0}
     assert result["quartile_ratio_to_a"]["b"] == [2.0, 2.0] and result["quartile_seconds"]["a"] == [1.5, 3.0]
+
+
+@pytest.mark.parametrize("answer", [0, 1, 7, 30, 64])
+@pytest.mark.parametrize("guess", [0, 1, 8, 29, 64, 100])
+def test_largest__is_found_from_any_guess(answer: int, guess: int) -> None:
+    tried: list[int] = []
+
+    def fits(number: int) -> bool:
+        tried.append(number)
+        return number <= answer
+
+    assert gpu_caps.largest(fits, guess, most=64) == answer
+    assert len(tried) == len(set(tried)) <= 13 and min(tried) >= 1 and max(tried) <= 64
+    assert answer in (0, *tried) and min(answer + 1, 64) in tried
+
+
+def test_expected_bytes__are_those_of_autobatch_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autobatch, "check_train_batch_size", autobatch.pretended_choice)
+    monkeypatch.setattr(autobatch, "fresh_network", lambda: None)
+    batch, messages = autobatch.chosen_batch(0.6)
+    assert batch == 2 and autobatch.expected_bytes(messages) == round(4.71 * 2**30)
+    assert autobatch.expected_bytes(["error detected"]) is None
+
+
+@pytest.mark.parametrize("rival", ["none", "block"])
+def test_trials__of_ours_end_where_memory_runs_out(rival: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(self: TrainingStep, *_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(gpu_steps, "NETWORK", "yolo11n")
+    window = common.random_window(1, 64)
+    assert gpu_caps._take_steps(rival, window) is None
+    monkeypatch.setattr(TrainingStep, "_forward_backward", run_out)
+    error = gpu_caps._take_steps(rival, window)
+    assert error is not None and "out of memory" in error and "another error" not in error
+
+
+def test_split_kernels__counts_each_kernel_once() -> None:
+    def event(key: str, where: DeviceType, microseconds: float, annotation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            key=key, device_type=where, self_device_time_total=microseconds, is_user_annotation=annotation
+        )
+
+    events = [
+        event("aten::cudnn_convolution", DeviceType.CPU, 40.0), event("sm90_xmma_fprop", DeviceType.CUDA, 40.0),
+        event("BatchNormAct", DeviceType.CPU, 10.0), event("_apply_kernel", DeviceType.CUDA, 10.0),
+        event("aten::silu", DeviceType.CPU, 5.0), event("vectorized_kernel", DeviceType.CUDA, 12.0),
+        event("Optimizer.step#AdamW.step", DeviceType.CUDA, 99.0, annotation=True),
+    ]  # fmt: skip
+    expected = {"all": 62e-6, roofline.CONVOLUTIONS: 40e-6, roofline.NORM_ACT: 15e-6}
+    assert roofline.split_kernels(events) == pytest.approx(expected)
 
 
 def test_command__tells_no_paths_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
