@@ -180,9 +180,7 @@ def _check_free_memory(gpu: Gpu) -> Finding:
         evidence += f"; other programs: {', '.join(holders)}"
     if gpu.free_bytes >= (1 - BUSY_SHARE) * gpu.total_bytes:
         return Finding("VRAM", evidence)
-    remedy = (
-        "close what is not needed (browsers and desktops use VRAM too); memory.budget auto takes the rest"
-    )
+    remedy = "close what is not needed (browsers and desktops use VRAM too); memory.budget auto takes the rest"
     return Finding("VRAM", evidence, remedy, "note")
 
 
@@ -224,14 +222,10 @@ def _check_ram(machine: Machine, needs: Needs) -> Finding:
     worker_bytes = WORKER_BYTES.get(machine.platform, SPAWNED_WORKER_BYTES)
     num_workers = needs.workers + min(needs.workers, VALIDATION_WORKERS)
     needed_bytes = needs.loader_bytes + num_workers * worker_bytes
-    evidence = (
-        f"the loader needs {format_bytes(needed_bytes)}; {format_bytes(machine.ram_available_bytes)} free"
-    )
+    evidence = f"the loader needs {format_bytes(needed_bytes)}; {format_bytes(machine.ram_available_bytes)} free"
     if needed_bytes <= machine.ram_available_bytes:
         return Finding("RAM", evidence)
-    return Finding(
-        "RAM", evidence, "lower data.workers (each keeps two windows of data.batch_size)", "problem"
-    )
+    return Finding("RAM", evidence, "lower data.workers (each keeps two windows of data.batch_size)", "problem")
 
 
 def _check_shared_memory(machine: Machine, needs: Needs) -> Finding:
@@ -243,9 +237,7 @@ def _check_shared_memory(machine: Machine, needs: Needs) -> Finding:
     if needs.loader_bytes <= machine.shm_free_bytes:
         return Finding(what, evidence)
     gib = ceil(2 * needs.loader_bytes / GIB)
-    return Finding(
-        what, evidence, f"start the container with --shm-size={gib}g, or lower data.workers", "problem"
-    )
+    return Finding(what, evidence, f"start the container with --shm-size={gib}g, or lower data.workers", "problem")
 
 
 def _check_disk(free_bytes: int, folder: Path) -> Finding:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from data.batch import Batch
 from engine.checkpoint import load_weights, network_description
+from engine.colour import coloured
 from engine.ema import EmaConfig, WeightAverage
 from engine.errors import ConfigError, config_key
 from engine.evaluation import Evaluation
@@ -247,7 +248,7 @@ class Detector(L.LightningModule):
         if self._last_window is None:
             return ""
         self.step.micro_step.release()  # whose memory the ordinary way needs, and whose gradients are dropped
-        parts = [part.to(self.device).coloured() for part in self._last_window.split(self.micro_batch_size)]
+        parts = [coloured(part.to(self.device)) for part in self._last_window.split(self.micro_batch_size)]
         return find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
 
     def _learning_rate(self) -> float:

@@ -135,9 +135,7 @@ def _watch(network: nn.Module, found: list[tuple[str, Tensor]]) -> Iterator[None
 
     # Activations are one object for the whole network: they have no name of their own.
     layers = {name.rpartition(".")[0] for name, _ in network.named_parameters()}
-    handles = [
-        module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name in layers
-    ]
+    handles = [module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name in layers]
     try:
         yield
     finally:

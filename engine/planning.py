@@ -257,4 +257,3 @@ def _repeated_share(spec: StepSpec, gains: Sequence[LayerGain]) -> float:
     """Arithmetic that is repeated, as a part of that of a step."""
     repeated_flops = sum(gain.repeated_flops for gain in gains)
     return repeated_flops / (FORWARDS_PER_STEP * _forward_flops(spec)) if gains else 0.0
-

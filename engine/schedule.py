@@ -37,9 +37,7 @@ class ScheduleConfig:
             ValueError: Naming the key, the value and the rule.
         """
         if not 0 <= self.final_lr_fraction <= 1:
-            raise ValueError(
-                f"model.schedule.final_lr_fraction: {self.final_lr_fraction}: must be between 0 and 1"
-            )
+            raise ValueError(f"model.schedule.final_lr_fraction: {self.final_lr_fraction}: must be between 0 and 1")
         for key in ("warmup_epochs", "warmup_bias_lr"):
             if getattr(self, key) < 0:
                 raise ValueError(f"model.schedule.{key}: {getattr(self, key)}: must not be negative")

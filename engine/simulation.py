@@ -223,9 +223,7 @@ class _Simulation:
             if isinstance(autocast, cuda_autocast_on_meta):
                 self.tracker.track(autocast.weight_casts, "autocast_copies")
         with self.tracker.phase("loss"):
-            return self.loss(
-                predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
-            )
+            return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
 
     def _autocast(self) -> AbstractContextManager:
         if self.spec.precision == "fp32":

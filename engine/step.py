@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from engine.accumulation import AccumulationWindow, back_propagate, gradients_of
+from engine.colour import coloured
 from engine.copy_ahead import copied_ahead
 from engine.cuda_graphs import RecordedMicroStep, can_record
 from engine.ema import WeightAverage
@@ -144,7 +145,7 @@ class TrainingStep:
         self.batch_statistics.save()
         accumulation = AccumulationWindow(len(window), len(window.classes), self.device)
         for micro_batch in copied_ahead(window.split(self.memory.micro_batch_size), self.device):
-            totals = self.micro_step.run(micro_batch.coloured(), accumulation.scale, self.memory.settings)
+            totals = self.micro_step.run(coloured(micro_batch), accumulation.scale, self.memory.settings)
             accumulation.add(totals)
         return accumulation
 
@@ -170,9 +171,7 @@ class TrainingStep:
         """Forward pass and un-normalised loss of one micro-batch on the device, its colours changed already."""
         with autocast(self.precision, self.device):
             predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
-        return self.loss(
-            predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
-        )
+        return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
 
     def settle(self) -> StepOutcome | None:
         """Read the outcome of the last window, if it has not been read, and count its step.

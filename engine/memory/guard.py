@@ -67,9 +67,7 @@ class SpillGuard:
         self._beside_torch_bytes: int | None = None
         self._is_reported = False
 
-    def observe(
-        self, sample: MemorySample, busy_seconds: float, waited_seconds: float = 0.0
-    ) -> SpillReport | None:
+    def observe(self, sample: MemorySample, busy_seconds: float, waited_seconds: float = 0.0) -> SpillReport | None:
         """Take note of a training step.
 
         Args:

@@ -79,9 +79,7 @@ def _finish(axes: Axes, name: str, about: str, x: str, y: str) -> None:
     handles, labels = axes.get_legend_handles_labels()
     first = next(i for i, label in enumerate(labels) if label.startswith(ALL_CLASSES))
     handles, labels = handles[first:] + handles[:first], labels[first:] + labels[:first]  # drawn last, to be on top
-    axes.figure.legend(
-        handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK
-    )
+    axes.figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
 
 
 def draw_confusion(results: DetectionResults, folder: Path) -> list[Path]:

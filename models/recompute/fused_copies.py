@@ -1,8 +1,9 @@
-"""Concatenation and upsampling in one Triton kernel: each map goes straight to its place, at the speed of memory.
+"""Concatenation, upsampling and the network's input in Triton: each map goes straight to its place, once.
 
 PyTorch's own kernels take several times as long as the bytes they move would need: a concatenation whose parts are not
 all side by side in memory becomes a series of slow strided copies, and upsampling in channels_last looks up every
-element alone. Here a map is read once and written once, whatever its layout, channels side by side where they are so.
+element alone. Bytes become channels_last numbers in two slow passes. Here a map is read once and written once, whatever its
+layout, channels side by side where they are so.
 
 Legend: B images, C channels, H x W positions.
 """
@@ -19,6 +20,30 @@ from torch import Tensor
 TILE_ELEMENTS = 2048
 MAX_TILE_CHANNELS = 128
 NUM_WARPS = 4
+IMAGE_PLACES = 1024
+
+
+@triton.jit
+def _scale_bytes_kernel(images, out, num_places, PLACES: tl.constexpr):
+    """Some places of one image: three planes of bytes to places of three numbers."""
+    image = tl.cast(tl.program_id(1), tl.int64)
+    place = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
+    inside = place < num_places
+    for channel in tl.static_range(3):
+        value = tl.load(images + (3 * image + channel) * num_places + place, inside, 0).to(tl.float32) / 255.0
+        tl.store(out + (image * num_places + place) * 3 + channel, value, inside)
+
+
+def scale_bytes(images_B3HW: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 images to ``dtype`` in [0, 1], channels_last."""
+    images = images_B3HW.contiguous()
+    out = torch.empty_like(images, dtype=dtype, memory_format=torch.channels_last)
+    num_places = images.shape[2] * images.shape[3]
+    with torch.cuda.device_of(images):
+        _scale_bytes_kernel[triton.cdiv(num_places, IMAGE_PLACES), len(images)](
+            images, out, num_places, PLACES=IMAGE_PLACES
+        )
+    return out
 
 
 @triton.jit

@@ -37,9 +37,14 @@ def use_fused_kernels(enabled: bool) -> None:
     _is_fused = enabled
 
 
+def fused_kernels_work(x: Tensor) -> bool:
+    """Whether kernels written in Triton are wanted, and work on the device of ``x``."""
+    return _is_fused and x.is_cuda and _fused_kernels(x.device) is not None
+
+
 def kernels_for(x: Tensor) -> ModuleType:
     """The module whose functions work on ``x``: this one or `fused_norm_act`."""
-    fused = _fused_kernels(x.device) if _is_fused and x.is_cuda else None
+    fused = _fused_kernels(x.device) if fused_kernels_work(x) else None
     return fused if fused is not None and x.dtype in fused.DTYPES else sys.modules[__name__]
 
 

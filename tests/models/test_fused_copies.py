@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from models.network import network_input
 from models.recompute import copies, fused_copies, fused_norm_act, norm_act
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,6 +36,16 @@ class TestAgainstPyTorch:
     ) -> None:
         x = make_map(shape, layout, dtype)
         assert torch.equal(fused_copies.upsample(x, scale), interpolate(x, scale_factor=scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_scale_bytes__every_byte_in_every_channel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.arange(256, dtype=torch.uint8).repeat(15).view(2, 3, 32, 20).flip(1).to(DEVICE)
+    expected = network_input(images, dtype)
+    monkeypatch.setattr("models.network.fused_kernels_work", lambda images: True)
+    found = network_input(images, dtype)
+    assert found.is_contiguous(memory_format=torch.channels_last) and found.dtype == dtype
+    assert torch.allclose(found.float(), expected.float(), rtol=2**-7 if dtype == torch.bfloat16 else 0, atol=0)
 
 
 def test_concatenate__parts_of_different_layouts() -> None:
