@@ -2,8 +2,8 @@
 
 PyTorch's own kernels take several times as long as the bytes they move would need: a concatenation whose parts are not
 all side by side in memory becomes a series of slow strided copies, and upsampling in channels_last looks up every
-element alone. Bytes become channels_last numbers in two slow passes. Here a map is read once and written once, whatever its
-layout, channels side by side where they are so.
+element alone; bytes become channels_last numbers in two slow passes. Here a map is read once and written once, whatever
+its layout, channels side by side where they are so.
 
 Legend: B images, C channels, H x W positions.
 """
