@@ -253,7 +253,13 @@ def explain(message: str, known_keys: list[str], config_files: list[Path]) -> st
     return line
 
 
+REFUSED_KEYS = {"model.compile": "torch.compile is slower than recompute elementwise: leave it out (docs/speed.md)"}
+"""Keys that users of other trainers look for, and why there are none."""
+
+
 def _unknown_key(key: str, known_keys: list[str], config_files: list[Path]) -> str:
+    if key in REFUSED_KEYS:
+        return f"{_place(key, config_files)}{key}: no such key: {REFUSED_KEYS[key]}"
     name = key.rpartition(".")[2]
     near = ULTRALYTICS_KEYS.get(name) or next(iter(difflib.get_close_matches(key, known_keys, n=1)), None)
     remedy = f"did you mean {near}?" if near else "see --help for all keys"

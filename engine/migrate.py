@@ -58,6 +58,7 @@ LEFT_OUT = {
     "verbose": (True, "there is one line an epoch"),
     "deterministic": (True, "for this: --trainer.deterministic warn"),
     "channels_last": (None, "chosen by yolofit"),
+    "compile": (False, "slower than recompute level elementwise with fused kernels"),
     "profile": (False, "there is no such thing here"),
     "fraction": (1.0, "list the images to use in a .txt file and name it in data.yaml"),
     "single_cls": (False, "give data.yaml one name and the labels class 0"),
@@ -334,8 +335,6 @@ def _others(rest: dict[str, Any], result: Translation, num_classes: int | None) 
     if (cached := rest.pop("cache", None)) is not None:
         mode = {"true": "ram", "ram": "ram", "disk": "disk"}.get(str(cached).lower(), "none")
         result.becomes(f"cache={cached}", {"data.cache": mode})
-    if (is_compiled := rest.pop("compile", None)) is not None:
-        result.becomes(f"compile={is_compiled}", {"model.compile": bool(is_compiled)})
 
 
 GROUPS: tuple[Callable[[dict[str, Any], Translation, int | None], None], ...] = (

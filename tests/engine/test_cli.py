@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Trainer
 
-from engine.cli import CommandLine
+from engine.cli import REFUSED_KEYS, CommandLine
 from engine.errors import ConfigError, DataError
 
 QUICKSTART = "--config=configs/quickstart.yaml"
@@ -26,6 +26,7 @@ def message_of(*args: str) -> str:
     ("argument", "message"),
     [
         ("--data.imagesize=3", "data.imagesize: no such key: did you mean data.image_size?"),
+        ("--model.compile=true", f"model.compile: no such key: {REFUSED_KEYS['model.compile']}"),
         ("--epochs=3", "epochs: no such key: did you mean trainer.max_epochs?"),
         ("--data.batch_size=abc", "data.batch_size: abc: expected int"),
         ("--data.batch_size=0", "data.batch_size: 0: must be at least 1"),

@@ -145,7 +145,7 @@ def test_every_argument_of_ultralytics_is_known() -> None:
     defaults = yaml.safe_load(path.read_text(encoding="utf-8"))
     handled = {
         "model", "pretrained", "batch", "nbs", "imgsz", "optimizer", "lr0", "momentum", "warmup_bias_lr", "cos_lr",
-        "device", "amp", "project", "name", "freeze", "time", "cache", "compile",
+        "device", "amp", "project", "name", "freeze", "time", "cache",
     }  # fmt: skip
     assert not set(defaults) - {*RENAMED, *LEFT_OUT, *OTHER_MODES, *handled}
     lines = translate(defaults, is_complete=True).lines
