@@ -326,7 +326,7 @@ def make_runs(options: argparse.Namespace, folder: Path) -> list[Run]:
         else:
             source = Path(data)
         name = "synthetic" if data == "synthetic" else source.resolve().parent.name
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             weights = folder / f"{name}-{seed}" / "yolo11n.pt"
             weights.parent.mkdir()
             write_first_weights(weights, source, seed, options.image_size)
@@ -374,9 +374,12 @@ def train_all(
     save(begun)
 
 
-def collect(begun: list[Run]) -> dict[str, Any]:
-    """What the runs that have begun have to show: results, errors, and the curves of those that have not ended."""
-    finished, unfinished, failed = [], [], {}
+def collect(begun: list[Run], earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the runs that have begun have to show: results, errors, and the curves of those that have not ended.
+
+    ``earlier``: results of other seeds, which go first.
+    """
+    finished, unfinished, failed = list(earlier), [], {}
     for run in sorted(begun, key=lambda run: (run.data_name, run.seed, run.trainer)):
         file = run.folder / "result.json"
         result = json.loads(file.read_text()) if file.exists() else None
@@ -405,6 +408,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.002)
     parser.add_argument("--plain", action="store_true", help="augment nothing")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--add-to", type=Path, help="result of the same command with other seeds, to be added to")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--validate-every", type=int, default=1, help="epochs; a divisor of --epochs")
     parser.add_argument("--deadline", type=float, default=math.inf, help="seconds after which runs are broken off")
@@ -418,6 +423,8 @@ def main() -> None:
         f"yolo11n from random weights, {options.epochs} epochs at {options.image_size}, batch {options.batch}, "
         f"lr {options.lr}, {options.precision}, {'nothing augmented, ' * options.plain}else as configs/parity.yaml"
     )
+    earlier = json.loads(options.add_to.read_text()) if options.add_to else {}
+    source = {"added_to": {key: earlier[key] for key in ("command", "machine")}} if earlier else {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # loaders of runs broken off still end
         os.environ |= {"YOLOFIT_CACHE": folder, "YOLO_CONFIG_DIR": folder, "OMP_NUM_THREADS": "1"}
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask for GPUs before a fork must not start CUDA
@@ -428,7 +435,7 @@ def main() -> None:
 
         def save(begun: list[Run]) -> None:
             wall = {"wall_seconds": time.perf_counter() - start_seconds}
-            write(options.out, what, wall | collect(begun), quiet=True)
+            write(options.out, what, wall | source | collect(begun, earlier.get("runs", [])), quiet=True)
 
         train_all(runs, options.jobs, options.deadline, options.start, save)
 
