@@ -38,9 +38,7 @@ NUM_CLASSES = 25
 BOXES_PER_IMAGE = 12
 
 
-def random_window(
-    num_images: int, image_size: int, seed: int = 0, boxes_per_image: int = BOXES_PER_IMAGE
-) -> Batch:
+def random_window(num_images: int, image_size: int, seed: int = 0, boxes_per_image: int = BOXES_PER_IMAGE) -> Batch:
     """Noise images with boxes."""
     generator = torch.Generator().manual_seed(seed)
     num_boxes = num_images * boxes_per_image
@@ -132,9 +130,7 @@ def alternate(
 
 def compare(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str, Any]]:
     """Medians and quartiles, of the seconds and of the paired ratios to ``base``."""
-    ratios = {
-        name: [a / b for a, b in zip(times, seconds[base], strict=True)] for name, times in seconds.items()
-    }
+    ratios = {name: [a / b for a, b in zip(times, seconds[base], strict=True)] for name, times in seconds.items()}
     return {
         "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "quartile_seconds": {name: quartiles(times) for name, times in seconds.items()},

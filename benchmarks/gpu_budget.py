@@ -63,9 +63,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(ROWS)) as pool:
-        runs = [
-            pool.submit(train, *row, Path(folder), arguments.network, arguments.batch_size) for row in ROWS
-        ]
+        runs = [pool.submit(train, *row, Path(folder), arguments.network, arguments.batch_size) for row in ROWS]
         rows = [run.result() for run in runs]
     for row in rows:
         print(row, flush=True)

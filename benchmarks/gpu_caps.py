@@ -38,7 +38,8 @@ from engine.memory.units import GIB
 from engine.planning import predict
 from engine.recovery import is_out_of_memory
 from engine.simulation import StepSpec
-from models.recompute import Level, norm_act
+from models.fused_kernels import use_fused_kernels
+from models.recompute import Level
 
 CARDS_GIB = (8, 12, 16, 24)
 IMAGE_SIZES = (640, 800)
@@ -93,7 +94,7 @@ class Trials:
 
     def __init__(self, rival: str, image_size: int, most: int) -> None:
         """Load all kernels and libraries, so that what CUDA holds grows no more; ``most``: images at a time."""
-        norm_act.use_fused_kernels(True)
+        use_fused_kernels(True)
         self.rival, self.window = rival, random_window(most, image_size)
         if DEVICE == "cuda":
             self.window = self.window.pin_memory()

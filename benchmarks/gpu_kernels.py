@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config
 from common import write
 from torch.nn import functional as F
 
@@ -78,6 +79,7 @@ def measure_map(shape: tuple[int, ...], layout: torch.memory_format, bytes_per_s
         )
         for phase, function in zip(PASSES, functions, strict=True):
             phases[phase][name] = microseconds(function)
+    torch._functorch.config.donated_buffer = False  # whose backward pass runs once only
     compiled = torch.compile(lambda x, *norm: F.silu(F.batch_norm(x, *norm, True)))
     phases["forward"]["torch.compile"] = microseconds(lambda: compiled(x, *moments, weight, bias), record=False)
     leaf = x.detach().requires_grad_()

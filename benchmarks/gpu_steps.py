@@ -34,8 +34,8 @@ from step_time import UltralyticsLoop
 
 from data.batch import Batch
 from engine.precision import Precision
+from models.fused_kernels import use_fused_kernels
 from models.network import NetworkName, build_network
-from models.recompute import norm_act
 
 LEVELS = ("none", "elementwise", "block")
 RIVALS = ("ultralytics", *LEVELS)
@@ -174,7 +174,7 @@ def main() -> None:
     if DEVICE == "cuda":
         pynvml.nvmlInit()
         torch.zeros(1, device=DEVICE)
-    norm_act.use_fused_kernels(True)
+    use_fused_kernels(True)
     results: dict[str, Any] = {"used_bytes_of_an_empty_process": used_bytes(), "rows": []}
     what = "YOLO11l: memory and time of an optimizer step of one micro-batch, beside Ultralytics' trainer"
     names, rivals = (COMPILED_CELLS, COMPILED_RIVALS) if arguments.compiled else (CELLS, RIVALS)

@@ -35,8 +35,8 @@ from data.batch import Batch
 from engine.optim import clip_gradients, step_if
 from engine.precision import AUTOCAST_DTYPE, autocast
 from engine.step import TrainingStep
+from models.fused_kernels import use_fused_kernels
 from models.network import build_network, network_input, raw_predictions
-from models.recompute import norm_act
 
 FORWARD_AND_BACKWARD = 3  # passes of arithmetic: forward, gradient of the input, gradient of the weights
 NORM_ACT_PASSES = 3 + 5  # maps read or written by BatchNorm + SiLU, forward and backward: see fused_norm_act
@@ -235,7 +235,7 @@ def main() -> None:
     network = build_network(arguments.network, NUM_CLASSES).to(device)
     window = random_window(arguments.images, arguments.image_size)
     if device.type == "cuda":
-        norm_act.use_fused_kernels(True)
+        use_fused_kernels(True)
         window = window.pin_memory()
     step = training_step(
         copy.deepcopy(network), arguments.images, arguments.images, arguments.precision, arguments.recompute

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from data.batch import Batch
-from models.recompute.norm_act import fused_kernels_work
+from models.fused_kernels import fused_kernels_work
 
 
 def coloured(batch: Batch) -> Batch:

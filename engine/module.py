@@ -28,6 +28,7 @@ from engine.run_logs import MetricsCsv
 from engine.schedule import Schedule, ScheduleConfig
 from engine.statistics import EpochStatistics
 from engine.step import StepOutcome, TrainingStep
+from models.fused_kernels import use_fused_kernels
 from models.loss import DetectionLoss, LossGains
 from models.network import (
     NetworkName,
@@ -39,7 +40,6 @@ from models.network import (
 )
 from models.postprocess import NmsConfig
 from models.recompute import Level, apply_recompute
-from models.recompute.norm_act import use_fused_kernels
 
 
 class Detector(L.LightningModule):
@@ -82,8 +82,8 @@ class Detector(L.LightningModule):
                 YOLO11l at 640 to under 0.4 without repeating a convolution, ``block`` to some 0.25 by repeating layers.
                 ``auto``: the cheapest with which ``memory.budget`` is kept.
             recompute_layers: Other levels for single layers, by their number, such as ``{0: block, 2: block}``.
-            fused_kernels: Take Triton kernels for BatchNorm and SiLU on a GPU, in layers that recompute. Without Triton
-                or a C compiler, PyTorch's own kernels do the same.
+            fused_kernels: Take Triton kernels on a GPU, for colours and, in layers that recompute, for BatchNorm, SiLU,
+                concatenation and upsampling. Without Triton or a C compiler, PyTorch's own kernels do the same.
             cuda_graphs: Record the kernels of a micro-batch once and launch them together, on a GPU: Python's own time
                 is saved. Costs the memory of the gradients between steps, 0.1 GiB for YOLO11l.
             freeze_batch_norm: Normalise with the running statistics and leave them as they are. Makes accumulation

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
-from models.recompute.norm_act import fused_kernels_work
+from models.fused_kernels import fused_kernels_work
 
 NetworkName = Literal["yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"]
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)

@@ -1,18 +1,16 @@
 """BatchNorm + SiLU as one operation that keeps nothing but its input and a few numbers per channel.
 
 The functions here use PyTorch's own kernels, on any device: the reference. `fused_norm_act` has functions of the same
-names and arguments, which `BatchNormAct` takes for tensors on a GPU once `use_fused_kernels` has been told to.
+names and arguments, which `BatchNormAct` takes where `models.fused_kernels` says so.
 
 Legend: B images, C channels, H x W positions.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import sys
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -20,48 +18,22 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.fused_kernels import fused_kernels_work
 from models.recompute.repeat import is_repeating
 
-log = logging.getLogger(__name__)
 _silu_ = partial(torch.nn.functional.silu, inplace=True)
 _silu_backward_into = torch.ops.aten.silu_backward.grad_input
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
-_is_fused = False
-
-
-def use_fused_kernels(enabled: bool) -> None:
-    """Whether this process takes `fused_norm_act` for tensors on a GPU, where Triton works; not at first."""
-    global _is_fused
-    _is_fused = enabled
-
-
-def fused_kernels_work(x: Tensor) -> bool:
-    """Whether kernels written in Triton are wanted, and work on the device of ``x``."""
-    return _is_fused and x.is_cuda and _fused_kernels(x.device) is not None
-
-
 def kernels_for(x: Tensor) -> ModuleType:
     """The module whose functions work on ``x``: this one or `fused_norm_act`."""
-    fused = _fused_kernels(x.device) if fused_kernels_work(x) else None
-    return fused if fused is not None and x.dtype in fused.DTYPES else sys.modules[__name__]
+    if fused_kernels_work(x):
+        from models.recompute import fused_norm_act  # only where there is Triton
 
-
-@cache
-def _fused_kernels(device: torch.device) -> ModuleType | None:
-    """`fused_norm_act`, if Triton is installed and works: it compiles its kernels with this machine's C compiler."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from models.recompute import fused_norm_act
-
-    try:
-        x, numbers = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, device=device)
-        fused_norm_act.normalise_activate(x, numbers, numbers, numbers, numbers, True)
-    except Exception as error:  # Triton's compilers fail in many ways
-        log.warning("model.fused_kernels: Triton does not work here (%s): PyTorch's own kernels are used", error)
-        return None
-    return fused_norm_act
+        if x.dtype in fused_norm_act.DTYPES:
+            return fused_norm_act
+    return sys.modules[__name__]
 
 
 def normalise_by_batch(

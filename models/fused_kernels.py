@@ -1,0 +1,44 @@
+"""Whether kernels written in Triton are used: the switch, and whether they work on this machine.
+
+They serve what does little but move memory: see `models.recompute.fused_norm_act`, `models.recompute.fused_copies`
+and `engine.fused_colour`. Each has a counterpart of PyTorch's own operations, which is taken otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+_is_wanted = False
+
+
+def use_fused_kernels(enabled: bool) -> None:
+    """Whether this process takes them for tensors on a GPU, where Triton works; not at first."""
+    global _is_wanted
+    _is_wanted = enabled
+
+
+def fused_kernels_work(x: Tensor) -> bool:
+    """Whether they are wanted, and work on the device of ``x``."""
+    return _is_wanted and x.is_cuda and _work_on(x.device)
+
+
+@cache
+def _work_on(device: torch.device) -> bool:
+    """Whether Triton is installed and works: it compiles its kernels with this machine's C compiler."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from models.recompute import fused_norm_act
+
+    try:
+        x, numbers = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, device=device)
+        fused_norm_act.normalise_activate(x, numbers, numbers, numbers, numbers, True)
+    except Exception as error:  # Triton's compilers fail in many ways
+        log.warning("model.fused_kernels: Triton does not work here (%s): PyTorch's own kernels are used", error)
+        return False
+    return True
