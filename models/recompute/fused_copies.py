@@ -17,9 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE_ELEMENTS = 2048
-MAX_TILE_CHANNELS = 128
-NUM_WARPS = 4
+from models.recompute.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_shape
+
 IMAGE_PLACES = 1024
 
 
@@ -68,12 +67,7 @@ def place(x_BCHW: Tensor, out_BCHW: Tensor, scale: int = 1) -> None:
     """Copy a map to another of the same dtype, ``scale`` times as high and wide, by repeating its values."""
     num_channels, (height, width) = x_BCHW.shape[1], out_BCHW.shape[2:]
     num_places = height * width
-    if x_BCHW.stride(1) == 1:
-        channels = min(triton.next_power_of_2(num_channels), MAX_TILE_CHANNELS)
-        places = min(triton.next_power_of_2(num_places), TILE_ELEMENTS // channels)
-    else:
-        places = min(triton.next_power_of_2(num_places), TILE_ELEMENTS)
-        channels = min(triton.next_power_of_2(num_channels), TILE_ELEMENTS // places)
+    channels, places = tile_shape(x_BCHW, num_places, TILE_ELEMENTS)
     tiles_per_image = triton.cdiv(num_places, places)
     with torch.cuda.device_of(x_BCHW):
         _place_kernel[len(x_BCHW) * tiles_per_image, triton.cdiv(num_channels, channels)](

@@ -329,15 +329,20 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(1), x.stride(3 if x.shape[3] > 1 else 2)
 
 
+def tile_shape(x_BCHW: Tensor, num_places: int, tile_elements: int) -> tuple[int, int]:
+    """Channels and places of a tile, both powers of 2, with more of whichever lie side by side in memory."""
+    most_channels, most_places = map(triton.next_power_of_2, (x_BCHW.shape[1], num_places))
+    if x_BCHW.stride(1) == 1:
+        channels = min(most_channels, MAX_TILE_CHANNELS)
+        return channels, min(most_places, tile_elements // channels)
+    places = min(most_places, tile_elements)
+    return min(most_channels, tile_elements // places), places
+
+
 def _tiling(x: Tensor, tile_elements: int) -> tuple[tuple[int, int, int], dict[str, int], tuple[int, int]]:
     """Channels, places of an image, tiles along these; shape of a tile; tiles along the places, and the channels."""
     num_channels, num_places = x.shape[1], x.shape[2] * x.shape[3]
-    if x.stride(1) == 1:
-        channels = min(triton.next_power_of_2(num_channels), MAX_TILE_CHANNELS)
-        places = min(triton.next_power_of_2(num_places), tile_elements // channels)
-    else:
-        places = min(triton.next_power_of_2(num_places), tile_elements)
-        channels = min(triton.next_power_of_2(num_channels), tile_elements // places)
+    channels, places = tile_shape(x, num_places, tile_elements)
     tiles_per_image = triton.cdiv(num_places, places)
     grid = len(x) * tiles_per_image, triton.cdiv(num_channels, channels)
     is_even = num_channels % channels == 0 and num_places % places == 0

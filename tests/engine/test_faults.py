@@ -16,7 +16,6 @@ import psutil
 import pytest
 import torch
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import cli as command_line
 from engine import folder_lock
 from engine.checkpoint_io import verify_checkpoint
@@ -27,30 +26,19 @@ from engine.folder_lock import lock_folder
 from engine.reporter import RunReporter
 from engine.run_logs import EventFiles, MetricsCsv, read_rows
 from engine.step import TrainingStep
-from tests.helpers.runs import RunProcess, final_state, rows_of, start_run
+from tests.helpers.runs import RunProcess, final_state, make_boards, quickstart_arguments, rows_of, start_run
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def data_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "boards"
-    return generate_pcb_dataset(folder, SyntheticConfig(num_train=16, num_val=2, image_size=96))
+    return make_boards(tmp_path_factory, num_train=16, num_val=2)
 
 
 def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
     """Two windows of 8 an epoch."""
-    return [
-        "--config=configs/quickstart.yaml",
-        f"--data.root={data_yaml}",
-        f"--run.folder={folder}",
-        "--data.image_size=64",
-        "--data.batch_size=8",
-        "--data.micro_batch_size=8",
-        "--data.workers=0",
-        "--trainer.max_epochs=2",
-        *more,
-    ]
+    return quickstart_arguments(data_yaml, folder, 64, 8, 8, "--data.workers=0", "--trainer.max_epochs=2", *more)
 
 
 class At(L.Callback):

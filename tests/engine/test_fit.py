@@ -15,11 +15,11 @@ import torch
 import yaml
 
 from data.batch import Batch
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.evaluation import Evaluation
 from engine.fit import main as fit
 from engine.step import TrainingStep
 from engine.validate import main as validate
+from tests.helpers.runs import make_boards, quickstart_arguments
 
 FIT_OFFLINE = """
 import socket, sys
@@ -47,22 +47,12 @@ def tree_hash(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def data_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "boards"
-    return generate_pcb_dataset(folder, SyntheticConfig(num_train=16, num_val=6, image_size=96))
+    return make_boards(tmp_path_factory, num_train=16, num_val=6)
 
 
 def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
     """16 images in windows of 6 by 4: 6 + 6 + 4 images, as (4 + 2) + (4 + 2) + 4."""
-    return [
-        "--config=configs/quickstart.yaml",
-        f"--data.root={data_yaml}",
-        f"--run.folder={folder}",
-        "--data.image_size=96",
-        "--data.batch_size=6",
-        "--data.micro_batch_size=4",
-        "--trainer.max_epochs=2",
-        *more,
-    ]
+    return quickstart_arguments(data_yaml, folder, 96, 6, 4, "--trainer.max_epochs=2", *more)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,15 @@ import psutil
 import pytest
 import torch
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
-from tests.helpers.runs import RunProcess, assert_same, final_state, rows_of, start_run
+from tests.helpers.runs import (
+    RunProcess,
+    assert_same,
+    final_state,
+    make_boards,
+    quickstart_arguments,
+    rows_of,
+    start_run,
+)
 
 KILLS = int(os.environ.get("YOLOFIT_TEST_KILLS", "5"))
 """How often the run is killed; 20 take some minutes: ``YOLOFIT_TEST_KILLS=20 pytest tests/engine/test_kill.py``."""
@@ -22,23 +29,12 @@ MOMENTS = ("writing", "training", "any", "training", "writing")
 
 @pytest.fixture(scope="module")
 def data_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "boards"
-    return generate_pcb_dataset(folder, SyntheticConfig(num_train=24, num_val=2, image_size=96))
+    return make_boards(tmp_path_factory, num_train=24, num_val=2)
 
 
 def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
     """24 images in windows of 3 by 2, read by two workers."""
-    return [
-        "--config=configs/quickstart.yaml",
-        f"--data.root={data_yaml}",
-        f"--run.folder={folder}",
-        "--data.image_size=64",
-        "--data.batch_size=3",
-        "--data.micro_batch_size=2",
-        "--data.workers=2",
-        "--data.cache=none",
-        *more,
-    ]
+    return quickstart_arguments(data_yaml, folder, 64, 3, 2, "--data.workers=2", "--data.cache=none", *more)
 
 
 @pytest.mark.slow

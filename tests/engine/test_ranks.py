@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.checkpoint_io import verify_checkpoint
-from tests.helpers.runs import RunProcess, final_state, rows_of, start_ranks, start_run
+from tests.helpers.runs import (
+    RunProcess,
+    final_state,
+    make_boards,
+    quickstart_arguments,
+    rows_of,
+    start_ranks,
+    start_run,
+)
 from tests.helpers.training import relative_error
 
 EPOCHS = 2
@@ -21,26 +28,24 @@ WINDOWS = 3
 
 @pytest.fixture(scope="module")
 def data_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "boards"
-    return generate_pcb_dataset(folder, SyntheticConfig(num_train=16, num_val=7, image_size=96))
+    return make_boards(tmp_path_factory, num_train=16, num_val=7)
 
 
 def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
     """Windows of 6, 6 and 4 images; SGD, because AdamW turns rounding of gradients near 0 into steps."""
-    return [
-        "--config=configs/quickstart.yaml",
-        f"--data.root={data_yaml}",
-        f"--run.folder={folder}",
-        "--data.image_size=64",
-        "--data.batch_size=6",
-        "--data.micro_batch_size=2",
+    return quickstart_arguments(
+        data_yaml,
+        folder,
+        64,
+        6,
+        2,
         "--data.workers=1",
         "--model.freeze_batch_norm=true",
         "--model.optimizer.name=sgd",
         "--model.optimizer.lr=0.01",
         f"--trainer.max_epochs={EPOCHS}",
         *more,
-    ]
+    )
 
 
 @pytest.fixture(scope="module")

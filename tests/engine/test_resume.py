@@ -13,11 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.dataset import TrainDataset
 from data.errors import DataError
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.fit import main as fit
 from engine.report.memory_log import read_memory_log
 from engine.resume import Interrupted
-from tests.helpers.runs import assert_same, final_state, rows_of
+from tests.helpers.runs import assert_same, final_state, make_boards, quickstart_arguments, rows_of
 
 EPOCHS = 3
 WINDOWS = 3
@@ -25,23 +24,14 @@ WINDOWS = 3
 
 @pytest.fixture(scope="module")
 def data_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "boards"
-    return generate_pcb_dataset(folder, SyntheticConfig(num_train=16, num_val=4, image_size=96))
+    return make_boards(tmp_path_factory, num_train=16, num_val=4)
 
 
 def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
     """16 images in windows of 6 by 4, read by a worker."""
-    return [
-        "--config=configs/quickstart.yaml",
-        f"--data.root={data_yaml}",
-        f"--run.folder={folder}",
-        "--data.image_size=64",
-        "--data.batch_size=6",
-        "--data.micro_batch_size=4",
-        "--data.workers=1",
-        f"--trainer.max_epochs={EPOCHS}",
-        *more,
-    ]
+    return quickstart_arguments(
+        data_yaml, folder, 64, 6, 4, "--data.workers=1", f"--trainer.max_epochs={EPOCHS}", *more
+    )
 
 
 class RaiseSignal(L.Callback):

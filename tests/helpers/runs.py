@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.errors import run_command
 from engine.fit import main as fit
 from engine.monitor import MemoryMonitor
@@ -60,6 +62,27 @@ class RunProcess:
         """As a power cut: the process and its workers."""
         self.signal_group(signal.SIGKILL)
         self.wait()
+
+
+def make_boards(tmp_path_factory: pytest.TempPathFactory, num_train: int, num_val: int) -> Path:
+    """A small data set of drawn boards; its ``data.yaml``."""
+    folder = tmp_path_factory.mktemp("data") / "boards"
+    return generate_pcb_dataset(folder, SyntheticConfig(num_train=num_train, num_val=num_val, image_size=96))
+
+
+def quickstart_arguments(
+    data_yaml: Path, folder: Path, image_size: int, batch_size: int, micro_batch_size: int, *more: str
+) -> list[str]:
+    """Arguments of ``engine.fit`` for a short run."""
+    return [
+        "--config=configs/quickstart.yaml",
+        f"--data.root={data_yaml}",
+        f"--run.folder={folder}",
+        f"--data.image_size={image_size}",
+        f"--data.batch_size={batch_size}",
+        f"--data.micro_batch_size={micro_batch_size}",
+        *more,
+    ]
 
 
 def run_together(work: Callable[..., None], args: tuple, num_processes: int) -> None:
