@@ -19,6 +19,10 @@ repeats the layer's forward pass in backward, one layer at a time and at level `
 Layers without a convolution have nothing to gain from it, nor has the detection head, whose backward comes first,
 while everything else is still held; both get `elementwise`. `rank` tells where `block` saves most for its price.
 
+On a GPU, where `models.fused_kernels` work, layers that recompute also take fewer passes over memory: a unit whose
+output is halved at once writes two maps (`_Halves`), a bottleneck's residual is added where the unit's output is written
+(`_bottleneck`), and maps are joined and enlarged by `copies`.
+
 The levels change memory and time only. On a CPU, loss and running statistics are the same bit for bit; gradients
 differ by rounding. In evaluation mode and under ``torch.no_grad()`` the original code runs. As with all saved tensor
 hooks, nothing notices if a weight is changed in place between forward and backward.
@@ -101,7 +105,7 @@ def _transform(layer: nn.Module, level: Level) -> None:
         elif is_input_enough:
             module.forward = partial(_keep_inputs_only, module)
     for module in layer.modules():
-        if isinstance(module, C2f | C2PSA):  # the first thing they do is to halve the output of this unit
+        if isinstance(module, C2f | C2PSA) and is_conv_unit(module.cv1):  # whose output they halve at once
             module.cv1.forward = partial(_conv_unit, module.cv1, is_halved=True)
         elif isinstance(module, Bottleneck) and module.add and is_conv_unit(module.cv2):
             module.forward = partial(_bottleneck, module)
