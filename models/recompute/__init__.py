@@ -20,8 +20,8 @@ Layers without a convolution have nothing to gain from it, nor has the detection
 while everything else is still held; both get `elementwise`. `rank` tells where `block` saves most for its price.
 
 On a GPU, where `models.fused_kernels` work, layers that recompute also take fewer passes over memory: a unit whose
-output is halved at once writes two maps (`_Halves`), a bottleneck's residual is added where the unit's output is written
-(`_bottleneck`), and maps are joined and enlarged by `copies`.
+output is halved at once writes two maps (`_Halves`), a bottleneck's residual is added where the unit's output is
+written (`_bottleneck`), and maps are joined and enlarged by `copies`.
 
 The levels change memory and time only. On a CPU, loss and running statistics are the same bit for bit; gradients
 differ by rounding. In evaluation mode and under ``torch.no_grad()`` the original code runs. As with all saved tensor
