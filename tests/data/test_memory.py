@@ -42,7 +42,7 @@ def test_plan__desktop_keeps_the_decoded_images() -> None:
     assert (plan.cache, plan.cached_images, plan.recent_images) == ("ram", 6260, 0)
     assert (plan.workers, plan.prefetch) == (MAX_WORKERS, 2)
     assert plan.cache_bytes == 6260 * 3 * 640 * 640
-    assert plan.window_bytes == 16 * 32 * 3 * 640 * 640
+    assert plan.window_bytes == 24 * 32 * 3 * 640 * 640  # two ahead and one in use, of eight workers
     text = plan.describe()
     assert "\n" not in text and "6260 of 6260 images fit (7.2 GiB decoded, 0.4 GiB as files; " in text
 
