@@ -263,7 +263,8 @@ def open_caches(
         open_recent_images(dataset, plan)
     if plan.cache == "files":
         paths = (Path(source.index.path(image)) for image in range(len(source)))
-        source.files = FileCache(np.fromiter((path.stat().st_size for path in paths), np.int64, len(source)))
+        sizes_bytes = np.fromiter((path.stat().st_size for path in paths), np.int64, len(source))
+        source.files = FileCache(sizes_bytes, available_bytes, plan.floor_bytes)
 
 
 def open_recent_images(dataset: TrainDataset, plan: LoadPlan) -> None:

@@ -173,6 +173,20 @@ def test_change_workers__keeps_as_many_recent_pictures_as_there_are_in_flight() 
     assert more.cache_bytes == more.recent_images * FPIC.slot_bytes
 
 
+def test_plan__under_pressure_takes_fewer_windows_then_fewer_workers() -> None:
+    """What the next epoch's loader is given when RAM runs short: less and less made ahead, down to nothing."""
+    plan = plan_loading(DESKTOP, FPIC, "none", 4)
+    one_window = plan.window_bytes // 12  # four workers: two ahead and one in use each
+    found = []
+    for room in (12, 9, 5, 2, 1):  # windows for which there is room, in half of the loader's share
+        ram = int(2 * (room * one_window + 4 * WORKER_BYTES) / RAM_SHARE) + 1
+        short = plan_loading(replace(DESKTOP, ram_bytes=ram), FPIC, "auto", 4)
+        found.append((short.workers, short.prefetch))
+        assert short.window_bytes <= max(room, 1) * one_window + 4 * WORKER_BYTES
+    assert found[:2] == [(4, 2), (4, 1)] and found[-1][0] < 4
+    assert [workers for workers, _ in found] == sorted((workers for workers, _ in found), reverse=True)
+
+
 def make_train(index: ImageIndex, image_size: int = 64) -> TrainDataset:
     return TrainDataset(index, image_size, AugmentConfig(close_mosaic=0), 0, 10)
 
