@@ -1,8 +1,8 @@
 """Random colour: hue turned, saturation and value scaled, on the host in whole numbers or on the device in float32.
 
-What OpenCV does by converting to HSV and back takes three quarters of the time here, and comes out closer to exact, as hue
-is not rounded to two degrees on the way. A pixel is written as its largest channel (the value), and what each channel
-lies below that; the largest of these three distances is the chroma.
+What OpenCV does by converting to HSV and back takes three quarters of the time here, and comes out closer to exact,
+as hue is not rounded to two degrees on the way. A pixel is written as its largest channel (the value), and what each
+channel lies below that; the largest of these three distances is the chroma.
 """
 
 from __future__ import annotations
