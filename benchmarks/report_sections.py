@@ -185,6 +185,24 @@ def loader(report: Report) -> str:
     return f"{result.source()}\n\n{table(head, rows)}"
 
 
+def loader_workers(report: Report) -> str:
+    """Images a second and RAM with several worker processes."""
+    result = report.newest("loader_workers")
+    if result is None:
+        return missing("the loader with several workers", "python benchmarks/loader_workers.py")
+    cells = {(row["workers"], row["side"]): row for row in result["rows"]}
+    rows = []
+    for workers in dict.fromkeys(workers for workers, _ in cells):
+        for source in ("disk", "ram"):
+            pair = [cells[workers, f"{side}_{source}"] for side in ("ultralytics", "ours")]
+            speeds = [with_quartiles(row["images_per_second"], row["quartiles"], ".0f") for row in pair]
+            ratio = pair[1]["images_per_second"] / pair[0]["images_per_second"]
+            ram = (gib(row["ram_bytes"]) for row in pair)
+            rows.append((f"{workers} workers, {source}", *speeds, f"{ratio:.2f}", *ram))
+    head = ("", "Ultralytics, images/s", "yolofit, images/s", "ratio", "Ultralytics, RAM", "yolofit, RAM")
+    return f"{result.source()}\n\n{table(head, rows)}"
+
+
 def fidelity(report: Report) -> str:
     """Trained by both: what the networks are worth."""
     results = [found for name in ("gpu_fidelity", "fidelity_cpu") if (found := report.newest(name))]
@@ -387,6 +405,7 @@ SECTIONS: dict[str, Callable[[Report], str]] = {
     "4. Precision": precision,
     "5. Accumulation": accumulation,
     "6. Loader": loader,
+    "6. Loader with several workers": loader_workers,
     "7. Fidelity": fidelity,
     "8. Growth": growth,
     "9. Validation": validation,

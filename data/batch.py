@@ -164,6 +164,10 @@ class Batch:
         )
 
 
+EmptyImages = Callable[[int, tuple[int, int]], Tensor]
+"""Gives uint8 (B, 3, H, W), unset, for the number of images and their height and width."""
+
+
 def empty_images(num_images: int, size_hw: tuple[int, int]) -> Tensor:
     """uint8 (num_images, 3, height, width), unset; in a worker in shared memory, to be sent uncopied."""
     shape = (num_images, 3, *size_hw)

@@ -22,6 +22,7 @@ from data.partners import PartnerPools
 from data.shared import SharedBlock
 
 CHECK_EVERY = 16  # new pictures between two looks at the free memory, in each process
+LOOK_EVERY = 64  # samples likewise: a cache that is full takes nothing new, but may have to go
 PAGE_BYTES = 4096
 EMPTY = 0
 
@@ -64,6 +65,7 @@ class SlotCache:
         self._table = SharedBlock((num_slots + 1) * 40)  # five numbers a slot; the last row: whether it is closed
         self._lent: list[tuple[int, int]] = []
         self._num_puts = 0
+        self._num_samples = 0
         self._room = 0
 
     def address(self, image: int) -> tuple[int, int] | None:
@@ -95,8 +97,11 @@ class SlotCache:
         row[0] = tag  # last: from now on it is valid
 
     def begin(self) -> None:
-        """Forget what was handed out: `is_intact` is about what is read from now on."""
+        """A new sample: `is_intact` is about what is read from now on. Now and then look whether memory is short."""
         self._lent.clear()
+        self._num_samples += 1
+        if self._num_samples % LOOK_EVERY == 0 and self.available_bytes is not None and not self.is_closed:
+            self._drop_if_short(self.available_bytes())
 
     def is_intact(self) -> bool:
         """Whether every picture that `get` has given since `begin` is still in its slot."""
@@ -125,10 +130,13 @@ class SlotCache:
             return True
         if self._num_puts % CHECK_EVERY == 0:
             self._room = self.available_bytes()
-            if self._room < self.floor_bytes // 2:
-                self.drop()
+            self._drop_if_short(self._room)
         self._num_puts += self._room >= self.floor_bytes  # while memory is short, every call looks again
         return self._room >= self.floor_bytes
+
+    def _drop_if_short(self, room_bytes: int) -> None:
+        if room_bytes < self.floor_bytes // 2:
+            self.drop()
 
     def _slot(self, slot: int, height: int, width: int) -> np.ndarray:
         start = slot * self.slot_bytes
@@ -173,15 +181,22 @@ class RecentImages(SlotCache):
 class FileCache:
     """The compressed files themselves: a tenth of the memory, but they still have to be decoded."""
 
-    def __init__(self, sizes_bytes: np.ndarray) -> None:
+    def __init__(
+        self, sizes_bytes: np.ndarray, available_bytes: Callable[[], int] | None = None, floor_bytes: int = 0
+    ) -> None:
         """Reserve room for all files; memory is only taken for what has been read.
 
         Args:
             sizes_bytes: int64 (I,), the size of each file. A file whose size has changed since is not kept.
+            available_bytes: Says how much RAM is left; None never looks.
+            floor_bytes: With less than half of this left everything is dropped.
         """
+        self.available_bytes = available_bytes
+        self.floor_bytes = floor_bytes
+        self._num_reads = 0
         self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes_bytes, dtype=np.int64)])
         self._content = SharedBlock(int(self._offsets[-1]))
-        self._is_here = SharedBlock(len(sizes_bytes))
+        self._is_here = SharedBlock(len(sizes_bytes) + 1)  # the last: whether the cache was given up
 
     def read(self, image: int, path: str) -> bytes:
         """The content of a file.
@@ -189,11 +204,27 @@ class FileCache:
         Raises:
             DataError: If the file cannot be read or is empty.
         """
+        self._drop_if_short()
         kept = self._content.array[slice(*self._offsets[image : image + 2])]
-        if self._is_here.array[image]:
-            return kept.tobytes()
+        if self._is_here.array[image] and not self.is_closed:
+            content = kept.tobytes()
+            if not self.is_closed:  # else it may have gone while it was copied
+                return content
         content = read_bytes(path)
-        if len(content) == len(kept):
+        if len(content) == len(kept) and not self.is_closed:
             kept[:] = np.frombuffer(content, np.uint8)
             self._is_here.array[image] = 1
         return content
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether memory was so short that the cache was given up."""
+        return bool(self._is_here.array[-1])
+
+    def _drop_if_short(self) -> None:
+        self._num_reads += 1
+        if self._num_reads % LOOK_EVERY or self.available_bytes is None or self.is_closed:
+            return
+        if self.available_bytes() < self.floor_bytes // 2:
+            self._is_here.array[-1] = 1
+            self._content.release()

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.augment import AugmentConfig, augment, augment_without_colour, sample_generator
-from data.batch import Batch, ImageGeometry, Sample, collate, empty_images
+from data.batch import Batch, EmptyImages, ImageGeometry, Sample, collate, empty_images
 from data.cache import RecentImages
 from data.color import shift_hsv_to_planes
 from data.errors import DataError
@@ -74,18 +74,20 @@ class TrainDataset(Dataset[Sample]):
         """
         return self._samples([key])[1][0]
 
-    def __getitems__(self, keys: list[SampleKey]) -> Batch:
-        """Make a window at once, every picture written straight to where it stays.
+    def __getitems__(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> Batch:
+        """Make a window at once, every picture written straight to where it stays: in what ``empty`` gives.
 
         Raises:
             DataError: If an image file cannot be read.
         """
-        images, samples = self._samples(keys)
+        images, samples = self._samples(keys, empty)
         return collate(samples, images)
 
-    def _samples(self, keys: list[SampleKey]) -> tuple[torch.Tensor, list[Sample]]:
+    def _samples(
+        self, keys: list[SampleKey], empty: EmptyImages = empty_images
+    ) -> tuple[torch.Tensor, list[Sample]]:
         size = keys[0].image_size or self.source.image_size
-        images = empty_images(len(keys), (size, size))
+        images = empty(len(keys), (size, size))
         return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
 
     def _sample(self, key: SampleKey, planes: torch.Tensor) -> Sample:
@@ -148,17 +150,19 @@ class ValidationDataset(Dataset[Sample]):
         """
         return self._samples([key])[1][0]
 
-    def __getitems__(self, keys: list[SampleKey]) -> Batch:
-        """Read a batch at once, every picture written straight to where it stays.
+    def __getitems__(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> Batch:
+        """Read a batch at once, every picture written straight to where it stays: in what ``empty`` gives.
 
         Raises:
             DataError: If an image file cannot be read.
         """
-        images, samples = self._samples(keys)
+        images, samples = self._samples(keys, empty)
         return collate(samples, images)
 
-    def _samples(self, keys: list[SampleKey]) -> tuple[torch.Tensor, list[Sample]]:
-        images = empty_images(len(keys), self._input_hw(keys[0]))
+    def _samples(
+        self, keys: list[SampleKey], empty: EmptyImages = empty_images
+    ) -> tuple[torch.Tensor, list[Sample]]:
+        images = empty(len(keys), self._input_hw(keys[0]))
         return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
 
     def _input_hw(self, key: SampleKey) -> tuple[int, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import signal
 import sys
+import weakref
 from typing import Any
 
 import cv2
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
 from data.rectangles import RectangleSampler
+from data.ring import RingDataset, WindowRing
 from data.sampler import WindowSampler, image_sizes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -54,7 +57,7 @@ def build_train_loader(
     Raises:
         DataError: If some window has fewer images than there are devices.
 
-    Memory: up to ``num_workers * prefetch`` windows of 3 * image_size**2 bytes an image, of the largest size for
+    Memory: up to ``num_workers * (prefetch + 1)`` windows of 3 * image_size**2 bytes an image, of the largest size for
         multi-scale training; see `data.memory`.
     """
     sampler = WindowSampler(
@@ -69,7 +72,8 @@ def build_train_loader(
         repeats=repeats,
         image_sizes=image_sizes(dataset.source.image_size, multi_scale) if multi_scale else None,
     )
-    return _build_loader(dataset, sampler, num_workers, prefetch)
+    largest_size = max(sampler.image_sizes or [dataset.source.image_size])
+    return _build_loader(dataset, sampler, num_workers, prefetch, _window_bytes(batch_size, num_replicas, largest_size))
 
 
 def build_validation_loader(
@@ -100,7 +104,13 @@ def build_validation_loader(
         sampler = RectangleSampler(dataset.rectangles_hw, batch_size, num_replicas, rank)
     else:
         sampler = WindowSampler(len(dataset), batch_size, seed=0, shuffle=False, num_replicas=num_replicas, rank=rank)
-    return _build_loader(dataset, sampler, num_workers, prefetch=2)
+    window_bytes = _window_bytes(batch_size, num_replicas, dataset.source.image_size)
+    return _build_loader(dataset, sampler, num_workers, 2, window_bytes)
+
+
+def _window_bytes(batch_size: int, num_replicas: int, image_size: int) -> int:
+    """Of the largest window of one process."""
+    return -(-batch_size // num_replicas) * 3 * image_size**2
 
 
 def _build_loader(
@@ -108,9 +118,12 @@ def _build_loader(
     sampler: WindowSampler | RectangleSampler,
     num_workers: int,
     prefetch: int,
+    window_bytes: int,
 ) -> DataLoader[Batch]:
     windows: Dataset[Any] = dataset  # ``__getitems__`` makes whole windows
-    return DataLoader(
+    if num_workers:
+        windows = RingDataset(dataset, WindowRing(num_workers, prefetch + 2, window_bytes))
+    return WindowLoader(
         windows,
         batch_sampler=sampler,
         num_workers=num_workers,
@@ -120,6 +133,29 @@ def _build_loader(
         persistent_workers=num_workers > 0,
         prefetch_factor=prefetch if num_workers else None,
     )
+
+
+class WindowLoader(DataLoader[Batch]):
+    """A DataLoader whose workers end with their process, whoever still holds the loader when it exits.
+
+    Workers ignore SIGTERM, by which Python asks them to end before it waits for them, for ever.
+    """
+
+    def __iter__(self) -> Any:
+        """Start the workers, or go on with those that there are."""
+        is_first = self._iterator is None
+        iterator: Any = super().__iter__()
+        if self.num_workers and is_first:
+            atexit.register(_end_workers, weakref.ref(iterator))
+            for worker in iterator._workers:
+                worker._popen.terminate = worker._popen.kill  # should a worker not end when it is told to
+        return iterator
+
+
+def _end_workers(reference: weakref.ref[Any]) -> None:
+    iterator = reference()
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def _as_it_is(window: Any) -> Batch:

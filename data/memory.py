@@ -1,8 +1,8 @@
 """How much RAM the loader takes: planned before the run from what there is, and adapted between epochs.
 
-Three things take RAM: windows that wait to be used (in /dev/shm under Linux), decoded pictures that mosaics are drawn
-from, and the cache. `plan_loading` fits them into a budget and says what it chose and why; `open_caches` carries it
-out. What a machine has is given to it as numbers: this package does not look at the machine.
+Three things take RAM: windows that wait to be used (in /dev/shm where workers are not forked), decoded pictures that
+mosaics are drawn from, and the cache. `plan_loading` fits them into a budget and says what it chose and why;
+`open_caches` carries it out. What a machine has is given to it as numbers: this package does not look at the machine.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class LoadPlan:
     recent_images: int
     """Decoded pictures kept for mosaics; 0 where the cache does that."""
     window_bytes: int
-    """RAM of all windows in flight, in /dev/shm under Linux."""
+    """RAM of all windows in flight."""
     cache_bytes: int
     """RAM of the cache and the recent pictures."""
     ram_bytes: int
@@ -162,7 +162,7 @@ def plan_loading(
     budget_bytes = int(host.ram_bytes * RAM_SHARE)
     count = worker_count(workers, host.cores)
     count, prefetch, why_workers = _fit_windows(host, volume, count, budget_bytes)
-    windows = max(count * prefetch, 1) * volume.window_bytes
+    windows = _num_windows(count, prefetch) * volume.window_bytes
     left_bytes = max(budget_bytes - windows - count * WORKER_BYTES, 0)
     recent = min(count * prefetch * volume.batch_size + 2 * POOL_SIZE, volume.num_images)
     recent = min(recent, left_bytes // 2 // volume.slot_bytes)
@@ -190,6 +190,11 @@ def worker_count(workers: int | Literal["auto"], cores: int) -> int:
     return max(min(cores - 1, MAX_WORKERS), 1) if workers == "auto" else workers
 
 
+def _num_windows(workers: int, prefetch: int) -> int:
+    """Those that each worker makes ahead, and one more that may be in use: it keeps their memory (`data.ring`)."""
+    return max(workers * (prefetch + 1), 1)
+
+
 def _fit_windows(host: Host, volume: Volume, workers: int, budget_bytes: int) -> tuple[int, int, str]:
     """Workers and prefetch whose windows fit into half of the budget and into /dev/shm."""
     if workers == 0:
@@ -200,8 +205,7 @@ def _fit_windows(host: Host, volume: Volume, workers: int, budget_bytes: int) ->
     why = f"{host.cores} cores"
     for count in range(workers, 0, -1):
         for prefetch in range(PREFETCH, 0, -1):
-            # one more than is made ahead: the one that is in use
-            windows = (count * prefetch + 1) * volume.window_bytes
+            windows = _num_windows(count, prefetch) * volume.window_bytes
             exceeded = [name for name, (room, each) in limits.items() if windows + count * each > room]
             if not exceeded:
                 return count, prefetch, why
@@ -259,7 +263,8 @@ def open_caches(
         open_recent_images(dataset, plan)
     if plan.cache == "files":
         paths = (Path(source.index.path(image)) for image in range(len(source)))
-        source.files = FileCache(np.fromiter((path.stat().st_size for path in paths), np.int64, len(source)))
+        sizes_bytes = np.fromiter((path.stat().st_size for path in paths), np.int64, len(source))
+        source.files = FileCache(sizes_bytes, available_bytes, plan.floor_bytes)
 
 
 def open_recent_images(dataset: TrainDataset, plan: LoadPlan) -> None:

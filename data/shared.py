@@ -30,6 +30,7 @@ class SharedBlock:
             OSError: If there is no room for them.
         """
         self.num_bytes = max(num_bytes, 1)
+        self.is_shared = True  # not so for an anonymous block that was sent to a spawned process
         self._file = file
         self._map: mmap.mmap | None = None
         self._tensor: torch.Tensor | None = None
@@ -59,7 +60,8 @@ class SharedBlock:
 
     def __getstate__(self) -> dict[str, object]:
         """What a spawned process needs to open the same block; of an anonymous mapping, only its size."""
-        return {"num_bytes": self.num_bytes, "_file": self._file, "_tensor": self._tensor, "_map": None}
+        is_shared = self.is_shared and self._map is None
+        return self.__dict__ | {"is_shared": is_shared, "_map": None, "array": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)

@@ -78,8 +78,8 @@ class DetectionData(L.LightningDataModule):
                 square: less work and never more VRAM. Metrics change a little, as there is less grey, but do not
                 depend on the batch size. No effect on training.
             workers: Processes that prepare images; 0 prepares them in this one. Each takes some 150 MiB of RAM and
-                keeps up to two windows in it, in /dev/shm under Linux. ``auto``: one for each core but one, up to 8,
-                as RAM and /dev/shm allow; between epochs more where training waited, up to the cores, and fewer where
+                keeps three windows in it, in /dev/shm where they are not forked. ``auto``: one for each core but one,
+                up to 8, as there is room; between epochs more where training waited, up to the cores, and fewer where
                 RAM ran short.
             cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit, up to 3 * image_size**2
                 bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto``

@@ -27,8 +27,8 @@ PLATFORM_NAMES: dict[Platform, str] = {
 BF16_CAPABILITY = (8, 0)  # NVIDIA's Ampere
 BUSY_SHARE = 0.1
 """Part of a GPU's memory that other programs may hold without a remark."""
-PREFETCHED_WINDOWS = 2
-"""Windows that each worker keeps ready (DataLoader's ``prefetch_factor``)."""
+PREFETCHED_WINDOWS = 3
+"""Windows that each worker keeps: two ahead, and the one in use (`data.ring`)."""
 WORKER_BYTES: dict[Platform, int] = dict.fromkeys(("linux", "wsl"), 64 * MIB)
 """RAM of a worker beside its windows; measured: 50 MiB, for it shares what the trainer has loaded."""
 SPAWNED_WORKER_BYTES = 600 * MIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Machine:
     ram_available_bytes: int
     cores: int
     shm_free_bytes: int | None
-    """Free space in /dev/shm, through which workers hand over their windows; None without one."""
+    """Free space in /dev/shm, if workers hand over their windows through it: see `shm_free_bytes`."""
 
 
 def examine_machine() -> Machine:
@@ -64,8 +65,9 @@ def examine_machine() -> Machine:
 
 
 def shm_free_bytes() -> int | None:
-    """Free space in /dev/shm; None without one."""
-    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
+    """Free space in /dev/shm; None without one, or where workers are forked: their windows are not in it."""
+    is_used = SHARED_MEMORY.is_dir() and multiprocessing.get_start_method() != "fork"
+    return shutil.disk_usage(SHARED_MEMORY).free if is_used else None
 
 
 def free_disk_bytes(folder: Path) -> int:

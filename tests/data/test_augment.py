@@ -124,7 +124,8 @@ def test_augment__boxes_lie_inside_the_picture(index: ImageIndex, degrees: float
     assert num_boxes > 60
 
 
-def test_augment__boxes_follow_the_pixels(dataset_writer: object) -> None:
+@pytest.mark.parametrize("changes", [{}, {"shear": 5.0}, {"degrees": 180.0}, {"perspective": 0.001}])
+def test_augment__boxes_follow_the_pixels(changes: dict[str, float]) -> None:
     """A white rectangle on black stays where its box says, through every geometric change."""
     rng = np.random.default_rng(0)
     image = np.zeros((64, 64, 3), np.uint8)
@@ -133,7 +134,7 @@ def test_augment__boxes_follow_the_pixels(dataset_writer: object) -> None:
     source.load.return_value = LabelledImage(image, np.array([[8, 16, 32, 40]], np.float32), np.zeros(1, np.int32))
     source.__len__ = lambda self: 5
     for mosaic in (0.0, 1.0) * 30:
-        config = AugmentConfig(mosaic=mosaic, hsv_h=0, hsv_s=0, hsv_v=0, flipud=0.5, shear=rng.choice([0.0, 5.0]))
+        config = AugmentConfig(mosaic=mosaic, hsv_h=0, hsv_s=0, hsv_v=0, flipud=0.5, **changes)
         picture = augment(source, 0, rng, config)
         white = np.zeros((64, 64), bool)
         for x1, y1, x2, y2 in picture.boxes_xyxy_px:

@@ -173,6 +173,32 @@ class TestMemoryPressure:
         assert cache.num_pictures == 0
         assert not view.any()  # the pages went back to the system
 
+    def test_a_full_cache_is_given_back_too(self, index: ImageIndex) -> None:
+        """In the second epoch nothing is put in any more; the memory that is left is looked at all the same."""
+        room = [100]
+        dataset = make_train(index, DecodedCache(7, SLOT_BYTES, None, lambda: room[0], floor_bytes=80))
+        with mock.patch("data.cache.LOOK_EVERY", 5):
+            for image in range(7):
+                dataset[SampleKey(0, image)]
+            assert dataset.source.cache.num_pictures == 7
+            room[0] = 39
+            for image in range(7):
+                sample = dataset[SampleKey(1, image)]
+                assert torch.equal(sample.image, make_train(index)[SampleKey(1, image)].image)
+        assert dataset.source.cache.is_closed and dataset.source.cache.num_pictures == 0
+
+    def test_files_are_given_back_too(self, index: ImageIndex) -> None:
+        sizes, room = np.array([Path(index.path(i)).stat().st_size for i in range(len(index))]), [100]
+        files = FileCache(sizes, lambda: room[0], floor_bytes=80)
+        with mock.patch("data.cache.LOOK_EVERY", 5):
+            for image in range(7):
+                files.read(image, index.path(image))
+            assert files._content.array.any()
+            room[0] = 39
+            for image in range(7):
+                assert files.read(image, index.path(image)) == Path(index.path(image)).read_bytes()
+        assert files.is_closed and not files._content.array.any()  # the pages went back to the system
+
     def test_samples_are_the_same(self, index: ImageIndex) -> None:
         room = iter([100, *[10] * 99])
         cache = DecodedCache(7, SLOT_BYTES, None, lambda: next(room), floor_bytes=80)

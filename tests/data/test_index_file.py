@@ -239,12 +239,30 @@ def test_build_index__bad_images_are_looked_at_again(dataset: DatasetYaml, tmp_p
 
 
 def test_scan_split__processes_find_the_same(
-    dataset: DatasetYaml, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset: DatasetYaml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = scan_split(dataset, "train")
     monkeypatch.setattr("data.scan.CHUNK_IMAGES", 2)
     monkeypatch.setattr("data.scan.MIN_PARALLEL_IMAGES", 3)
     assert_same(scan_split(dataset, "train", workers=2), alone)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_scan_split__shows_progress_where_there_is_much_to_scan(
+    dataset: DatasetYaml, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    shown = []
+
+    def track(results: object, what: str, total: int, transient: bool, disable: bool) -> object:
+        shown.append((what, total, disable))
+        return results
+
+    monkeypatch.setattr("data.scan.track", track)
+    monkeypatch.setattr("data.scan.CHUNK_IMAGES", 2)
+    scan_split(dataset, "train", workers=workers)
+    monkeypatch.setattr("data.scan.MIN_PARALLEL_IMAGES", 3)
+    num_chunks = -(-len(scan_split(dataset, "train", workers=workers)) // 2)
+    assert shown == [("scanning train", num_chunks, True), ("scanning train", num_chunks, False)]
 
 
 def test_image_index__pickles_as_the_name_of_its_file(dataset: DatasetYaml, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_plan__desktop_keeps_the_decoded_images() -> None:
     assert (plan.cache, plan.cached_images, plan.recent_images) == ("ram", 6260, 0)
     assert (plan.workers, plan.prefetch) == (MAX_WORKERS, 2)
     assert plan.cache_bytes == 6260 * 3 * 640 * 640
-    assert plan.window_bytes == 16 * 32 * 3 * 640 * 640
+    assert plan.window_bytes == 24 * 32 * 3 * 640 * 640  # two ahead and one in use, of eight workers
     text = plan.describe()
     assert "\n" not in text and "6260 of 6260 images fit (7.2 GiB decoded, 0.4 GiB as files; " in text
 
@@ -171,6 +171,20 @@ def test_change_workers__keeps_as_many_recent_pictures_as_there_are_in_flight() 
     more = change_workers(plan, DESKTOP, FPIC, 8)
     assert more.recent_images == plan_loading(DESKTOP, FPIC, "none", 8).recent_images > plan.recent_images
     assert more.cache_bytes == more.recent_images * FPIC.slot_bytes
+
+
+def test_plan__under_pressure_takes_fewer_windows_then_fewer_workers() -> None:
+    """What the next epoch's loader is given when RAM runs short: less and less made ahead, down to nothing."""
+    plan = plan_loading(DESKTOP, FPIC, "none", 4)
+    one_window = plan.window_bytes // 12  # four workers: two ahead and one in use each
+    found = []
+    for room in (12, 9, 5, 2, 1):  # windows for which there is room, in half of the loader's share
+        ram = int(2 * (room * one_window + 4 * WORKER_BYTES) / RAM_SHARE) + 1
+        short = plan_loading(replace(DESKTOP, ram_bytes=ram), FPIC, "auto", 4)
+        found.append((short.workers, short.prefetch))
+        assert short.window_bytes <= max(room, 1) * one_window + 4 * WORKER_BYTES
+    assert found[:2] == [(4, 2), (4, 1)] and found[-1][0] < 4
+    assert [workers for workers, _ in found] == sorted((workers for workers, _ in found), reverse=True)
 
 
 def make_train(index: ImageIndex, image_size: int = 64) -> TrainDataset:

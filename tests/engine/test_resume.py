@@ -118,10 +118,10 @@ def test_resume__after_the_loader_has_failed_loses_no_window(
     folder = tmp_path / "run"
     getitems = TrainDataset.__getitems__
 
-    def fail(dataset: TrainDataset, keys: list) -> object:
+    def fail(dataset: TrainDataset, keys: list, *empty: object) -> object:
         if keys[0].epoch == 1 and len(keys) < 6:  # the last window of the second epoch
             raise DataError("the disk is gone")
-        return getitems(dataset, keys)
+        return getitems(dataset, keys, *empty)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainDataset, "__getitems__", fail)
