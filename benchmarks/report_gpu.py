@@ -108,16 +108,39 @@ def budget(report: Report) -> str:
 
 def kernels(report: Report) -> str:
     """BatchNorm and SiLU by implementation."""
+    parts = [_copies(copies)] if (copies := report.newest("gpu_copies")) else []
+    parts += [_profile(profile)] if (profile := report.newest("gpu_profile")) else []
     result = report.newest("gpu_kernels")
     if result is None:
-        return missing("kernels on a GPU", "python benchmarks/gpu_kernels.py")
+        missed = missing("BatchNorm and SiLU beside torch.compile on a GPU", "python benchmarks/gpu_kernels.py")
+        return "\n\n".join([*parts, missed])
     names = ("floor", "fused", "pytorch", "torch.compile")
     rows = [
         (shape, phase, *(f"{times[name]:.0f}" if name in times else "-" for name in names))
         for shape, phases in result["microseconds"].items()
         for phase, times in phases.items()
     ]
-    return f"{result.source()}\n\n{table(('map', 'phase', *names), rows)}"
+    return "\n\n".join([*parts, result.source(), table(("map", "phase", *names), rows)])
+
+
+def _copies(result: Result) -> str:
+    rows = [
+        (shape, operation, f"{times['copy']:.0f}", f"{times[operation]['fused']:.0f}",
+         f"{times[operation]['pytorch']:.0f}", f"{times[operation]['fused'] / times[operation]['pytorch']:.2f}")
+        for shape, times in result["microseconds"].items()
+        for operation in times
+        if operation != "copy"
+    ]  # fmt: skip
+    return f"{result.source()}\n\n{table(('map', '', 'a copy', 'fused', 'pytorch', 'ratio'), rows, num_text=2)}"
+
+
+def _profile(result: Result) -> str:
+    rows = [
+        (case, kind, f"{milliseconds:.1f}")
+        for case, kinds in result["milliseconds"].items()
+        for kind, milliseconds in kinds.items()
+    ]
+    return f"{result.source()}\n\n{table(('step', 'kernels', 'ms'), rows, num_text=2)}"
 
 
 def precision_on_gpu(report: Report) -> str:
@@ -143,9 +166,11 @@ def precision_on_gpu(report: Report) -> str:
 
 def compiled(report: Report) -> str:
     """TorchInductor against the same networks without it."""
-    result = report.newest("gpu_compiled")
+    ours, result = report.newest("gpu_compile"), report.newest("gpu_compiled")
+    parts = [_ours_compiled(ours)] if ours else []
     if result is None:
-        return missing("compiled networks on a GPU", "python benchmarks/gpu_steps.py --compiled")
+        missed = missing("Ultralytics' `compile=True` on a GPU", "python benchmarks/gpu_steps.py --compiled")
+        return "\n\n".join([*parts, missed])
     cells: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
     for row in result["rows"]:
         cells.setdefault((row["micro_batch"], row["image_size"]), {})[row["rival"]] = row
@@ -159,7 +184,17 @@ def compiled(report: Report) -> str:
     ]  # fmt: skip
     head = ("cell", "", "first steps, s", "peak allocated", "images/s", "memory ratio", "speed ratio")
     note = "Ratios are to Ultralytics' step as it is by default, without compilation; the first steps compile."
-    return f"{result.source()}\n\n{table(head, rows, num_text=2)}\n\n{note}"
+    return "\n\n".join([*parts, result.source(), table(head, rows, num_text=2), note])
+
+
+def _ours_compiled(result: Result) -> str:
+    rows = [
+        (_name(row["rival"]), f"{row['first_step_seconds']:.0f}", f"{1000 * row['median_seconds']:.1f}",
+         f"{row['images_per_second']:.0f}", f"{row['peak_reserved_gib']:.2f} GiB")
+        for row in result["rows"]
+    ]  # fmt: skip
+    head = ("our step with", "first step, s", "a step, ms", "images/s", "reserved at the peak")
+    return f"{result.source()}\n\n{table(head, rows)}"
 
 
 def cards(report: Report) -> str:
