@@ -38,6 +38,7 @@ COCO_MEANS = {
     "map_large": np.s_[..., 3],
 }
 """The part of COCO's precision (IoU, recall, class, size) that each of our means is of."""
+COCO_BOXES_AT_ONCE = 100_000
 CONFIDENCES = np.linspace(0, 1, 1000)
 SMOOTHING_POINTS = 101  # a tenth of the confidences, odd
 MATCH_IOU = 0.5
@@ -248,12 +249,31 @@ def _table(state: list[Tensor] | Tensor, width: int) -> Tensor:
 def _coco(
     found: tuple[NDArray, NDArray], true: tuple[NDArray, NDArray], num_images: int, num_classes: int, limit: int
 ) -> NDArray:
-    """COCO's interpolated precision (T, R, C, size of object), NaN where there is no truth; rows and their images."""
-    if not len(true[0]):
-        return np.full((len(COCO_IOUS), len(COCO_RECALLS), num_classes, 4), np.nan)
-    with no_garbage_collection():
-        truth, detections = (CocoBoxes(*boxes, num_images, num_classes) for boxes in (true, found))
-        return coco_precision(truth, detections, limit)
+    """COCO's interpolated precision (T, R, C, size of object), NaN where there is no truth; rows and their images.
+
+    Memory: about 1 KB a box, of some classes at a time: `COCO_BOXES_AT_ONCE`.
+    """
+    precision_TRCS = np.full((len(COCO_IOUS), len(COCO_RECALLS), num_classes, 4), np.nan)
+    class_of_each = np.concatenate([rows[:, 4] for rows, _ in (found, true)]).astype(int)
+    num_boxes_C = np.bincount(class_of_each, minlength=num_classes)
+    group_C = (num_boxes_C.cumsum() - 1).clip(min=0) // COCO_BOXES_AT_ONCE
+    for group in np.unique(group_C):
+        classes = np.flatnonzero(group_C == group)
+        truth, detections = (_of_classes(boxes, classes[0], classes[-1]) for boxes in (true, found))
+        if len(truth[0]):
+            with no_garbage_collection():
+                sides = [CocoBoxes(*boxes, num_images, len(classes)) for boxes in (truth, detections)]
+                precision_TRCS[:, :, classes] = coco_precision(sides[0], sides[1], limit)
+    return precision_TRCS
+
+
+def _of_classes(boxes: tuple[NDArray, NDArray], first: int, last: int) -> tuple[NDArray, NDArray]:
+    """Rows of some classes, which count from 0 then, and their images."""
+    rows, image = boxes
+    mine = (rows[:, 4] >= first) & (rows[:, 4] <= last)
+    rows = rows[mine]
+    rows[:, 4] -= first
+    return rows, image[mine]
 
 
 def _confidence_curves(

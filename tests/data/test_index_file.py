@@ -238,9 +238,7 @@ def test_build_index__bad_images_are_looked_at_again(dataset: DatasetYaml, tmp_p
     assert len(build_index(dataset, "train", tmp_path / "cache")) == 7
 
 
-def test_scan_split__processes_find_the_same(
-    dataset: DatasetYaml, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scan_split__processes_find_the_same(dataset: DatasetYaml, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = scan_split(dataset, "train")
     monkeypatch.setattr("data.scan.CHUNK_IMAGES", 2)
     monkeypatch.setattr("data.scan.MIN_PARALLEL_IMAGES", 3)

@@ -100,12 +100,16 @@ def coco_mean(precision: np.ndarray) -> float:
     return precision[precision > -1].mean()
 
 
+@pytest.mark.parametrize("boxes_at_once", [1, 700, 10**6])
 @pytest.mark.parametrize(
     ("num_images", "num_truth", "num_detections"),
     [(40, 10, 30), (3, 250, 290), (1, 2, 3)],
     ids=["many-images", "crowded", "few-boxes"],
 )
-def test_compute__matches_faster_coco_eval(num_images: int, num_truth: int, num_detections: int) -> None:
+def test_compute__matches_faster_coco_eval(
+    num_images: int, num_truth: int, num_detections: int, boxes_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.metrics.COCO_BOXES_AT_ONCE", boxes_at_once)
     found, true = random_scene(1, num_images, num_truth, num_detections)
     ours, precision = results(found, true), coco_precision(found, true)
     references = {
