@@ -83,9 +83,7 @@ class TrainDataset(Dataset[Sample]):
         images, samples = self._samples(keys, empty)
         return collate(samples, images)
 
-    def _samples(
-        self, keys: list[SampleKey], empty: EmptyImages = empty_images
-    ) -> tuple[torch.Tensor, list[Sample]]:
+    def _samples(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> tuple[torch.Tensor, list[Sample]]:
         size = keys[0].image_size or self.source.image_size
         images = empty(len(keys), (size, size))
         return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
@@ -159,9 +157,7 @@ class ValidationDataset(Dataset[Sample]):
         images, samples = self._samples(keys, empty)
         return collate(samples, images)
 
-    def _samples(
-        self, keys: list[SampleKey], empty: EmptyImages = empty_images
-    ) -> tuple[torch.Tensor, list[Sample]]:
+    def _samples(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> tuple[torch.Tensor, list[Sample]]:
         images = empty(len(keys), self._input_hw(keys[0]))
         return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
 

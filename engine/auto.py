@@ -90,6 +90,8 @@ def settle_memory(config: Any) -> MemoryAhead | None:
     budget_bytes = resolve_budget(memory, device)
     cap_allocator(device, budget_bytes)
     spec, _ = spec_of(config)
+    if device.type == "cpu":
+        spec = replace(spec, fused_kernels=False)
     batch_size = -(-data.batch_size // count_devices(config.trainer))
     if is_fixed:
         micro_batch_size = min(data.micro_batch_size, batch_size)
@@ -144,6 +146,7 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
         freeze_batch_norm=model.freeze_batch_norm,
         freeze_layers=model.freeze_layers,
         cuda_graphs=model.cuda_graphs,
+        fused_kernels=model.fused_kernels,
         **facts,
     )
     return spec, notes

@@ -80,7 +80,8 @@ class Detector(L.LightningModule):
             precision: Of forward and backward passes. bf16 and fp16 halve the activations; fp16 needs a GPU.
             recompute: What backward computes again instead of keeping. ``elementwise`` brings the memory of a step of
                 YOLO11l at 640 to under 0.4 without repeating a convolution, ``block`` to some 0.25 by repeating layers.
-                ``auto``: the cheapest with which ``memory.budget`` is kept.
+                ``auto``: the fastest with which ``memory.budget`` is kept; on a GPU with ``fused_kernels`` that is
+                ``elementwise`` even where there is room for ``none``.
             recompute_layers: Other levels for single layers, by their number, such as ``{0: block, 2: block}``.
             fused_kernels: Take Triton kernels on a GPU, for colours and, in layers that recompute, for BatchNorm, SiLU,
                 concatenation and upsampling. Without Triton or a C compiler, PyTorch's own kernels do the same.

@@ -96,7 +96,7 @@ def _in_words(recommended: Recommendation) -> str:
     if recommended.recompute_layers:
         layers = ", ".join(map(str, recommended.recompute_layers))
         level += f" and block in layers {layers}"
-    time = f"about {recommended.extra_time:+.0%} time" if recommended.extra_time else "no extra time"
+    time = f"about {recommended.extra_time:+.0%} time beside none" if recommended.extra_time else "no extra time"
     return f"{recommended.image_size} px, {recommended.precision}: {split}; {level} ({time})"
 
 

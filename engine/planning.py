@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.memory.overhead import beside_tensors, of_this_machine
 from engine.memory.plan import (
     COMPONENTS,
-    ELEMENTWISE_EXTRA_TIME,
+    FUSED_EXTRA_TIME,
+    UNFUSED_EXTRA_TIME,
     Components,
     Option,
     Plan,
@@ -180,7 +181,7 @@ def _simulated(
 
 
 def recompute_options(spec: StepSpec, largest: int, recompute: Level | None = None) -> list[Option]:
-    """The ways to recompute, cheapest first: the levels, and between the last two the mixed ones.
+    """The ways to recompute, fastest first: the levels, and mixed ones.
 
     Args:
         spec: What the step is made of.
@@ -189,15 +190,12 @@ def recompute_options(spec: StepSpec, largest: int, recompute: Level | None = No
     """
     levels = list(get_args(Level)) if recompute is None else [recompute]
     gains = layer_gains(spec) if "block" in levels else ()
-    extra_time = {
-        "none": 0.0,
-        "elementwise": ELEMENTWISE_EXTRA_TIME,
-        "block": ELEMENTWISE_EXTRA_TIME + _repeated_share(spec, gains),
-    }
+    elementwise = _elementwise_extra_time(spec)
+    extra_time = {"none": 0.0, "elementwise": elementwise, "block": elementwise + _repeated_share(spec, gains)}
     options = [_whole_level(spec, largest, level, extra_time[level]) for level in levels]
     if recompute is None and "block" in levels:
-        options[-1:-1] = [_mixed(spec, largest, gains[:count]) for count in range(1, len(gains))]
-    return options
+        options += [_mixed(spec, largest, gains[:count]) for count in range(1, len(gains))]
+    return sorted(options, key=lambda option: option.extra_time)
 
 
 def _whole_level(spec: StepSpec, largest: int, level: Level, extra_time: float) -> Option:
@@ -229,7 +227,7 @@ def _mixed(spec: StepSpec, largest: int, gains: tuple[LayerGain, ...]) -> Option
 
     return Option(
         recompute="elementwise",
-        extra_time=ELEMENTWISE_EXTRA_TIME + _repeated_share(spec, gains),
+        extra_time=_elementwise_extra_time(spec) + _repeated_share(spec, gains),
         components=lambda micro_batch, accumulates: simulated(spec, micro_batch, "elementwise", layers, accumulates),
         recompute_layers=layers,
         may_fit=may_fit,
@@ -251,6 +249,11 @@ def _forward_flops(spec: StepSpec) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)
     return counter.get_total_flops()
+
+
+def _elementwise_extra_time(spec: StepSpec) -> float:
+    """Of level `elementwise`, as a part of a step at `none`."""
+    return FUSED_EXTRA_TIME if spec.fused_kernels else UNFUSED_EXTRA_TIME
 
 
 def _repeated_share(spec: StepSpec, gains: Sequence[LayerGain]) -> float:

@@ -68,6 +68,8 @@ class StepSpec:
     freeze_layers: int = 0
     cuda_graphs: bool = True
     """Whether micro-steps are recorded, as on a GPU they are."""
+    fused_kernels: bool = True
+    """Whether kernels written in Triton are used, as on a GPU they are: it matters for the time."""
 
 
 class kernels_left_out(TorchDispatchMode):

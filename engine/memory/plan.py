@@ -7,7 +7,8 @@ without recomputation,
 
     batch_size * (1 + extra_time) + accumulate * MICRO_BATCH_COST
 
-``extra_time`` belongs to the recompute level: what backward computes again, as a part of a step. The second term is
+``extra_time`` belongs to the recompute level: what backward computes again, as a part of a step, less what fused
+kernels save. The second term is
 what each micro-batch costs beside its images: launching kernels, and a device that is not filled. So a larger
 micro-batch wins over a smaller one at the same level, and a cheaper level over a dearer one at the same micro-batch;
 between the two the numbers decide. This ranks plans; it does not predict seconds.
@@ -50,9 +51,12 @@ MARGIN_SHARE = 0.05
 prediction without the GPU cannot know."""
 MICRO_BATCH_COST = 4.0
 """What a micro-batch costs beside its images, in images: 16 + 16 images are then 11 % slower than 32 at once. On an
-H200 it is 15 % (benchmarks/results/gpu_steps_2026-11-26.json); smaller cards are filled by fewer images."""
-ELEMENTWISE_EXTRA_TIME = 0.02
-"""Of level `elementwise`, as a part of a step: 0 to 3 % measured on a GPU with fused kernels."""
+H200 it is 17 % (benchmarks/results/gpu_steps_2026-11-26.json); smaller cards are filled by fewer images."""
+FUSED_EXTRA_TIME = -0.12
+"""Of level `elementwise` with fused kernels, which `none` has not, as a part of a step: on an H200 -7 to -15 % in fp16
+(benchmarks/results/gpu_steps_2026-11-26.json)."""
+UNFUSED_EXTRA_TIME = 0.1
+"""The same with PyTorch's own kernels: measured on a CPU (benchmarks/results/step_time_cpu_2026-11-26.json)."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def test_settle__puts_the_plan_in_place_of_auto(gpu: SimpleNamespace) -> None:
     config = config_of(*SMALL, *AUTO)
     ahead = settle_memory(config)
     assert config.data.micro_batch_size == config.model.micro_batch_size == ahead.plan.micro_batch == 8
-    assert config.model.recompute == ahead.plan.recompute == "none"
+    assert config.model.recompute == ahead.plan.recompute == "elementwise"  # the fastest, with fused kernels
     assert ahead.plan.peak_bytes == sum(ahead.plan.components.values()) < gpu.budget_bytes
     assert gpu.cap_bytes == gpu.budget_bytes
 
@@ -103,13 +103,19 @@ def test_spec__counts_the_boxes_of_the_worst_mosaic(tmp_path: Path) -> None:
     assert with_mosaic.boxes_per_image > 200
 
 
+def test_settle__without_fused_kernels_nothing_is_faster_than_none(gpu: SimpleNamespace) -> None:
+    config = config_of(*SMALL, *AUTO, "--model.fused_kernels=false")
+    settle_memory(config)
+    assert config.model.recompute == "none"
+
+
 def test_ahead__is_written_into_the_run_folder(gpu: SimpleNamespace, tmp_path: Path) -> None:
     ahead = settle_memory(config_of(*SMALL, *AUTO))
     ahead.save(tmp_path)
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["peak_bytes"] == sum(plan["components"].values())
-    assert (plan["budget_bytes"], plan["micro_batch"], plan["recompute"]) == (16 * GIB, 8, "none")
-    assert str(ahead).startswith("plan: 8 images a step as one micro-batch at 64 px, fp32, recompute none: ")
+    assert (plan["budget_bytes"], plan["micro_batch"], plan["recompute"]) == (16 * GIB, 8, "elementwise")
+    assert str(ahead).startswith("plan: 8 images a step as one micro-batch at 64 px, fp32, recompute elementwise: ")
 
 
 def test_settle_without_plan__gives_numbers_to_validation() -> None:
