@@ -49,7 +49,7 @@ def on_gpu(report: Report) -> str:
     head = ("cell", "", "peak allocated", "reserved", "driver", "memory ratio", "images/s", "speed ratio")
 
     def draw(memory: Axes, speed: Axes) -> None:
-        keys = [key for key in cells if key[2] == "fp16" and key[0] == min(size for size, *_ in cells)]
+        keys = sorted(key for key in cells if key[2] == "fp16" and key[0] == min(size for size, *_ in cells))
         for rival in ("ultralytics", *LEVELS):
             points = [(key[1], cells[key][rival]) for key in keys if rival in cells[key]]
             style = {"marker": "o", "markersize": 3, "label": rival, "color": COLOURS[rival]}

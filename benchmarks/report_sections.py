@@ -205,7 +205,7 @@ def loader_workers(report: Report) -> str:
 
 def fidelity(report: Report) -> str:
     """Trained by both: what the networks are worth."""
-    results = [found for name in ("gpu_fidelity", "fidelity_cpu") if (found := report.newest(name))]
+    results = [found for name in ("gpu_fidelity", "fidelity_cpu", "fidelity_pcb_cpu") if (found := report.newest(name))]
     parts = [_fidelity(report, result) for result in results]
     if not results:
         report.target("7", "mAP50-95 not below Ultralytics' mean", None)
