@@ -29,18 +29,18 @@ class LabelledImage(NamedTuple):
 class ImageSource:
     """The images of a split with the long side resized to ``image_size``, from a cache or from disk."""
 
-    def __init__(self, index: ImageIndex, image_size: int, reduce: bool = False) -> None:
+    def __init__(self, index: ImageIndex, image_size: int, reduced_decoding: bool = False) -> None:
         """Prepare; nothing is read yet.
 
         Args:
             index: The images.
             image_size: Length of the long side.
-            reduce: Decode JPEG files of at least twice this size at a half, a quarter or an eighth of theirs: faster,
-                and with less aliasing, but not exactly the pixels that Ultralytics gets.
+            reduced_decoding: Decode JPEG files of at least twice this size at a half, a quarter or an eighth of theirs:
+                faster, but smoother than the pixels that Ultralytics, validation and `engine.predict` get.
         """
         self.index = index
         self.image_size = image_size
-        self.reduce = reduce
+        self.reduced_decoding = reduced_decoding
         self.broken = BrokenImages(index)
         self.cache: SlotCache | None = None
         self.files: FileCache | None = None
@@ -70,7 +70,7 @@ class ImageSource:
         path = self.index.path(image)
         try:
             content = read_bytes(path) if self.files is None else self.files.read(image, path)
-            reduction, original_hw = self._reduction(content) if self.reduce else (1, None)
+            reduction, original_hw = self._reduction(content) if self.reduced_decoding else (1, None)
             picture = decode_image(content, path, reduction)
         except DataError as error:
             grey = self.broken.replace(image, error)

@@ -279,7 +279,7 @@ def test_reduced_decode__only_where_the_image_is_twice_the_size(tmp_path: Path) 
         (tmp_path / "train" / "labels" / f"{i}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     (tmp_path / "data.yaml").write_text("train: train/images\nval: train/images\nnames: [a]\n")
     index = build_index(read_dataset_yaml(tmp_path / "data.yaml"), "train")
-    plain, reduced = ImageSource(index, 64), ImageSource(index, 64, reduce=True)
+    plain, reduced = ImageSource(index, 64), ImageSource(index, 64, reduced_decoding=True)
     for image, is_reduced in enumerate([False, True, True, True]):
         (expected, size), (found, same_size) = plain.load_with_size(image), reduced.load_with_size(image)
         assert size == same_size
