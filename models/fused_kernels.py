@@ -36,8 +36,9 @@ def _work_on(device: torch.device) -> bool:
     from models.recompute import fused_norm_act
 
     try:
-        x, numbers = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, device=device)
-        fused_norm_act.normalise_activate(x, numbers, numbers, numbers, numbers, True)
+        x, channel = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, device=device)
+        out, *statistics = fused_norm_act.normalise_by_batch(x, channel, channel, None, 0.0, 1.0, True)
+        fused_norm_act.backward(out, x, channel, channel, *statistics, True, True)
     except Exception as error:  # Triton's compilers fail in many ways
         log.warning("model.fused_kernels: Triton does not work here (%s): PyTorch's own kernels are used", error)
         return False
