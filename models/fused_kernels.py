@@ -37,8 +37,8 @@ def _work_on(device: torch.device) -> bool:
 
     try:
         x, channel = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, device=device)
-        out, *statistics = fused_norm_act.normalise_by_batch(x, channel, channel, None, 0.0, 1.0, True)
-        fused_norm_act.backward(out, x, channel, channel, *statistics, True, True)
+        out, mean, variance = fused_norm_act.normalise_by_batch(x, channel, channel, None, 0.0, 1.0, True)
+        fused_norm_act.backward(out, x, channel, channel, mean, variance, True, True)
     except Exception as error:  # Triton's compilers fail in many ways
         log.warning("model.fused_kernels: Triton does not work here (%s): PyTorch's own kernels are used", error)
         return False
