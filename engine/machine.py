@@ -66,8 +66,9 @@ def examine_machine() -> Machine:
 
 def shm_free_bytes() -> int | None:
     """Free space in /dev/shm; None without one, or where workers are forked: their windows are not in it."""
-    is_used = SHARED_MEMORY.is_dir() and multiprocessing.get_start_method() != "fork"
-    return shutil.disk_usage(SHARED_MEMORY).free if is_used else None
+    # To ask for the method alone would settle it.
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() and method != "fork" else None
 
 
 def free_disk_bytes(folder: Path) -> int:
