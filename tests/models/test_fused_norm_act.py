@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from ultralytics.nn.modules import SPPF, C3k2, Conv
+from ultralytics.nn.modules import C2PSA, SPPF, C3k2, Conv
 
 from models import fused_kernels
 from models.network import batch_norms, freeze_batch_norms
@@ -320,6 +320,23 @@ def test_recompute__convolutions_get_maps_side_by_side(monkeypatch: pytest.Monke
             )
     network(make_map((2, 3, 24, 16), torch.float32, torch.channels_last)).sum().backward()
     assert all(are_dense) and len(are_dense) == len(list(batch_norms(network)))
+
+
+def test_recompute__attention_and_larger_maps_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `Stack` lacks of YOLO11: residuals within a C3k, upsampling, a halved unit before attention."""
+    torch.manual_seed(0)
+    plain = nn.Module()
+    plain.model = nn.Sequential(C3k2(3, 12, 1, True), nn.Upsample(None, 2, "nearest"), Conv(12, 128), C2PSA(128, 128))
+    plain = plain.to(DEVICE, memory_format=torch.channels_last)
+    lean = copy_of(plain)
+    apply_recompute(lean, "elementwise")
+    images = make_map((2, 3, 6, 4), torch.float32, torch.channels_last)
+    gradients = []
+    for network in (plain, lean):
+        network.model(images).square().mean().backward()
+        gradients.append(flat_gradient(network))
+        monkeypatch.setattr(norm_act, "kernels_for", lambda x: fused_norm_act)
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 1e-4
 
 
 def test_recompute__parts_are_made_at_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
