@@ -254,7 +254,7 @@ def _fidelity(report: Report, result: Result) -> str:
     parts = [result.source(), table(head, rows)]
     if earlier := result.content.get("added_to"):
         commit = earlier["machine"]["commit"]
-        parts.insert(1, f"Some seeds are of an earlier run, commit {commit}: `{earlier['command']}`.")
+        parts.insert(1, f"Some runs are of an earlier time, commit {commit}: `{earlier['command']}`.")
     if result["failed"]:
         parts.append(f"Failed: {', '.join(result['failed'])}.")
     if unfinished:
