@@ -88,8 +88,6 @@ def make_step(
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[precision]
         loop = UltralyticsLoop(fresh_network(), dtype, compiled)
         return lambda: loop(window)
-    if compiled:
-        raise NotImplementedError(f"{rival}: yolofit does not compile its network")
     step = training_step(fresh_network(), len(window), len(window), precision, name)
     step.memory.on_recovery = on_recovery
     return lambda: step.run(window)

@@ -89,7 +89,7 @@ class DetectionData(L.LightningDataModule):
             transforms: Albumentations to apply after the built-in augmentation. Colours are then changed on the host,
                 and each worker holds some copies of one picture for a moment.
             reduced_decoding: Decode JPEG files of at least twice ``image_size`` at a half, a quarter or an eighth of
-                theirs for training: several times faster with large photographs and no cache, and no more memory. But
+                theirs for training: faster with large photographs and no cache, and takes no more memory. But
                 the network learns from smoother pictures than it meets in validation and in use (docs/data-loading.md).
             balance: Which images are shown more often, for classes that are rare.
             synthetic: What to draw if ``root`` is ``synthetic``.

@@ -27,7 +27,7 @@ PLATFORM_NAMES: dict[Platform, str] = {
 BF16_CAPABILITY = (8, 0)  # NVIDIA's Ampere
 BUSY_SHARE = 0.1
 """Part of a GPU's memory that other programs may hold without a remark."""
-PREFETCHED_WINDOWS = 3
+WINDOWS_PER_WORKER = 3
 """Windows that each worker keeps: two ahead, and the one in use (`data.ring`)."""
 WORKER_BYTES: dict[Platform, int] = dict.fromkeys(("linux", "wsl"), 64 * MIB)
 """RAM of a worker beside its windows; measured: 50 MiB, for it shares what the trainer has loaded."""
@@ -64,7 +64,7 @@ class Needs:
     @property
     def loader_bytes(self) -> int:
         """Bytes of all windows that the workers of training and validation keep ready."""
-        num_windows = PREFETCHED_WINDOWS * (self.workers + min(self.workers, VALIDATION_WORKERS))
+        num_windows = WINDOWS_PER_WORKER * (self.workers + min(self.workers, VALIDATION_WORKERS))
         return num_windows * self.batch_size * 3 * self.image_size**2
 
 
@@ -225,7 +225,9 @@ def _check_ram(machine: Machine, needs: Needs) -> Finding:
     evidence = f"the loader needs {format_bytes(needed_bytes)}; {format_bytes(machine.ram_available_bytes)} free"
     if needed_bytes <= machine.ram_available_bytes:
         return Finding("RAM", evidence)
-    return Finding("RAM", evidence, "lower data.workers (each keeps two windows of data.batch_size)", "problem")
+    return Finding(
+        "RAM", evidence, f"lower data.workers (each keeps {WINDOWS_PER_WORKER} windows of data.batch_size)", "problem"
+    )
 
 
 def _check_shared_memory(machine: Machine, needs: Needs) -> Finding:

@@ -110,8 +110,10 @@ def test_data_set__in_a_read_only_folder_works(yaml_file: Path, tmp_path: Path) 
     paths = [yaml_file.parent, *yaml_file.parent.rglob("*")]
     for path in paths:
         path.chmod(0o555 if path.is_dir() else 0o444)
+    before = tree_hash(yaml_file.parent)
     try:
         use_everything(yaml_file, tmp_path / "cache")
+        assert tree_hash(yaml_file.parent) == before and any((tmp_path / "cache").iterdir())
     finally:
         for path in paths:
             path.chmod(0o755 if path.is_dir() else 0o644)

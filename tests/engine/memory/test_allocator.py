@@ -115,5 +115,7 @@ def test_cap_allocator__leaves_room_for_cuda(
 
 
 def test_cap_allocator__does_nothing_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cuda, "set_per_process_memory_fraction")
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *call: calls.append(call))
     cap_allocator(CPU, GIB)
+    assert not calls
