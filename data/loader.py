@@ -7,6 +7,8 @@ import ctypes
 import signal
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -136,20 +138,34 @@ def _build_loader(
 
 
 class WindowLoader(DataLoader[Batch]):
-    """A DataLoader whose workers end with their process, whoever still holds the loader when it exits.
+    """A DataLoader whose workers end with their process, and whose errors come from the loader alone.
 
-    Workers ignore SIGTERM, by which Python asks them to end before it waits for them, for ever.
+    Workers ignore SIGTERM, by which Python asks them to end before it waits for them, for ever: they are killed then,
+    whoever still holds the loader when the process exits. Should one be killed before, the next window says so, within
+    seconds. By default torch also raises that error out of a signal handler, wherever training then happens to be,
+    such as in a library that turns it into another one, or tries again.
     """
 
     def __iter__(self) -> Any:
         """Start the workers, or go on with those that there are."""
         is_first = self._iterator is None
-        iterator: Any = super().__iter__()
+        with _kept_signal_handler("SIGCHLD"):
+            iterator: Any = super().__iter__()
         if self.num_workers and is_first:
             atexit.register(_end_workers, weakref.ref(iterator))
             for worker in iterator._workers:
                 worker._popen.terminate = worker._popen.kill  # should a worker not end when it is told to
         return iterator
+
+
+@contextmanager
+def _kept_signal_handler(name: str) -> Iterator[None]:
+    """Undo what is done to a signal's handler, where there is that signal (Windows lacks some)."""
+    number = getattr(signal, name, None)
+    handler = None if number is None else signal.getsignal(number)
+    yield
+    if number is not None and handler is not None and signal.getsignal(number) is not handler:
+        signal.signal(number, handler)
 
 
 def _end_workers(reference: weakref.ref[Any]) -> None:

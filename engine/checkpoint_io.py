@@ -13,7 +13,7 @@ import shutil
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -60,7 +60,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
-            torch.save(checkpoint, file)
+            _save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
@@ -95,6 +95,14 @@ def verify_checkpoint(path: Path, key: str) -> None:
     is_whole = previous.is_file() and _damage(previous) is None
     remedy = f"use {previous}, the one before it, which is whole" if is_whole else "use another checkpoint"
     raise ConfigError(f"{key}: {path}: is damaged ({damage}): {remedy}")
+
+
+def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """As ``torch.save``, in whose place Ultralytics puts one that tries again, behind what is in the file already."""
+    try:
+        torch.serialization.save(checkpoint, file)
+    except RuntimeError as error:  # of torch's ZIP writer, which hides what has stopped it
+        raise (error.__context__ or error) from None
 
 
 def _keep(path: Path, previous: Path) -> None:

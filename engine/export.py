@@ -7,6 +7,7 @@ The averaged weights are exported, in FP32; see docs/export.md.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import tempfile
 import warnings
@@ -63,28 +64,29 @@ def export(loaded: LoadedNetwork, file_format: str, output: Path, nms: NmsConfig
     """
     if file_format == "onnx":
         _require_onnx()
-    write: dict[str, Callable[[Path], None]] = {
-        "ultralytics": lambda path: torch.save(_ultralytics_checkpoint(loaded), path),
-        "onnx": lambda path: _write_onnx(loaded, path, nms),
-        "torchscript": lambda path: _write_torchscript(loaded, path),
-        "safetensors": lambda path: _write_safetensors(loaded, path),
+    contents: dict[str, Callable[[], bytes]] = {  # in memory: of a full disk, the libraries say little, or crash
+        "ultralytics": lambda: _ultralytics(loaded),
+        "onnx": lambda: _onnx(loaded, nms),
+        "torchscript": lambda: _torchscript(loaded),
+        "safetensors": lambda: _safetensors(loaded),
     }
+    content = contents[file_format]()
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
             path = Path(folder) / output.name
-            write[file_format](path)
+            path.write_bytes(content)
             path.replace(output)
     except OSError as error:
         raise ConfigError(f"--output: {output}: cannot be written ({error.strerror}): choose another") from error
 
 
-def _ultralytics_checkpoint(loaded: LoadedNetwork) -> dict:
+def _ultralytics(loaded: LoadedNetwork) -> bytes:
     """What ``ultralytics.YOLO`` expects of a ``.pt``: the pickled model, its names, and the training's arguments."""
     model: Any = loaded.network.requires_grad_(True)
     model.names = dict(enumerate(loaded.class_names))
     model.task = "detect"
     model.args = {"task": "detect", "model": f"{loaded.name}.pt", "imgsz": loaded.image_size}
-    return {
+    checkpoint = {
         "model": model,
         "ema": None,
         "epoch": -1,
@@ -93,47 +95,53 @@ def _ultralytics_checkpoint(loaded: LoadedNetwork) -> dict:
         "version": ultralytics.__version__,
         "license": "AGPL-3.0 License (https://ultralytics.com/license)",
     }
+    file = io.BytesIO()
+    torch.save(checkpoint, file)
+    return file.getvalue()
 
 
-def _write_safetensors(loaded: LoadedNetwork, path: Path) -> None:
+def _safetensors(loaded: LoadedNetwork) -> bytes:
     metadata = {SAFETENSORS_KEY: json.dumps(loaded.description)}
     state = {name: tensor.contiguous() for name, tensor in loaded.network.state_dict().items()}
-    safetensors.torch.save_file(state, path, metadata)
+    return safetensors.torch.save(state, metadata)
 
 
-def _write_torchscript(loaded: LoadedNetwork, path: Path) -> None:
+def _torchscript(loaded: LoadedNetwork) -> bytes:
     extra = {"config.txt": json.dumps(_metadata(loaded))}  # where Ultralytics looks for it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about tracing, and that torch would rather have torch.export
         traced = torch.jit.trace(InferenceNetwork(loaded.network), _example(loaded), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files=extra)
+        file = io.BytesIO()
+        torch.jit.save(traced, file, _extra_files=extra)
+    return file.getvalue()
 
 
-def _write_onnx(loaded: LoadedNetwork, path: Path, nms: NmsConfig | None) -> None:
+def _onnx(loaded: LoadedNetwork, nms: NmsConfig | None) -> bytes:
     import onnx
 
     from engine.onnx_nms import append_nms
 
     axes = {INPUT: {0: "batch", 2: "height", 3: "width"}, OUTPUT: {0: "batch", 2: "anchors"}}
+    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about tracing, and that this exporter is the older one
         torch.onnx.export(
             InferenceNetwork(loaded.network),
             (_example(loaded),),
-            str(path),
+            file,  # type: ignore[arg-type]  # this exporter takes it
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes=axes,
             opset_version=ONNX_OPSET,
             dynamo=False,  # needs no further package
         )
-    model = onnx.load(path)
+    model = onnx.load_from_string(file.getvalue())
     if nms is not None:
         model = append_nms(model, OUTPUT, nms)
     for key, value in _metadata(loaded).items():
         model.metadata_props.add(key=key, value=str(value))
     onnx.checker.check_model(model)
-    onnx.save(model, path)
+    return model.SerializeToString()
 
 
 def _example(loaded: LoadedNetwork) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from engine.errors import TrainingError
 
 WORKER_LOST = "DataLoader worker"
-"""How torch's messages begin when a worker was killed or is gone."""
+"""How torch's messages begin when a worker is gone; one that goes while it hands over a window breaks a connection."""
 
 
 @contextmanager
@@ -35,12 +35,13 @@ def explained_faults(last_checkpoint: Path) -> Iterator[None]:
             f"the device has failed ({_first_line(error)}): look at nvidia-smi and the system's log, and restart the "
             f"machine if it is not to be seen there; {_go_on(last_checkpoint)}"
         ) from error
-    except RuntimeError as error:
-        if not str(error).startswith(WORKER_LOST):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith(WORKER_LOST):
             raise
+        reason = _first_line(error) or type(error).__name__
         raise TrainingError(
-            f"a process that prepares images is gone ({_first_line(error)}): mostly the system has killed it because "
-            f"RAM was short: lower data.workers or data.batch_size; {_go_on(last_checkpoint)}"
+            f"a process that prepares images is gone ({reason}): mostly the system has killed it because RAM "
+            f"was short: lower data.workers or data.batch_size; {_go_on(last_checkpoint)}"
         ) from error
     except OSError as error:
         if error.errno is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import cv2
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from data.augment import AugmentConfig
 from data.batch import Batch
@@ -94,6 +96,22 @@ def test_build_train_loader__devices_share_each_window(index: ImageIndex) -> Non
     for window, first, second in zip(whole, *ranks, strict=True):
         assert first.names + second.names == window.names
         assert torch.equal(torch.cat([first.images, second.images]), window.images)
+
+
+def test_build_train_loader__a_killed_worker_is_an_error_of_the_next_windows(
+    index: ImageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of nothing else: torch would raise it wherever the signal of its death finds this process."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # as in a process without a loader so far
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(build_train_loader(make_train(index), batch_size=1, num_workers=1, prefetch=1))
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    next(batches)
+    (worker,) = batches._workers
+    worker.kill()
+    worker.join()
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
+        list(batches)
 
 
 def test_build_validation_loader__every_image_once_in_order(index: ImageIndex) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from engine.checkpoint_io import SafeCheckpointIO, previous_of, verify_checkpoint, write_checkpoint
 from engine.errors import ConfigError
+from tests.helpers.faults import FULL, full_disk
 
 
 def checkpoint(value: int) -> dict:
@@ -52,24 +52,36 @@ def test_write__cut_off_anywhere_leaves_a_whole_checkpoint(
 
 
 def test_save__with_a_full_disk_warns_and_keeps_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     io, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint(checkpoint(1), path)
-
-    def full(*args: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    io.save_checkpoint(checkpoint(2), path)
-    assert io.failure in caplog.messages
-    assert "No space left on device" in io.failure
-    monkeypatch.undo()
+    with full_disk(at_bytes=2000):
+        io.save_checkpoint(checkpoint(2), path)
+    assert caplog.messages == [f"{path}: cannot be written ({FULL}): what was saved before is still there"]
+    assert io.failure == caplog.messages[0]
     assert read(path) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     io.save_checkpoint(checkpoint(3), path)
     assert io.failure is None
     assert read(path) == 3
+
+
+def test_save__an_error_in_the_midst_of_writing_is_the_one_that_arrives(tmp_path: Path) -> None:
+    """Not one of torch's ZIP writer about where it is; nor is it tried again, behind what the file holds already."""
+
+    class Unpicklable:
+        attempts = 0
+
+        def __reduce__(self) -> None:
+            self.attempts += 1
+            raise RuntimeError("in the midst")
+
+    content = Unpicklable()
+    with pytest.raises(RuntimeError, match=r"^in the midst$"):
+        write_checkpoint({"weights": torch.ones(1000), "content": content}, tmp_path / "last.ckpt")
+    assert content.attempts == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("seed", range(12))

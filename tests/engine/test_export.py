@@ -23,6 +23,7 @@ from models.boxes import decode_boxes
 from models.network import head_strides
 from models.postprocess import NmsConfig, detections
 from tests.helpers.checkpoints import Overfitted
+from tests.helpers.faults import FULL, full_disk
 from tests.helpers.ultralytics_files import run_ultralytics
 
 SHAPES = [(1, 3, 96, 96), (3, 3, 64, 160)]
@@ -199,15 +200,15 @@ def test_main__says_before_it_writes_over_a_file(folder: Path, capsys: pytest.Ca
     assert (folder / "best.safetensors").stat().st_mtime_ns > before
 
 
-def test_main__a_failed_export_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def full(state: dict, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\)"):
-        main([f"--ckpt_path={folder / 'best.ckpt'}", f"--output={tmp_path / 'best.pt'}"])
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("file_format", SUFFIXES)
+def test_main__a_full_disk_is_one_line_and_leaves_nothing(file_format: str, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "best"
+    output.write_text("before")
+    arguments = [f"--ckpt_path={folder / 'best.ckpt'}", f"--format={file_format}", f"--output={output}", "--overwrite"]
+    with full_disk(at_bytes=2**20), pytest.raises(ConfigError, match=rf"best: cannot be written \({FULL}\)"):
+        main(arguments)
+    assert output.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [output]
 
 
 @pytest.mark.parametrize(

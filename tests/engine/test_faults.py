@@ -192,6 +192,8 @@ def test_device__that_is_lost_ends_the_run_in_one_line(
     [
         (torch.AcceleratorError("CUDA error: x"), "the device has failed .*; no checkpoint was written yet: start"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "is gone .* lower data.workers"),
+        (EOFError(), r"a process that prepares images is gone \(EOFError\): .* lower data.workers"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset"), "prepares images is gone .* lower data.workers"),
         (OSError(errno.EIO, "Input/output error", "a.jpg"), r"a\.jpg: Input/output error: make room or look"),
     ],
 )
