@@ -1,10 +1,11 @@
-"""BatchNorm + SiLU on a GPU: fused Triton kernels against PyTorch's own and against torch.compile.
+"""Fused Triton kernels on a GPU against PyTorch's own, and those of BatchNorm + SiLU against torch.compile.
 
     PYTHONPATH=. python benchmarks/gpu_kernels.py --out benchmarks/results/gpu_kernels_2026-11-26.json
 
 For maps of YOLO11l at 640, in both layouts: forward, output computed again, backward. Microseconds of the kernels:
 calls are recorded in a CUDA graph, so that launching them from Python does not count; only torch.compile's run in an
 ordinary loop, with its guards. ``floor`` is the least traffic (3, 2 and 5 passes over the map) at the speed of a copy.
+Then max-pooling and the decoding of boxes, for 16 and 64 images.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ import torch._functorch.config
 from common import write
 from torch.nn import functional as F
 
-from models.recompute import fused_norm_act, norm_act
+from models.boxes import decode_boxes
+from models.fused_kernels import use_fused_kernels
+from models.recompute import fused_norm_act, fused_pooling, norm_act
 
 SHAPES = [(16, 64, 320, 320), (16, 128, 160, 160), (16, 256, 80, 80), (16, 256, 40, 40), (16, 512, 20, 20)]
 PASSES = {"forward": 3, "again": 2, "backward": 5}
+STRIDES = (8, 16, 32)
 CALLS, ROUNDS = 20, 7
 
 
@@ -90,6 +94,34 @@ def measure_map(shape: tuple[int, ...], layout: torch.memory_format, bytes_per_s
     return phases
 
 
+def measure_others(num_images: int) -> dict[str, dict[str, float]]:
+    """Max-pooling as in SPPF, its backward pass, and the decoding of boxes, at 640 in fp16."""
+    x, grad = (
+        torch.randn(num_images, 256, 20, 20, device="cuda").half().contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    leaf = x.detach().requires_grad_()
+    out = F.max_pool2d(leaf, 5, 1, 2)
+    feats = [torch.empty(num_images, 1, 640 // stride, 640 // stride, device="cuda") for stride in STRIDES]
+    num_anchors = sum(feat[0].numel() for feat in feats)
+    predictions = {"boxes": torch.randn(num_images, 64, num_anchors, device="cuda").half(), "feats": feats}
+    times: dict[str, dict[str, float]] = {
+        "max-pooling": {
+            "pytorch": microseconds(lambda: F.max_pool2d(x, 5, 1, 2)),
+            "fused": microseconds(lambda: fused_pooling.max_pool(x, 5)),
+        },
+        "max-pooling, backward": {
+            "pytorch": microseconds(lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True)),
+            "fused": microseconds(lambda: fused_pooling.max_pool_backward(grad, x, 5)),
+        },
+        "decoding": {},
+    }
+    for name, is_fused in (("pytorch", False), ("fused", True)):
+        use_fused_kernels(is_fused)
+        times["decoding"][name] = microseconds(lambda: decode_boxes(predictions, STRIDES))
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
@@ -101,7 +133,10 @@ def main() -> None:
             key = f"{' x '.join(map(str, shape))}, {str(layout)[6:].removesuffix('_format')}"
             results["microseconds"][key] = measure_map(shape, layout, bytes_per_second)
             print(key, results["microseconds"][key], flush=True)
-    write(arguments.out, "BatchNorm + SiLU of fp16 maps: microseconds by implementation", results, quiet=True)
+    for num_images in (16, 64):
+        results["microseconds"][f"{num_images} images"] = measure_others(num_images)
+        print(num_images, results["microseconds"][f"{num_images} images"], flush=True)
+    write(arguments.out, "Operations on fp16 maps: microseconds by implementation", results, quiet=True)
 
 
 if __name__ == "__main__":

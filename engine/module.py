@@ -83,8 +83,9 @@ class Detector(L.LightningModule):
                 ``auto``: the fastest with which ``memory.budget`` is kept; on a GPU with ``fused_kernels`` that is
                 ``elementwise`` even where there is room for ``none``.
             recompute_layers: Other levels for single layers, by their number, such as ``{0: block, 2: block}``.
-            fused_kernels: Take Triton kernels on a GPU, for colours and, in layers that recompute, for BatchNorm, SiLU,
-                concatenation and upsampling. Without Triton or a C compiler, PyTorch's own kernels do the same.
+            fused_kernels: Take Triton kernels on a GPU, for colours, predicted boxes and, in layers that recompute, for
+                BatchNorm, SiLU, concatenation, upsampling and max-pooling. Without Triton or a C compiler, PyTorch's
+                own kernels do the same.
             cuda_graphs: Record the kernels of a micro-batch once and launch them together, on a GPU: Python's own time
                 is saved. Costs the memory of the gradients between steps, 0.1 GiB for YOLO11l.
             freeze_batch_norm: Normalise with the running statistics and leave them as they are. Makes accumulation

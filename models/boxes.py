@@ -21,6 +21,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from models.fused_kernels import fused_kernels_work
+
 NUM_BINS = 16  # of the distribution over distances: 0 to 15 strides
 CHUNK_ELEMENTS = 2**21  # work on as many images at once as make 8 MiB of each FP32 temporary
 IOU_EPS = 1e-7  # keeps divisions finite for boxes without area; the reference's number
@@ -93,12 +95,16 @@ def decode_boxes(predictions: dict, strides: Sequence[int]) -> Tensor:
         transposed
         view: in memory, each coordinate's anchors lie side by side.
 
-    Memory: the result, 16 bytes an anchor, and three temporaries of `CHUNK_ELEMENTS`.
+    Memory: the result, 16 bytes an anchor, and three temporaries of `CHUNK_ELEMENTS`; none in Triton.
     """
     logits_BDA = predictions["boxes"]
     dtype = working_dtype(logits_BDA.dtype)
     points_A2, strides_A = anchor_points(feature_sizes(predictions), strides, logits_BDA.device, dtype)
     points_2A = points_A2.T
+    if fused_kernels_work(logits_BDA) and dtype == torch.float32:
+        from models import fused_boxes  # only where there is Triton
+
+        return fused_boxes.decode(logits_BDA, points_2A, strides_A).transpose(1, 2)
     bins_R1 = distance_bins(points_A2)[:, None]
     boxes_B4A = points_A2.new_empty(len(logits_BDA), 4, len(points_A2))
     chunk = images_per_chunk(logits_BDA[0].numel())

@@ -1,7 +1,8 @@
 """Whether kernels written in Triton are used: the switch, and whether they work on this machine.
 
-They serve what does little but move memory: see `models.recompute.fused_norm_act`, `models.recompute.fused_copies`
-and `engine.fused_colour`. Each has a counterpart of PyTorch's own operations, which is taken otherwise.
+They serve what does little but move memory: see `models.recompute.fused_norm_act`, `models.recompute.fused_copies`,
+`models.recompute.fused_pooling`, `models.fused_boxes` and `engine.fused_colour`. Each has a counterpart of PyTorch's
+own operations, which is taken otherwise.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ while everything else is still held; both get `elementwise`. `rank` tells where 
 
 On a GPU, where `models.fused_kernels` work, layers that recompute also take fewer passes over memory: a unit whose
 output is halved at once writes two maps (`_Halves`), a bottleneck's residual is added where the unit's output is
-written (`_bottleneck`), and maps are joined and enlarged by `copies`.
+written (`_bottleneck`), maps are joined and enlarged by `copies`, and pooled by `pooling`.
 
 The levels change memory and time only. On a CPU, loss and running statistics are the same bit for bit; gradients
 differ by rounding. In evaluation mode and under ``torch.no_grad()`` the original code runs. As with all saved tensor
@@ -47,6 +47,7 @@ from models.recompute.block import DroppedLayer
 from models.recompute.copies import FusedConcatenation, Upsample, is_fused
 from models.recompute.input_only import KeepInputsOnly
 from models.recompute.norm_act import BatchNormAct
+from models.recompute.pooling import MaxPool, is_fusible
 
 Level = Literal["none", "elementwise", "block"]
 
@@ -99,10 +100,12 @@ def can_repeat(layer: nn.Module) -> bool:
 def _transform(layer: nn.Module, level: Level) -> None:
     module: Any  # whose method is replaced
     for module in layer.modules():
-        is_input_enough = isinstance(module, nn.MaxPool2d | Attention)
+        is_pooling, is_attention = isinstance(module, nn.MaxPool2d), isinstance(module, Attention)
         if is_conv_unit(module):
             module.forward = partial(_conv_unit, module)
-        elif is_input_enough:
+        elif is_pooling:
+            module.forward = partial(_max_pool, module)
+        elif is_attention:
             module.forward = partial(_keep_inputs_only, module)
     for module in layer.modules():
         if isinstance(module, C2f | C2PSA) and is_conv_unit(module.cv1):  # whose output they halve at once
@@ -161,6 +164,12 @@ def _bottleneck(module: Any, x: Tensor) -> Tensor:
     return BatchNormAct.apply(unit.conv(module.cv1(x)), norm.weight, norm.bias, norm, is_silu, 1, x)
 
 
+def _max_pool(module: Any, x: Tensor) -> Tensor:
+    if _is_training(module) and is_fused(x) and is_fusible(module):
+        return MaxPool.apply(x, module.kernel_size)
+    return _keep_inputs_only(module, x)
+
+
 def _keep_inputs_only(module: nn.Module, x: Tensor) -> Tensor:
     if not _is_training(module):
         return type(module).forward(module, x)
@@ -195,4 +204,4 @@ def layer_forward(layer: nn.Module, x: Any) -> Any:
         return type(layer).forward(layer, x)
 
 
-_FORWARDS = (_conv_unit, _bottleneck, _keep_inputs_only, _elementwise, _block)
+_FORWARDS = (_conv_unit, _bottleneck, _max_pool, _keep_inputs_only, _elementwise, _block)

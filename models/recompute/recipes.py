@@ -1,7 +1,7 @@
 """Recipes: what autograd wants to keep is replaced by how to compute it again.
 
 The autograd graph already knows how each activation was made: the node of a `cat` knows its dimension and
-the nodes of its parts, and so on, down to nodes of our own (`BatchNormAct`, `InputOnly`), which can compute
+the nodes of its parts, and so on, down to nodes of our own (`BatchNormAct`, `InputOnly`, `MaxPool`), which can compute
 their output from what they keep. `pack` follows the graph upstream from the tensor that is to be saved. If
 every path ends in such a node, or in a leaf, which exists anyway, it saves the paths instead of the tensor,
 and `unpack` computes along them. A tensor made in any other way, above all by a convolution or a matrix
@@ -29,6 +29,7 @@ from models.recompute import copies
 from models.recompute.copies import Concatenate
 from models.recompute.input_only import InputOnly
 from models.recompute.norm_act import BatchNormAct
+from models.recompute.pooling import MaxPool
 
 _KEPT = "kept output"
 
@@ -142,7 +143,7 @@ def _trace(node: Any, index: int, sources: list[_FromNode]) -> Recipe | None:
     if _KEPT in node.metadata:
         tensor = node.metadata[_KEPT]()
         return None if tensor is None else Recipe(tensor.detach)
-    if getattr(node, "_forward_cls", None) in (BatchNormAct, InputOnly):
+    if getattr(node, "_forward_cls", None) in (BatchNormAct, InputOnly, MaxPool):
         residual: list[Any] = [_trace(before, output, sources) for before, output in node.next_functions[3:]]
         if None in residual:
             return None

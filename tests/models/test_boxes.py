@@ -15,6 +15,7 @@ from models.boxes import aligned_ciou, anchor_points, decode_boxes, pairwise_cio
 from tests.helpers.storage import StorageMeter
 
 STRIDES = (8, 16, 32)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of Triton's kernels; without a GPU, in its interpreter
 
 
 def random_predictions(num_images: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> dict:
@@ -82,6 +83,17 @@ class TestDecodeBoxes:
             boxes = decode_boxes(predictions, STRIDES)
         assert boxes.dtype == torch.float32
         assert torch.equal(boxes, decode_boxes(widened, STRIDES))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+    def test_decode_boxes__by_triton(self, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+        predictions = random_predictions(2, 96, 64, dtype)
+        predictions["boxes"] = predictions["boxes"].transpose(1, 2).contiguous().transpose(1, 2)
+        predictions = {"boxes": predictions["boxes"].to(DEVICE), "feats": predictions["feats"]}
+        expected = decode_boxes(predictions, STRIDES)
+        monkeypatch.setattr(boxes_module, "fused_kernels_work", lambda logits: True)
+        decoded = decode_boxes(predictions, STRIDES)
+        assert decoded.stride() == expected.stride() and decoded.dtype == torch.float32
+        torch.testing.assert_close(decoded, expected, rtol=1e-6, atol=1e-4)  # pixels
 
     def test_decode_boxes__chunks_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         predictions = random_predictions(5, 64, 64)

@@ -1,0 +1,107 @@
+"""Max-pooling in Triton that keeps no indices, and gives each position its gradient in one pass.
+
+It is for windows that move by one position, as those of SPPF: the result is as large as the map. PyTorch's kernels
+write 8-byte indices for it, and take some thirty times as long as the bytes of the maps would need. Here, forward
+writes nothing but the result. Backward first writes, in a byte an element, which position of its window is the largest;
+then each position collects the gradients of the windows that it is the largest of. The largest are those that PyTorch
+takes: the first in reading order, or the last NaN.
+
+Legend: B images, C channels, H x W places.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from models.recompute.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_shape
+
+NOWHERE = 255
+MAX_KERNEL_SIZE = 15  # positions of a window are numbered by a byte
+
+
+@triton.jit
+def _tile(num_channels, num_places, tiles_per_image, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr):
+    """Image, channels and places of this program, and which of them exist."""
+    channel = tl.program_id(1) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
+    image = tl.cast(tl.program_id(0) // tiles_per_image, tl.int64)
+    place = (tl.program_id(0) % tiles_per_image) * TILE_PLACES + tl.arange(0, TILE_PLACES)[None, :]
+    return image, channel, place, (channel < num_channels) & (place < num_places)
+
+
+@triton.jit
+def _pool_kernel(
+    x, x_image, x_channel, x_row, x_column, out, out_image, out_channel, out_row, out_column,
+    num_channels, height, width, tiles_per_image,
+    SIZE: tl.constexpr, INDEX: tl.constexpr, NOWHERE: tl.constexpr,
+    TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+):  # fmt: skip
+    """The largest value of each window or, if ``INDEX``, its position there, counted row by row."""
+    image, channel, place, exists = _tile(num_channels, height * width, tiles_per_image, TILE_CHANNELS, TILE_PLACES)
+    row, column = place // width, place % width
+    largest = tl.full((TILE_CHANNELS, TILE_PLACES), float("-inf"), tl.float32)
+    position = tl.full((TILE_CHANNELS, TILE_PLACES), NOWHERE, tl.int32)
+    for step in tl.static_range(SIZE * SIZE):
+        y, z = row + step // SIZE - SIZE // 2, column + step % SIZE - SIZE // 2
+        inside = exists & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+        source = x + image * x_image + channel * x_channel + y * x_row + z * x_column
+        value = tl.load(source, inside, float("-inf")).to(tl.float32)
+        is_larger = inside & ((value > largest) | (value != value) | (position == NOWHERE))
+        largest = tl.where(is_larger, value, largest)
+        position = tl.where(is_larger, step, position)
+    target = out + image * out_image + channel * out_channel + row * out_row + column * out_column
+    tl.store(target, position if INDEX else largest, exists)
+
+
+@triton.jit
+def _collect_kernel(
+    index, index_image, index_channel, index_row, index_column, grad, grad_image, grad_channel, grad_row, grad_column,
+    out, out_image, out_channel, out_row, out_column, num_channels, height, width, tiles_per_image,
+    SIZE: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+):  # fmt: skip
+    """Each position's sum of the gradients of the windows that it is the largest of."""
+    image, channel, place, exists = _tile(num_channels, height * width, tiles_per_image, TILE_CHANNELS, TILE_PLACES)
+    row, column = place // width, place % width
+    total = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
+    for step in tl.static_range(SIZE * SIZE):
+        y, z = row - step // SIZE + SIZE // 2, column - step % SIZE + SIZE // 2  # whose window has it as ``step``
+        inside = exists & (y >= 0) & (y < height) & (z >= 0) & (z < width)
+        source = image * index_image + channel * index_channel + y * index_row + z * index_column
+        is_largest = inside & (tl.load(index + source, inside, 0).to(tl.int32) == step)
+        source = image * grad_image + channel * grad_channel + y * grad_row + z * grad_column
+        total += tl.load(grad + source, is_largest, 0.0).to(tl.float32)
+    target = out + image * out_image + channel * out_channel + row * out_row + column * out_column
+    tl.store(target, total, exists)
+
+
+def max_pool(x_BCHW: Tensor, kernel_size: int, out_BCHW: Tensor | None = None) -> Tensor:
+    """``F.max_pool2d(x, kernel_size, stride=1, padding=kernel_size // 2)`` for an odd size up to `MAX_KERNEL_SIZE`."""
+    out = torch.empty_like(x_BCHW) if out_BCHW is None else out_BCHW
+    _launch(_pool_kernel, x_BCHW, [x_BCHW, out], SIZE=kernel_size, INDEX=False, NOWHERE=NOWHERE)
+    return out
+
+
+def max_pool_backward(grad_BCHW: Tensor, x_BCHW: Tensor, kernel_size: int) -> Tensor:
+    """Gradient of `max_pool`'s input; float32 sums, rounded once.
+
+    Memory: the result, and a byte an element.
+    """
+    index, out = torch.empty_like(x_BCHW, dtype=torch.uint8), torch.empty_like(x_BCHW)
+    _launch(_pool_kernel, x_BCHW, [x_BCHW, index], SIZE=kernel_size, INDEX=True, NOWHERE=NOWHERE)
+    _launch(_collect_kernel, x_BCHW, [index, grad_BCHW, out], SIZE=kernel_size)
+    return out
+
+
+def _launch(kernel: triton.JITFunction, like: Tensor, maps: list[Tensor], **constants: int) -> None:
+    """Run a kernel for each tile of ``maps``, all of the shape of ``like``."""
+    batch, num_channels, height, width = like.shape
+    channels, places = tile_shape(like, height * width, TILE_ELEMENTS)
+    tiles_per_image = triton.cdiv(height * width, places)
+    arguments = [value for tensor in maps for value in (tensor, *tensor.stride())]
+    with torch.cuda.device_of(like):
+        kernel[batch * tiles_per_image, triton.cdiv(num_channels, channels)](
+            *arguments, num_channels, height, width, tiles_per_image, **constants,
+            TILE_CHANNELS=channels, TILE_PLACES=places, num_warps=NUM_WARPS,
+        )  # fmt: skip
