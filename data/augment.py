@@ -186,10 +186,10 @@ def _draw_matrix(
 
 
 def flip(picture: LabelledImage, axis: int) -> LabelledImage:
-    """Mirror a picture and its boxes: top to bottom (axis 0) or left to right (axis 1)."""
+    """Mirror a picture, in its place, and its boxes: top to bottom (axis 0) or left to right (axis 1)."""
     length = picture.image.shape[axis]
     low, high = (1, 3) if axis == 0 else (0, 2)
     boxes = picture.boxes_xyxy_px.copy()
     boxes[:, low] = length - picture.boxes_xyxy_px[:, high]
     boxes[:, high] = length - picture.boxes_xyxy_px[:, low]
-    return picture._replace(image=cv2.flip(picture.image, axis), boxes_xyxy_px=boxes)
+    return picture._replace(image=cv2.flip(picture.image, axis, dst=picture.image), boxes_xyxy_px=boxes)

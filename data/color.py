@@ -43,7 +43,7 @@ def shift_hsv_to_planes(image: np.ndarray, gains_3: np.ndarray, planes_3HW: np.n
     """
     height, width = image.shape[:2]
     num_rows = min(max(STRIP_BYTES // (3 * width), 1), height)  # what is worked on stays in a core's cache
-    tables, buffers = _Tables.of(*gains_3.tolist()), np.empty((10, num_rows, width), np.uint8)
+    tables, buffers = _Tables.of(*gains_3.tolist()), np.empty((11, num_rows, width), np.uint8)
     for start in range(0, height, num_rows):
         strip = image[start : start + num_rows]
         _shift_strip(strip, tables, buffers[:, : len(strip)], planes_3HW[:, start : start + num_rows])
@@ -84,15 +84,15 @@ class _Tables(NamedTuple):
 
 
 def _shift_strip(strip: np.ndarray, tables: _Tables, buffers: np.ndarray, planes_3HW: np.ndarray) -> None:
-    distances, turned, (value, chroma, factor, scratch) = list(buffers[:3]), list(buffers[3:6]), buffers[6:]
+    distances, turned, (value, chroma, factor, scratch, spare) = list(buffers[:3]), list(buffers[3:6]), buffers[6:]
     cv2.split(strip, distances)
     cv2.max(cv2.max(distances[0], distances[1], dst=value), distances[2], dst=value)
-    cv2.min(cv2.min(distances[0], distances[1], dst=chroma), distances[2], dst=chroma)
-    for plane in (chroma, *distances):
+    for plane in distances:
         cv2.subtract(value, plane, dst=plane)
+    cv2.max(cv2.max(distances[0], distances[1], dst=chroma), distances[2], dst=chroma)
+    step, low = _look_up(tables.step, chroma, factor), cv2.subtract(chroma, factor, dst=scratch)
     for _ in range(tables.num_turns):
-        step = _look_up(tables.step, chroma, factor)
-        _turn_hue(distances, chroma, step, tables.is_forward, turned, scratch)
+        _turn_hue(distances, (step, low, chroma), tables.is_forward, turned, spare)
         distances, turned = turned, distances
     _look_up(tables.factor, value, factor)
     _look_up(tables.value, value, value)
@@ -113,22 +113,21 @@ def _look_up(table: np.ndarray, plane: np.ndarray, result: np.ndarray) -> np.nda
 
 def _turn_hue(
     distances: list[np.ndarray],
-    chroma: np.ndarray,
-    step: np.ndarray,
+    levels: tuple[np.ndarray, np.ndarray, np.ndarray],
     is_forward: bool,
     turned: list[np.ndarray],
     scratch: np.ndarray,
 ) -> None:
-    """Turn hue by up to half a sixth of the circle: ``step`` levels of chroma.
+    """Turn hue by up to half a sixth of the circle: by ``step`` levels, of ``step``, chroma less ``step``, and chroma.
 
     Going round the circle, one channel at a time rises or falls, at one level of chroma a sixth. Whether a channel will
     have moved follows from the one ahead of it: that is less than a step away from the bottom where this channel
     falls, and from the top where it rises. (`cv2.subtract` stops at 0.)
     """
+    step, low, chroma = levels
     for channel, (distance, result) in enumerate(zip(distances, turned, strict=True)):
         ahead = distances[(channel + (1 if is_forward else 2)) % 3]
-        cv2.subtract(step, cv2.subtract(chroma, ahead, dst=result), dst=result)
-        cv2.subtract(distance, result, dst=result)
+        cv2.subtract(distance, cv2.subtract(ahead, low, dst=scratch), dst=result)
         cv2.add(result, cv2.subtract(step, ahead, dst=scratch), dst=result)
         cv2.min(result, chroma, dst=result)
 
