@@ -121,6 +121,7 @@ SIDES: dict[str, Callable[[Path], Iterator[object]]] = {
 
 def serve(side: str, root: Path, pipe: Connection) -> None:
     """In a process of its own: make as many windows as asked for, and answer with the seconds that took."""
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as from a command line on Linux
     import cv2
     import torch
 

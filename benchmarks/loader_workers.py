@@ -33,6 +33,7 @@ SIDES = {
 
 def measure(side: str, root: Path, num_workers: int, rounds: int, pipe: Connection) -> None:
     """In a process of its own: send the images per second of each round and the RAM afterwards."""
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as from a command line on Linux
     import cv2
     import torch
 
