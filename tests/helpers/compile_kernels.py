@@ -1,5 +1,7 @@
 """A program: compiles every Triton kernel, as its callers call it, for GPUs that need not be there; prints their names.
 
+Its arguments are compute capabilities: 75 for 7.5.
+
 Triton's interpreter, in which the other tests run the kernels, takes much that its compiler refuses.
 """
 
@@ -21,7 +23,7 @@ from models.recompute import fused_copies, fused_norm_act, fused_pooling
 
 TYPES = {torch.float16: "*fp16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int64: "*i64"}
 compiled: set[str] = set()
-capability = int(sys.argv[1])  # 75 for 7.5
+capabilities = [int(argument) for argument in sys.argv[1:]]
 
 
 def compile_instead(kernel: JITFunction, *args: Any, grid: object, warmup: bool, **kwargs: Any) -> None:
@@ -34,7 +36,8 @@ def compile_instead(kernel: JITFunction, *args: Any, grid: object, warmup: bool,
     signature = {name: "constexpr" if name in constants else _type(value) for name, value in values.items()}
     places = {(kernel.arg_names.index(name),): values[name] for name in constants}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places)
-    assert triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
+    for capability in capabilities:
+        assert triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
     compiled.add(kernel.__name__)
 
 
