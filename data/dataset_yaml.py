@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _load(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: no such file: give the data.yaml of a data set") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}): give a readable UTF-8 file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second for dates such as 2026-13-01
         raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise DataError(f"{file}: holds {type(content).__name__}, expected keys such as train, val and names")
@@ -127,7 +128,7 @@ def _resolve(file: Path, root: Path, split: str, entry: str) -> Path:
     inside = Path(*[part for part in Path(entry).parts if part != ".."])
     candidates = [root / entry, file.parent / entry, file.parent / inside]
     for candidate in candidates:
-        if candidate.exists():
+        if os.path.exists(candidate):  # noqa: PTH110  Path raises for what is too long for a name
             return candidate
     raise DataError(
         f"{file}: {split} is {entry!r}, but {candidates[0]} does not exist: "

@@ -103,6 +103,8 @@ def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
     ("content", "message"),
     [
         ("names: [a", "not valid YAML"),
+        ("names: [2026-13-01]", "not valid YAML: month must be in 1..12"),  # read as a date, of no month
+        ("names: " + "[" * 5000, "not valid YAML"),
         ("- a\n- b", "holds list, expected keys such as train, val and names"),
         ("", "holds NoneType, expected keys"),
         ("train: !!python/object/apply:os.getcwd []", "not valid YAML"),
@@ -116,6 +118,7 @@ def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
         (base(train={"a": 1}), "train is {'a': 1}, expected a path or a list of paths"),
         (base(train=[3]), r"train is \[3\], expected a path"),
         (base(val="images/nothing"), "val is 'images/nothing', but .*nothing does not exist: give a folder"),
+        (base(val="x" * 300), "val is 'x+', but .* does not exist: give a folder"),
     ],
 )
 def test_read_dataset_yaml__rejects(folder: Path, content: dict | str, message: str) -> None:
