@@ -1,7 +1,7 @@
 """How much RAM the loader takes: planned before the run from what there is, and adapted between epochs.
 
-Three things take RAM: windows that wait to be used (in /dev/shm where workers are not forked), decoded pictures that
-mosaics are drawn from, and the cache. `plan_loading` fits them into a budget and says what it chose and why;
+Three things take RAM: windows that wait to be used, decoded pictures that mosaics are drawn from, and the cache; all of
+them in /dev/shm where workers are not forked. `plan_loading` fits them into a budget and says what it chose and why;
 `open_caches` carries it out. What a machine has is given to it as numbers: this package does not look at the machine.
 """
 
@@ -47,7 +47,7 @@ class Host:
     cores: int
     """Processor cores."""
     shm_bytes: int | None = None
-    """Free bytes of /dev/shm; None where windows do not go through it."""
+    """Free bytes of /dev/shm; None where windows do not go through it, nor caches lie there."""
     disk_bytes: int = 0
     """Free bytes of the disk that the cache folder is on."""
 
@@ -163,7 +163,10 @@ def plan_loading(
     count = worker_count(workers, host.cores)
     count, prefetch, why_workers = _fit_windows(host, volume, count, budget_bytes)
     windows = _num_windows(count, prefetch) * volume.window_bytes
-    left_bytes = max(budget_bytes - windows - count * WORKER_BYTES, 0)
+    left_bytes = budget_bytes - windows - count * WORKER_BYTES
+    if host.shm_bytes is not None:  # where windows go through it, caches lie there
+        left_bytes = min(left_bytes, int(host.shm_bytes * SHM_SHARE) - windows)
+    left_bytes = max(left_bytes, 0)
     recent = min(count * prefetch * volume.batch_size + 2 * POOL_SIZE, volume.num_images)
     recent = min(recent, left_bytes // 2 // volume.slot_bytes)
     chosen, images, why_cache = _choose_cache(host, volume, cache, left_bytes - recent * volume.slot_bytes)
@@ -217,7 +220,8 @@ def _choose_cache(host: Host, volume: Volume, mode: CacheMode, left_bytes: int) 
     """Which cache, for how many images, and why."""
     decoded, files = (volume.num_images * size for size in (volume.picture_bytes, volume.file_bytes))
     sizes = f"{decoded / GIB:.1f} GiB decoded, {files / GIB:.1f} GiB as files"
-    room = f"{left_bytes / GIB:.1f} GiB of RAM for them"
+    place = "RAM" if host.shm_bytes is None else "RAM and /dev/shm"
+    room = f"{left_bytes / GIB:.1f} GiB of {place} for them"
     if mode == "none":
         return "none", 0, "no cache was asked for"
     if mode == "ram" or (mode == "auto" and decoded <= left_bytes):
@@ -285,7 +289,7 @@ def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> 
     """
     recent_bytes = plan.recent_images * volume.slot_bytes
     given_back_bytes = plan.window_bytes + plan.workers * WORKER_BYTES + recent_bytes
-    shm_bytes = None if host.shm_bytes is None else host.shm_bytes + plan.window_bytes
+    shm_bytes = None if host.shm_bytes is None else host.shm_bytes + plan.window_bytes + recent_bytes
     host = replace(host, ram_bytes=host.ram_bytes + given_back_bytes, shm_bytes=shm_bytes)
     fresh = plan_loading(host, volume, "none", workers)
     recent_images = fresh.recent_images if plan.recent_images else 0

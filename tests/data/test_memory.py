@@ -78,6 +78,16 @@ def test_plan__small_shared_memory_limits_the_windows() -> None:
     assert "no workers" in plan_loading(docker, FPIC).reason
 
 
+def test_plan__small_shared_memory_limits_the_caches() -> None:
+    """Where workers are not forked, caches lie in /dev/shm: writing beyond its end would kill a worker."""
+    small = replace(DESKTOP, shm_bytes=4 * GIB)
+    assert plan_loading(small, FPIC).cache == "files"
+    part = plan_loading(small, FPIC, cache="ram")
+    assert 0 < part.window_bytes + part.cache_bytes <= SHM_SHARE * 4 * GIB and part.cached_images > 1000
+    docker = plan_loading(replace(DESKTOP, shm_bytes=64 * 2**20), FPIC)
+    assert docker.cache == "none" and "0.0 GiB of RAM and /dev/shm for them" in docker.reason
+
+
 @settings(deadline=None, max_examples=300)
 @given(
     ram=st.integers(2**28, 2**38),
@@ -112,9 +122,10 @@ def test_plan__never_takes_more_than_there_is(
     assert plan.ram_bytes == plan.window_bytes + plan.cache_bytes + plan.workers * (150 * 2**20)
     if plan.workers:
         assert plan.ram_bytes <= ram * RAM_SHARE
-        assert shm is None or plan.window_bytes <= shm * SHM_SHARE
+        assert shm is None or plan.window_bytes + plan.cache_bytes <= shm * SHM_SHARE
     else:
         assert plan.cache_bytes <= ram * RAM_SHARE  # the one window in use is needed in any case
+    assert shm is None or plan.cache_bytes <= shm * SHM_SHARE
     if plan.cache == "disk":
         assert images * volume.slot_bytes + DISK_RESERVE_BYTES <= disk
 
@@ -161,7 +172,8 @@ def test_change_workers__counts_what_the_loader_holds_as_its_own() -> None:
     plan = plan_loading(DESKTOP, FPIC, "none", 8)
     full = Host(ram_bytes=0, cores=16, shm_bytes=0)
     unlimited = replace(full, ram_bytes=100 * GIB)
-    assert change_workers(plan, unlimited, FPIC, 16).window_bytes <= plan.window_bytes * SHM_SHARE
+    more = change_workers(plan, unlimited, FPIC, 16)
+    assert more.window_bytes + more.cache_bytes <= (plan.window_bytes + plan.cache_bytes) * SHM_SHARE
     assert change_workers(plan, replace(full, shm_bytes=None), FPIC, 16).ram_bytes <= plan.ram_bytes
     assert 0 < change_workers(plan, full, FPIC, 2).workers <= 2
 
