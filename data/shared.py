@@ -2,13 +2,15 @@
 
 Forked processes inherit an anonymous mapping: it has no name, cannot be left behind after a crash, and does not count
 against /dev/shm, which containers limit to 64 MiB. Spawned ones (Windows) receive torch's shared memory. Or the block
-is a file that all of them map. Memory is only taken for what has been written.
+is a file that all of them map. Memory is only taken for what has been written; disk space is taken at once, as a disk
+that is full later would end whoever writes there with a signal.
 """
 
 from __future__ import annotations
 
 import mmap
 import multiprocessing
+import os
 import weakref
 from pathlib import Path
 
@@ -24,7 +26,8 @@ class SharedBlock:
 
         Args:
             num_bytes: How many.
-            file: Keep them in this new file, which is removed together with the block, rather than in RAM.
+            file: Keep them in this new file rather than in RAM. It loses its name at once where processes are forked,
+                so that nothing is left behind whatever ends the run; else it is removed together with the block.
 
         Raises:
             OSError: If there is no room for them.
@@ -34,10 +37,15 @@ class SharedBlock:
         self._file = file
         self._map: mmap.mmap | None = None
         self._tensor: torch.Tensor | None = None
+        is_forked = multiprocessing.get_start_method() == "fork"
         if file is not None:
-            np.memmap(file, np.uint8, "w+", shape=(self.num_bytes,))
-            weakref.finalize(self, file.unlink, missing_ok=True)
-        elif multiprocessing.get_start_method() == "fork":
+            mapped = _map_new_file(file, self.num_bytes)
+            if is_forked:
+                file.unlink()
+                self._file, self._map = None, mapped
+            else:
+                weakref.finalize(self, file.unlink, missing_ok=True)
+        elif is_forked:
             self._map = mmap.mmap(-1, self.num_bytes)
         else:
             # not ``torch.zeros(...).share_memory_()``: that writes, and so takes, every byte
@@ -68,3 +76,16 @@ class SharedBlock:
         if self._file is None and self._tensor is None:
             self._map = mmap.mmap(-1, self.num_bytes)
         self._open()
+
+
+def _map_new_file(file: Path, num_bytes: int) -> mmap.mmap:
+    """A file of zeros that has its place on the disk."""
+    try:
+        with file.open("xb+") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, num_bytes)
+            stream.truncate(num_bytes)
+            return mmap.mmap(stream.fileno(), num_bytes)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,7 +212,8 @@ def test_open_caches__are_those_of_the_plan(index: ImageIndex, tmp_path: Path) -
         open_caches(dataset, plan_loading(host, volume, mode, 1), tmp_path / "cache")
         assert type(dataset.source.cache) is kind
         assert len(list(build_train_loader(dataset, 3))) == 3
-        assert len(list((tmp_path / "cache").glob("*.bin"))) == (mode == "disk")
+        has_name = mode == "disk" and multiprocessing.get_start_method() != "fork"  # see `data.shared`
+        assert len(list((tmp_path / "cache").glob("*.bin"))) == has_name
     open_caches(dataset, replace(plan_loading(host, volume, "none"), cache="files"), tmp_path)
     assert dataset.source.files is not None and len(list(build_train_loader(dataset, 3))) == 3
 
