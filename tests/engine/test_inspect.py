@@ -54,6 +54,13 @@ def test_main__counts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["leaks"] == facts["related"] == [] and facts["duplicates"] == {"train": [], "val": []}
 
 
+def test_main__shows_names_as_they_are(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root.write_text(root.read_text().replace("[common, rare, unseen]", "['cap [smd]', ':cat:', '[/]']"))
+    main([f"--root={root}", "--workers=1"])
+    text = capsys.readouterr().out
+    assert "cap [smd]" in text and ":cat:" in text and "[/]" in text
+
+
 def test_main__tells_what_is_good_and_what_is_missing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([f"--root={root}", "--workers=1"])
     text = " ".join(capsys.readouterr().out.split())
