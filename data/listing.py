@@ -150,7 +150,7 @@ def _walk(folder: str, linked: list[str]) -> Iterator[os.DirEntry[str]]:
             folders.append(entry.path)
         elif entry.name.lower().endswith(_SUFFIXES) and entry.name[0] != ".":
             yield entry
-        elif entry.is_symlink() and entry.is_dir():
+        elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112  both others raise for a link to itself
             linked.append(entry.path)
     for path in folders:
         yield from _walk(path, linked)
