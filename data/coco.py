@@ -138,10 +138,13 @@ def _image_folder(file: Path, root: Path, images: dict[object, dict[str, Any]]) 
 
 
 def _size_hw(image: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = image.get("height"), image.get("width")
-    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
-        return height, width
-    return None
+    height, width = _side(image.get("height")), _side(image.get("width"))
+    return (height, width) if height and width else None
+
+
+def _side(value: Any) -> int:
+    """Length in pixels; 0 for what says nothing."""
+    return int(value) if isinstance(value, int | float) and 0 < value < MAX_COORDINATE_PX else 0
 
 
 def _add(

@@ -64,6 +64,13 @@ def test_build_index__coco(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert [record.getMessage() for record in caplog.records] == ["train: 1 crowd regions dropped"]
 
 
+def test_build_index__coco_size_with_decimals(tmp_path: Path) -> None:
+    """Boxes are in pixels of the annotated size, which some tools write as 160.0; one beyond reason says nothing."""
+    images = [{**IMAGES[2], "width": 160.0, "height": 80.0}, {**IMAGES[0], "width": 10**400, "height": 10**400}]
+    index = index_of(write(tmp_path, images=images, annotations=ANNOTATIONS[1:2] + ANNOTATIONS[3:]))
+    assert index.labels(0)[0].tolist() == [[0.5, 0.5, 1, 1]] and index.labels(1)[0].tolist() == [[0, 0, 0.5, 1]]
+
+
 def test_build_index__coco_names_of_data_yaml_set_the_class_ids(tmp_path: Path) -> None:
     file = write(tmp_path)
     file.write_text(file.read_text() + "names: [c, b, a]\n")
