@@ -2,12 +2,13 @@
 
 Forked processes inherit an anonymous mapping: it has no name, cannot be left behind after a crash, and does not count
 against /dev/shm, which containers limit to 64 MiB. Spawned ones (Windows) receive torch's shared memory. Or the block
-is a file that all of them map. Memory is only taken for what has been written; disk space is taken at once, as a disk
-that is full later would end whoever writes there with a signal.
+is a file that all of them map. Memory is only taken for what has been written, but in /dev/shm; disk space is taken at
+once, as a disk that is full later would end whoever writes there with a signal.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import multiprocessing
 import os
@@ -48,8 +49,7 @@ class SharedBlock:
         elif is_forked:
             self._map = mmap.mmap(-1, self.num_bytes)
         else:
-            # not ``torch.zeros(...).share_memory_()``: that writes, and so takes, every byte
-            storage = torch.UntypedStorage._new_shared(self.num_bytes)
+            storage = _new_shared(self.num_bytes)
             self._tensor = torch.empty(0, dtype=torch.uint8).set_(storage)
         self._open()
 
@@ -76,6 +76,15 @@ class SharedBlock:
         if self._file is None and self._tensor is None:
             self._map = mmap.mmap(-1, self.num_bytes)
         self._open()
+
+
+def _new_shared(num_bytes: int) -> torch.UntypedStorage:
+    """Torch's shared memory, of zeros that nobody has written; under Linux its place in /dev/shm is taken at once."""
+    try:
+        return torch.UntypedStorage._new_shared(num_bytes)
+    except RuntimeError as error:
+        reason = f"no room for {num_bytes / 2**20:.0f} MiB that processes share"
+        raise OSError(errno.ENOSPC, reason, "/dev/shm") from error
 
 
 def _map_new_file(file: Path, num_bytes: int) -> mmap.mmap:

@@ -249,6 +249,14 @@ def test_shared_block__on_disk_leaves_nothing_behind_even_if_the_run_is_killed(t
     assert list(tmp_path.iterdir()) == []  # it has no name any more
 
 
+def test_shared_block__without_room_in_shared_memory_says_so() -> None:
+    with (
+        mock.patch("multiprocessing.get_start_method", lambda: "spawn"),
+        pytest.raises(OSError, match=r"no room for \d+ MiB that processes share: '/dev/shm'"),
+    ):
+        SharedBlock(2**50)
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="only there is the place taken at once")
 def test_shared_block__on_disk_takes_its_place_at_once(tmp_path: Path) -> None:
     """A page that finds no room on the disk when it is written to ends the process with SIGBUS."""
