@@ -82,7 +82,7 @@ def test_plan__small_shared_memory_limits_the_windows() -> None:
 
 
 def test_plan__small_shared_memory_limits_the_caches() -> None:
-    """Where workers are not forked, caches lie in /dev/shm: writing beyond its end would kill a worker."""
+    """Where workers are not forked, caches lie in /dev/shm, which is small in a container."""
     small = replace(DESKTOP, shm_bytes=4 * GIB)
     assert plan_loading(small, FPIC).cache == "files"
     part = plan_loading(small, FPIC, cache="ram")
