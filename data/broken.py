@@ -46,8 +46,3 @@ class BrokenImages:
                 "disk or network drive"
             ) from None
         return np.full((*self.index.sizes_hw[image], 3), PAD_VALUE, np.uint8)
-
-    def labels(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes and classes as `ImageIndex.labels` gives them; none of an image that could not be read."""
-        boxes, classes = self.index.labels(image)
-        return (boxes[:0], classes[:0]) if image in self.images else (boxes, classes)

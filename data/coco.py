@@ -13,6 +13,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.labels import CROWD, PixelObjects, Row
+from data.listing import is_file
 
 MAX_COORDINATE_PX = 1e9  # also refuses nan and integers too long for a float
 
@@ -121,25 +122,29 @@ def _class_ids(file: Path, content: dict[str, Any], names: tuple[str, ...]) -> d
 
 
 def _image_folder(file: Path, root: Path, images: dict[object, dict[str, Any]]) -> Path:
-    """The folder that the file names are relative to: where the first image is found."""
+    """The folder that the file names are relative to: where the first image that is there is found."""
     if not images:
         raise DataError(f"{file}: holds no image: give a COCO file of this split")
-    first = next(iter(images.values()))["file_name"]
+    names = [image["file_name"] for image in images.values()]
     split = file.stem.rpartition("_")[2]  # instances_train2017.json belongs to the folder train2017
     below = (".", split, "images", f"images/{split}")
     folders = list(dict.fromkeys(base / name for base in (file.parent, root, file.parent.parent) for name in below))
-    for folder in folders:
-        if (folder / first).is_file():
-            return folder
+    for name in names:
+        for folder in folders:
+            if is_file(folder / name):
+                return folder
     tried = ", ".join(str(folder) for folder in folders)
-    raise DataError(f"{file}: no image {first!r} in any of {tried}: put the images into one of these folders")
+    raise DataError(f"{file}: no image {names[0]!r} in any of {tried}: put the images into one of these folders")
 
 
 def _size_hw(image: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = image.get("height"), image.get("width")
-    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
-        return height, width
-    return None
+    height, width = _side(image.get("height")), _side(image.get("width"))
+    return (height, width) if height and width else None
+
+
+def _side(value: Any) -> int:
+    """Length in pixels; 0 for what says nothing."""
+    return int(value) if isinstance(value, int | float) and 0 < value < MAX_COORDINATE_PX else 0
 
 
 def _add(

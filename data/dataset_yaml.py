@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ from data.coco import read_category_names
 from data.errors import DataError
 
 SPLITS = ("train", "val", "test")
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Takes numbers, dates and truth values as the text that they are."""
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012  merges of maps
 
 
 @dataclass(frozen=True)
@@ -85,16 +92,26 @@ def _load(file: Path) -> dict[str, Any]:
     if file.is_dir():
         raise DataError(f"{file}: is a folder: give the data.yaml file inside it")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        content = yaml.safe_load(text)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file: give the data.yaml of a data set") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}): give a readable UTF-8 file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second for dates such as 2026-13-01
         raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise DataError(f"{file}: holds {type(content).__name__}, expected keys such as train, val and names")
+    content["names"] = _as_written(content.get("names"), text)
     return content
+
+
+def _as_written(names: Any, text: str) -> Any:
+    """The names as they stand in the file: to YAML ``0603`` is the number 387, and ``no`` is false."""
+    if not isinstance(names, list | dict):
+        return names
+    written = yaml.load(text, _TextLoader)["names"]
+    return written if isinstance(names, list) else dict(zip(names, written.values(), strict=False))
 
 
 def _names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
@@ -106,9 +123,12 @@ def _names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
         names = [names[class_id] for class_id in range(len(names))]
     if not isinstance(names, list) or not names:
         raise DataError(f"{file}: names is {names!r}, expected a list of names or a map from id to name")
+    wrong = [name for name in names if not isinstance(name, str)]
+    if wrong:
+        raise DataError(f"{file}: names has the entry {wrong[0]!r}, expected a name: put quotes round it")
     if content.get("nc") not in (None, len(names)):
         raise DataError(f"{file}: nc is {content['nc']!r}, but there are {len(names)} names: make them agree")
-    return tuple(str(name) for name in names)
+    return tuple(names)
 
 
 def _sources(file: Path, root: Path, split: str, value: object) -> tuple[Path, ...]:
@@ -127,7 +147,7 @@ def _resolve(file: Path, root: Path, split: str, entry: str) -> Path:
     inside = Path(*[part for part in Path(entry).parts if part != ".."])
     candidates = [root / entry, file.parent / entry, file.parent / inside]
     for candidate in candidates:
-        if candidate.exists():
+        if os.path.exists(candidate):  # noqa: PTH110  Path raises for what is too long for a name
             return candidate
     raise DataError(
         f"{file}: {split} is {entry!r}, but {candidates[0]} does not exist: "

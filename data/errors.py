@@ -7,7 +7,7 @@ class DataError(ValueError):
     """Something in the user's data set that the user can put right; one line: what, value, rule, remedy."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(_without_worker_traceback(message))
+        super().__init__(_without_worker_traceback(message).replace("\n", "\\n"))
 
 
 def _without_worker_traceback(message: str) -> str:

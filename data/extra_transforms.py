@@ -34,10 +34,14 @@ class ExtraTransforms:
             A picture of the same size.
 
         Raises:
-            DataError: If the transforms change the size or the type of the image.
+            DataError: If the transforms fail, or change the size or the type of the image.
         """
         self.compose.set_random_seed(int(rng.integers(MAX_SEED)))
-        result = self.compose(image=picture.image, bboxes=picture.boxes_xyxy_px, classes=picture.classes)
+        try:
+            result = self.compose(image=picture.image, bboxes=picture.boxes_xyxy_px, classes=picture.classes)
+        except Exception as error:  # whatever the user's transforms raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(f"data.transforms fails ({reason}): correct or leave out the transform") from None
         image = result["image"]
         if getattr(image, "shape", None) != picture.image.shape or image.dtype != np.uint8:
             raise DataError(

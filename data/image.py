@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import ExifTags
+from PIL.Image import Exif
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -131,12 +132,13 @@ def _read_header(path: Path | str) -> tuple[int, int] | None:
             file.seek(0)
             if start == PNG_START:
                 image: ImageFile = PngImageFile(file)
-                has_exif = "exif" in image.info  # asked blindly, Pillow decodes a PNG file first
             elif start.startswith(JPEG_START):
-                image, has_exif = JpegImageFile(file), True
+                image = JpegImageFile(file)
             else:
                 return None
-            orientation = image.getexif().get(ExifTags.Base.Orientation) if has_exif else None
+            exif = Exif()  # not ``image.getexif()``: that asks XMP, too, which OpenCV does not
+            exif.load(image.info.get("exif", b""))
+            orientation = exif.get(ExifTags.Base.Orientation)
     except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # what Pillow raises for broken headers
         return None
     width, height = image.size

@@ -116,7 +116,8 @@ def scan_split(dataset: DatasetYaml, split: str, cache_folder: Path | None = Non
         DataError: If a source cannot be listed; what is wrong with single images is in the table.
     """
     sources = dataset.sources(split)
-    key = json.dumps({"names": dataset.names, "sources": [str(source) for source in sources]})
+    what = {"names": dataset.names, "root": str(dataset.root), "sources": [str(source) for source in sources]}
+    key = json.dumps(what)
     file = index_file_path(cache_folder, dataset.file, split) if cache_folder else None
     known = _load_if_valid(file, key)
     table = _update(dataset, split, known, workers)
@@ -153,8 +154,9 @@ def _update(dataset: DatasetYaml, split: str, known: ScanTable | None, workers: 
         stamp = stamp_of(source)
         candidates = known_rows.get((str(source), stamp), range(0))
         if source.suffix.lower() == COCO_SUFFIX:
-            paths = [known.path(row) for row in candidates] or coco(source).paths  # the same file names the same images
-            listing = list_coco(source, paths)
+            listing = list_coco(source, [known.path(row) for row in candidates])  # the same file names the same images
+            if not (listing.stamps[:, 0] >= 0).all() or not listing.paths:  # they may have moved
+                listing = list_coco(source, coco(source).paths)
         else:
             listing = list_folder(source) if source.is_dir() else list_file(source, dataset.root)
             candidates = known_rows.get((str(source), None), range(0))

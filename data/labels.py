@@ -189,4 +189,5 @@ def _check_class(value: float, where: str, num_classes: int) -> int:
 
 
 def _clip(value: float) -> float:
-    return min(max(value, 0.0), 1.0)
+    """Inside the image, and as precise as it is kept: a box without area is one that has none there."""
+    return float(np.float32(min(max(value, 0.0), 1.0)))

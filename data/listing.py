@@ -86,9 +86,9 @@ def list_file(file: Path, root: Path) -> Listing:
     paths: list[str] = []
     for number, line in enumerate(lines, start=1):
         if entry := line.strip():
-            image = next((path for path in _list_candidates(file, root, entry) if path.is_file()), None)
+            image = next((path for path in _list_candidates(file, root, entry) if is_file(path)), None)
             if image is None:
-                raise DataError(f"{file}:{number}: no image {entry!r}: correct or remove the line")
+                raise DataError(f"{file}:{number}: no image {entry[:200]!r}: correct or remove the line")
             paths.append(str(image))
     _check_not_empty(file, paths)
     return Listing(paths, _with_labels(paths, _stamps(paths)))
@@ -103,6 +103,11 @@ def list_coco(file: Path, paths: list[str]) -> Listing:
 def stamp_of(source: Path) -> tuple[int, int]:
     """Size in bytes and modification time in nanoseconds of a file; -1 twice for a folder."""
     return _stamp(source)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False, too, for what cannot be the name of one, where `Path.is_file` raises."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def label_candidates(image: str) -> list[str]:
@@ -145,7 +150,7 @@ def _walk(folder: str, linked: list[str]) -> Iterator[os.DirEntry[str]]:
             folders.append(entry.path)
         elif entry.name.lower().endswith(_SUFFIXES) and entry.name[0] != ".":
             yield entry
-        elif entry.is_symlink() and entry.is_dir():
+        elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112  both others raise for a link to itself
             linked.append(entry.path)
     for path in folders:
         yield from _walk(path, linked)
@@ -193,6 +198,6 @@ def _stamp(file: os.DirEntry[str] | Path) -> tuple[int, int]:
 def _stamp_or_none(file: str) -> tuple[int, int] | None:
     try:
         found = os.stat(file)  # noqa: PTH116  Path would take four times as long
-    except OSError:
+    except (OSError, ValueError):  # the latter for names with a zero byte
         return None
     return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
 from data.rectangles import RectangleSampler
-from data.ring import RingDataset, WindowRing
+from data.ring import RingDataset, WindowRing, blocks_per_worker
 from data.sampler import WindowSampler, image_sizes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -124,7 +124,7 @@ def _build_loader(
 ) -> DataLoader[Batch]:
     windows: Dataset[Any] = dataset  # ``__getitems__`` makes whole windows
     if num_workers:
-        windows = RingDataset(dataset, WindowRing(num_workers, prefetch + 2, window_bytes))
+        windows = RingDataset(dataset, WindowRing(num_workers, blocks_per_worker(prefetch), window_bytes))
     return WindowLoader(
         windows,
         batch_sampler=sampler,

@@ -1,7 +1,7 @@
 """How much RAM the loader takes: planned before the run from what there is, and adapted between epochs.
 
-Three things take RAM: windows that wait to be used (in /dev/shm where workers are not forked), decoded pictures that
-mosaics are drawn from, and the cache. `plan_loading` fits them into a budget and says what it chose and why;
+Three things take RAM: windows that wait to be used, decoded pictures that mosaics are drawn from, and the cache; all of
+them in /dev/shm where workers are not forked. `plan_loading` fits them into a budget and says what it chose and why;
 `open_caches` carries it out. What a machine has is given to it as numbers: this package does not look at the machine.
 """
 
@@ -20,6 +20,7 @@ from data.errors import DataError
 from data.image import decode_image, jpeg_size, read_bytes
 from data.index import ImageIndex
 from data.partners import POOL_SIZE
+from data.ring import blocks_per_worker
 
 CacheMode = Literal["none", "ram", "disk", "auto"]
 Cache = Literal["none", "ram", "files", "disk"]
@@ -47,7 +48,7 @@ class Host:
     cores: int
     """Processor cores."""
     shm_bytes: int | None = None
-    """Free bytes of /dev/shm; None where windows do not go through it."""
+    """Free bytes of /dev/shm; None where windows do not go through it, nor caches lie there."""
     disk_bytes: int = 0
     """Free bytes of the disk that the cache folder is on."""
 
@@ -163,7 +164,11 @@ def plan_loading(
     count = worker_count(workers, host.cores)
     count, prefetch, why_workers = _fit_windows(host, volume, count, budget_bytes)
     windows = _num_windows(count, prefetch) * volume.window_bytes
-    left_bytes = max(budget_bytes - windows - count * WORKER_BYTES, 0)
+    left_bytes = budget_bytes - windows - count * WORKER_BYTES
+    if host.shm_bytes is not None:  # where windows go through it, caches lie there
+        reserved = reserved_bytes(count, prefetch, volume.window_bytes)
+        left_bytes = min(left_bytes, int(host.shm_bytes * SHM_SHARE) - reserved)
+    left_bytes = max(left_bytes, 0)
     recent = min(count * prefetch * volume.batch_size + 2 * POOL_SIZE, volume.num_images)
     recent = min(recent, left_bytes // 2 // volume.slot_bytes)
     chosen, images, why_cache = _choose_cache(host, volume, cache, left_bytes - recent * volume.slot_bytes)
@@ -190,6 +195,29 @@ def worker_count(workers: int | Literal["auto"], cores: int) -> int:
     return max(min(cores - 1, MAX_WORKERS), 1) if workers == "auto" else workers
 
 
+def reserved_bytes(workers: int, prefetch: int, window_bytes: int) -> int:
+    """What the blocks of all workers' windows take of /dev/shm, at once, where they lie there (`data.ring`)."""
+    return workers * blocks_per_worker(prefetch) * window_bytes
+
+
+def fit_validation(host: Host, window_bytes: int, workers: int) -> tuple[int, Host]:
+    """How many processes prepare validation images, and what the machine has left beside them.
+
+    Where windows lie in /dev/shm theirs may take half of what is planned with; elsewhere they are nothing beside RAM.
+
+    Args:
+        host: What there is.
+        window_bytes: Of a validation batch of this process.
+        workers: Of training.
+    """
+    count = min(workers, VALIDATION_WORKERS)
+    if host.shm_bytes is None:
+        return count, host
+    one = reserved_bytes(1, PREFETCH, window_bytes)
+    count = min(count, int(host.shm_bytes * SHM_SHARE / 2) // one)
+    return count, replace(host, shm_bytes=host.shm_bytes - count * one)
+
+
 def _num_windows(workers: int, prefetch: int) -> int:
     """Those that each worker makes ahead, and one more that may be in use: it keeps their memory (`data.ring`)."""
     return max(workers * (prefetch + 1), 1)
@@ -199,29 +227,31 @@ def _fit_windows(host: Host, volume: Volume, workers: int, budget_bytes: int) ->
     """Workers and prefetch whose windows fit into half of the budget and into /dev/shm."""
     if workers == 0:
         return 0, 1, "no workers were asked for"
-    limits = {f"half of the loader's {budget_bytes / GIB:.1f} GiB": (budget_bytes // 2, WORKER_BYTES)}
-    if host.shm_bytes is not None:
-        limits[f"/dev/shm, which has {host.shm_bytes / GIB:.2f} GiB free"] = (int(host.shm_bytes * SHM_SHARE), 0)
     why = f"{host.cores} cores"
     for count in range(workers, 0, -1):
         for prefetch in range(PREFETCH, 0, -1):
             windows = _num_windows(count, prefetch) * volume.window_bytes
-            exceeded = [name for name, (room, each) in limits.items() if windows + count * each > room]
-            if not exceeded:
+            reserved = reserved_bytes(count, prefetch, volume.window_bytes)
+            if windows + count * WORKER_BYTES > budget_bytes // 2:
+                why = f"windows are limited by half of the loader's {budget_bytes / GIB:.1f} GiB"
+            elif host.shm_bytes is not None and reserved > int(host.shm_bytes * SHM_SHARE):
+                why = f"windows are limited by /dev/shm, which has {host.shm_bytes / GIB:.2f} GiB free"
+            else:
                 return count, prefetch, why
-            why = f"windows are limited by {exceeded[0]}"
-    return 0, 1, f"no workers: {why}, too little for two windows of {volume.window_bytes / GIB:.2f} GiB"
+    return 0, 1, f"no workers: {why}, too little for a worker's windows of {volume.window_bytes / GIB:.2f} GiB each"
 
 
 def _choose_cache(host: Host, volume: Volume, mode: CacheMode, left_bytes: int) -> tuple[Cache, int, str]:
     """Which cache, for how many images, and why."""
-    decoded, files = (volume.num_images * size for size in (volume.picture_bytes, volume.file_bytes))
+    picture_bytes = volume.picture_bytes if host.shm_bytes is None else volume.slot_bytes  # there whole slots are taken
+    decoded, files = (volume.num_images * size for size in (picture_bytes, volume.file_bytes))
     sizes = f"{decoded / GIB:.1f} GiB decoded, {files / GIB:.1f} GiB as files"
-    room = f"{left_bytes / GIB:.1f} GiB of RAM for them"
+    place = "RAM" if host.shm_bytes is None else "RAM and /dev/shm"
+    room = f"{left_bytes / GIB:.1f} GiB of {place} for them"
     if mode == "none":
         return "none", 0, "no cache was asked for"
     if mode == "ram" or (mode == "auto" and decoded <= left_bytes):
-        images = min(volume.num_images, left_bytes // max(volume.picture_bytes, 1))
+        images = min(volume.num_images, left_bytes // max(picture_bytes, 1))
         return ("ram", images, f"{images} of {volume.num_images} images fit ({sizes}; {room})") if images else (
             "none", 0, f"not one image fits into RAM ({room})"
         )  # fmt: skip
@@ -285,7 +315,9 @@ def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> 
     """
     recent_bytes = plan.recent_images * volume.slot_bytes
     given_back_bytes = plan.window_bytes + plan.workers * WORKER_BYTES + recent_bytes
-    shm_bytes = None if host.shm_bytes is None else host.shm_bytes + plan.window_bytes
+    shm_bytes = host.shm_bytes
+    if shm_bytes is not None:
+        shm_bytes += reserved_bytes(plan.workers, plan.prefetch, volume.window_bytes) + recent_bytes
     host = replace(host, ram_bytes=host.ram_bytes + given_back_bytes, shm_bytes=shm_bytes)
     fresh = plan_loading(host, volume, "none", workers)
     recent_images = fresh.recent_images if plan.recent_images else 0

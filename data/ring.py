@@ -31,6 +31,11 @@ _rings: weakref.WeakValueDictionary[int, WindowRing] = weakref.WeakValueDictiona
 _numbers = itertools.count()
 
 
+def blocks_per_worker(prefetch: int) -> int:
+    """The windows that a worker makes ahead, the one in use, and one more for who keeps two."""
+    return prefetch + 2
+
+
 class WindowDataset(Protocol):
     """What makes whole windows, in memory that it asks for."""
 
@@ -43,11 +48,11 @@ class WindowRing:
     """The blocks of one loader's workers. Make it where windows are received, before the workers start."""
 
     def __init__(self, num_workers: int, blocks_per_worker: int, block_bytes: int) -> None:
-        """Reserve the blocks; memory is only taken for those that are used.
+        """Reserve the blocks; memory is only taken for those that are used, but /dev/shm for all.
 
         Args:
             num_workers: Processes that make windows.
-            blocks_per_worker: Windows that a worker makes ahead, the one in use, and one more for who keeps two.
+            blocks_per_worker: See the function of this name.
             block_bytes: Of the largest window.
         """
         self.blocks_per_worker = blocks_per_worker

@@ -2,13 +2,16 @@
 
 Forked processes inherit an anonymous mapping: it has no name, cannot be left behind after a crash, and does not count
 against /dev/shm, which containers limit to 64 MiB. Spawned ones (Windows) receive torch's shared memory. Or the block
-is a file that all of them map. Memory is only taken for what has been written.
+is a file that all of them map. Memory is only taken for what has been written, but in /dev/shm; disk space is taken at
+once, as a disk that is full later would end whoever writes there with a signal.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import multiprocessing
+import os
 import weakref
 from pathlib import Path
 
@@ -24,7 +27,8 @@ class SharedBlock:
 
         Args:
             num_bytes: How many.
-            file: Keep them in this new file, which is removed together with the block, rather than in RAM.
+            file: Keep them in this new file rather than in RAM. It loses its name at once where processes are forked,
+                so that nothing is left behind whatever ends the run; else it is removed together with the block.
 
         Raises:
             OSError: If there is no room for them.
@@ -34,14 +38,18 @@ class SharedBlock:
         self._file = file
         self._map: mmap.mmap | None = None
         self._tensor: torch.Tensor | None = None
+        is_forked = multiprocessing.get_start_method() == "fork"
         if file is not None:
-            np.memmap(file, np.uint8, "w+", shape=(self.num_bytes,))
-            weakref.finalize(self, file.unlink, missing_ok=True)
-        elif multiprocessing.get_start_method() == "fork":
+            mapped = _map_new_file(file, self.num_bytes)
+            if is_forked:
+                file.unlink()
+                self._file, self._map = None, mapped
+            else:
+                weakref.finalize(self, file.unlink, missing_ok=True)
+        elif is_forked:
             self._map = mmap.mmap(-1, self.num_bytes)
         else:
-            # not ``torch.zeros(...).share_memory_()``: that writes, and so takes, every byte
-            storage = torch.UntypedStorage._new_shared(self.num_bytes)
+            storage = _new_shared(self.num_bytes)
             self._tensor = torch.empty(0, dtype=torch.uint8).set_(storage)
         self._open()
 
@@ -68,3 +76,25 @@ class SharedBlock:
         if self._file is None and self._tensor is None:
             self._map = mmap.mmap(-1, self.num_bytes)
         self._open()
+
+
+def _new_shared(num_bytes: int) -> torch.UntypedStorage:
+    """Torch's shared memory, of zeros that nobody has written; under Linux its place in /dev/shm is taken at once."""
+    try:
+        return torch.UntypedStorage._new_shared(num_bytes)
+    except RuntimeError as error:
+        reason = f"no room for {num_bytes / 2**20:.0f} MiB that processes share"
+        raise OSError(errno.ENOSPC, reason, "/dev/shm") from error
+
+
+def _map_new_file(file: Path, num_bytes: int) -> mmap.mmap:
+    """A file of zeros that has its place on the disk."""
+    try:
+        with file.open("xb+") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, num_bytes)
+            stream.truncate(num_bytes)
+            return mmap.mmap(stream.fileno(), num_bytes)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from None

@@ -59,22 +59,23 @@ class ImageSource:
 
     def load_with_size(self, image: int) -> tuple[LabelledImage, tuple[int, int]]:
         """Get one image, and say how big (height, width) it is in the file."""
+        boxes_rel, classes = self.index.labels(image)
         cached = self.cache and self.cache.get(image)
-        resized, original_hw = cached or self._read(image)
-        boxes_rel, classes = self.broken.labels(image)
+        try:
+            resized, original_hw = cached or self._read(image)
+        except DataError as error:
+            grey = self.broken.replace(image, error)
+            resized, original_hw = resize_long_side(grey, self.image_size), grey.shape[:2]
+            boxes_rel, classes = boxes_rel[:0], classes[:0]
         height, width = resized.shape[:2]
         boxes_px = boxes_rel * np.array([width, height, width, height], np.float32)
         return LabelledImage(resized, boxes_px, classes), original_hw
 
     def _read(self, image: int) -> tuple[np.ndarray, tuple[int, int]]:
         path = self.index.path(image)
-        try:
-            content = read_bytes(path) if self.files is None else self.files.read(image, path)
-            reduction, original_hw = self._reduction(content) if self.reduced_decoding else (1, None)
-            picture = decode_image(content, path, reduction)
-        except DataError as error:
-            grey = self.broken.replace(image, error)
-            return resize_long_side(grey, self.image_size, grey.shape[:2]), grey.shape[:2]
+        content = read_bytes(path) if self.files is None else self.files.read(image, path)
+        reduction, original_hw = self._reduction(content) if self.reduced_decoding else (1, None)
+        picture = decode_image(content, path, reduction)
         if original_hw is None or reduction == 1:
             original_hw = picture.shape[:2]
         elif picture.shape[:2] != tuple(math.ceil(side / reduction) for side in original_hw):

@@ -59,19 +59,28 @@ def generate_pcb_dataset(folder: Path | str, config: SyntheticConfig | None = No
         The path of its ``data.yaml``.
 
     Raises:
-        DataError: If the folder holds something else, or boards of another configuration.
+        DataError: If the folder holds something else, or boards of another configuration, or cannot be written.
     """
     folder = Path(folder)
     config = config or SyntheticConfig()
     if not _is_complete(folder, config):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            _write_dataset(scratch, config)
-            _publish(scratch, folder, config)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _make(folder, config)
+        except OSError as error:
+            raise DataError(
+                f"{folder}: cannot be written ({error.strerror}): make room, or choose another folder"
+            ) from error
     return folder / "data.yaml"
+
+
+def _make(folder: Path, config: SyntheticConfig) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write_dataset(scratch, config)
+        _publish(scratch, folder, config)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _stamp(config: SyntheticConfig) -> dict[str, object]:
@@ -82,8 +91,11 @@ def _is_complete(folder: Path, config: SyntheticConfig) -> bool:
     """Whether ``folder`` holds exactly this data set; False if there is nothing yet."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    stamp = folder / STAMP
-    if not stamp.is_file() or json.loads(stamp.read_text(encoding="utf-8")) != _stamp(config):
+    try:
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stamp = None
+    if stamp != _stamp(config):
         raise DataError(f"{folder}: holds something else than the requested boards: give another folder")
     return True
 

@@ -51,6 +51,8 @@ def read_voc(file: Path | str, class_ids: Mapping[str, int]) -> PixelObjects:
         raise DataError(f"{file}: declares a document type, which is not safe to expand: remove the DOCTYPE") from None
     except (ParseError, ValueError, LookupError) as error:  # the latter two for encodings
         raise DataError(f"{file}: is not valid XML ({error}): restore or remove it") from None
+    if root.tag.lower() != "annotation":
+        raise DataError(f"{file}: begins with <{root.tag}>, expected <annotation>: give a Pascal VOC file or remove it")
     notices: Counter[str] = Counter()
     rows = [
         _read_object(item, f"{file}: object {number}", class_ids, notices)

@@ -42,6 +42,7 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # windows are shared out between devices by our own sampler
     "enable_model_summary": False,
 }
+MAX_SEED = 2**32 - 1
 OWN_KEY_INSTEAD = {
     "precision": "model.precision",
     "accumulate_grad_batches": "data.batch_size and data.micro_batch_size",
@@ -135,6 +136,9 @@ class CommandLine(LightningCLI):
         except ArgumentError as error:
             files = _config_files(sys.argv[1:] if args is None else args)
             raise ConfigError(explain(str(error), _known_keys(parser), files)) from error
+        seed = self.config.seed_everything
+        if not 0 <= seed <= MAX_SEED:
+            raise ConfigError(f"seed_everything: {seed}: must be between 0 and {MAX_SEED}")
 
     def before_instantiate_classes(self) -> None:
         """Refuse Lightning's own keys for what yolofit does itself."""

@@ -21,10 +21,10 @@ from data.dataset_yaml import read_dataset_yaml
 from data.index import ImageIndex, build_index
 from data.loader import build_train_loader, build_validation_loader
 from data.memory import (
-    VALIDATION_WORKERS,
     CacheMode,
     Host,
     change_workers,
+    fit_validation,
     measure_volume,
     open_caches,
     open_recent_images,
@@ -110,6 +110,7 @@ class DetectionData(L.LightningDataModule):
         self.multi_scale = multi_scale
         self.rectangular_validation = rectangular_validation
         self.workers = workers
+        self.validation_workers: int | None = None
         self.cache = cache
         self.balance = balance
         self.augment = augment
@@ -149,9 +150,14 @@ class DetectionData(L.LightningDataModule):
         index = dataset.source.index
         volume = measure_volume(index, self.image_size, self.batch_size, self.trainer.world_size)
         self.volume = replace(volume, largest_size=image_sizes(self.image_size, self.multi_scale)[-1])
-        self.loading = plan_loading(self._host(), self.volume, self.cache, self.workers)
+        self.validation_workers, host = self._fit_validation()
+        self.loading = plan_loading(host, self.volume, self.cache, self.workers)
         open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
         self.repeats = image_repeats(index, tuple(self.class_names), self.balance)
+
+    def _fit_validation(self) -> tuple[int, Host]:
+        """Processes of the validation loader, and what this machine has left for training."""
+        return fit_validation(self._host(), self.micro_batch_size * 3 * self.image_size**2, self.workers)
 
     def _host(self) -> Host:
         """What this machine has left for this process, of those on it."""
@@ -203,10 +209,12 @@ class DetectionData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the size of a micro-batch: what fits in training fits in validation."""
+        if self.validation_workers is None:  # validation alone
+            self.validation_workers, _ = self._fit_validation()
         return build_validation_loader(
             self.validation_dataset,
             self.micro_batch_size * self.trainer.world_size,
-            min(self.workers, VALIDATION_WORKERS),
+            self.validation_workers,
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,13 @@ def config_key(key: str) -> Iterator[None]:
 
 
 def run_command(main: Callable[[list[str] | None], object]) -> None:
-    """Run a command's main function; a user's error becomes one line on standard error and exit status 2."""
+    """Run a command's main function; a user's error becomes one line on standard error and exit status 2.
+
+    What the terminal or file behind standard output cannot show, such as an arrow in a Windows code page or a file's
+    name that is not text, is written as an escape.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(None)
     except USER_ERRORS as error:

@@ -191,7 +191,7 @@ def main(args: list[str] | None = None) -> None:
         json.dump(asdict(facts), sys.stdout, indent=2)
         print()
     else:
-        console = Console()
+        console = Console(markup=False, emoji=False)  # names of classes and files are shown as they are
         print_tables(facts, console)
         print_findings(findings_of(facts), console)
     if options.output:

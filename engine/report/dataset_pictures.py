@@ -159,7 +159,8 @@ def example_figure(index: ImageIndex, names: tuple[str, ...], split: str) -> Fig
 def _draw_example(axes: Axes, index: ImageIndex, image: int) -> set[int]:
     """Draw one image and its boxes; returns the classes in it."""
     boxes_rel, classes = index.labels(image)
-    axes.set_title(_shortened(Path(index.path(image)).name), fontsize=7, color="#444444")
+    name = Path(index.path(image)).name.encode(errors="replace").decode()  # not every name is text
+    axes.set_title(_shortened(name), fontsize=7, color="#444444")
     try:
         picture = resize_long_side(read_image(index.path(image)), EXAMPLE_SIZE_PX)
     except DataError:
@@ -191,6 +192,7 @@ def _style() -> Iterator[None]:
     fonts = ["DejaVu Sans", *[name for name in ASIAN_FONTS if name in available]]
     style = {
         "font.family": fonts,
+        "text.parse_math": False,  # a name may hold dollar signs
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,

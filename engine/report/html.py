@@ -76,7 +76,7 @@ def write_report(facts: RunFacts) -> Path:
         sections="\n".join(parts),
     )
     path = facts.folder / REPORT
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="replace")  # a file's name need not be text
     return path
 
 

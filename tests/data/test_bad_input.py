@@ -266,6 +266,7 @@ def test_unreadable_folder__is_refused__injected(folder: Path, monkeypatch: pyte
 
 def test_links__loops_are_not_followed_and_files_are(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "images/loop").symlink_to(folder / "images")
+    (folder / "images/itself").symlink_to("itself")
     (folder / "images/linked.jpg").symlink_to(folder / "images/good.jpg")
     (folder / "images/nowhere.jpg").symlink_to(folder / "images/gone.jpg")
     (folder / "labels/linked.txt").write_text(BOX)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from data.broken import BrokenImages
+from data.cache import DecodedCache
 from data.errors import DataError
 from data.image import read_image, read_size
 from data.index import ImageIndex
+from data.source import ImageSource
 
 
 def read(broken: BrokenImages, image: int) -> np.ndarray:
@@ -23,18 +25,33 @@ def read(broken: BrokenImages, image: int) -> np.ndarray:
         return broken.replace(image, error)
 
 
-def test_broken_images__are_grey_and_have_no_objects(index: ImageIndex, caplog: pytest.LogCaptureFixture) -> None:
-    broken = BrokenImages(index)
-    assert np.array_equal(read(broken, 3), read_image(index.path(3))) and len(broken.labels(3)[0]) == 3
+def test_image_source__broken_images_are_grey_and_have_no_objects(
+    index: ImageIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = ImageSource(index, image_size=64)
+    assert len(source.load(3).classes) == 3
     Path(index.path(3)).write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
-        picture = read(broken, 3)
-        read(broken, 3)
-    assert picture.shape == (128, 100, 3) and picture.dtype == np.uint8 and np.unique(picture).tolist() == [114]
-    boxes, classes = broken.labels(3)
-    assert boxes.shape == (0, 4) and classes.shape == (0,) and broken.images == {3}
-    assert len(broken.labels(0)[0]) == 2
+        picture = source.load(3)
+        source.load(3)
+    assert picture.image.shape == (64, 50, 3) and np.unique(picture.image).tolist() == [114]
+    assert picture.boxes_xyxy_px.shape == (0, 4) and picture.classes.shape == (0,) and source.broken.images == {3}
+    assert len(source.load(0).classes) == 2
     assert caplog.text.count("003.png: not an image that OpenCV can read") == 1  # told once
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_image_source__an_image_that_can_be_read_again_has_its_objects(index: ImageIndex, is_cached: bool) -> None:
+    """As after a network drive was away: the picture without its boxes would teach that nothing is there."""
+    source, file = ImageSource(index, image_size=64), Path(index.path(3))
+    if is_cached:
+        source.cache = DecodedCache(len(index), 3 * 64**2)
+    file.rename(file.with_suffix(".away"))
+    assert len(source.load(3).classes) == 0
+    file.with_suffix(".away").rename(file)
+    for _ in range(2):
+        picture = source.load(3)
+        assert len(np.unique(picture.image)) > 1 and picture.classes.tolist() == [1, 0, 2]
 
 
 def test_broken_images__many_are_an_error(index: ImageIndex) -> None:

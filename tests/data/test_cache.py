@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -230,7 +232,8 @@ def test_slot_cache__is_shared_between_processes(tmp_path: Path, method: str, on
 
 
 def test_shared_block__on_disk_goes_with_its_owner(tmp_path: Path) -> None:
-    block = SharedBlock(5000, tmp_path / "cache.bin")
+    with mock.patch("multiprocessing.get_start_method", lambda: "spawn"):
+        block = SharedBlock(5000, tmp_path / "cache.bin")
     copy = pickle.loads(pickle.dumps(block))
     copy.array[4999] = 7
     assert block.array[4999] == 7
@@ -238,6 +241,28 @@ def test_shared_block__on_disk_goes_with_its_owner(tmp_path: Path) -> None:
     assert (tmp_path / "cache.bin").exists()
     del block
     assert not (tmp_path / "cache.bin").exists()
+
+
+def test_shared_block__on_disk_leaves_nothing_behind_even_if_the_run_is_killed(tmp_path: Path) -> None:
+    block = SharedBlock(5000, tmp_path / "cache.bin")
+    assert block.array.size == 5000 and not block.array.any()
+    assert list(tmp_path.iterdir()) == []  # it has no name any more
+
+
+def test_shared_block__without_room_in_shared_memory_says_so() -> None:
+    with (
+        mock.patch("multiprocessing.get_start_method", lambda: "spawn"),
+        pytest.raises(OSError, match=r"no room for \d+ MiB that processes share: '/dev/shm'"),
+    ):
+        SharedBlock(2**50)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="only there is the place taken at once")
+def test_shared_block__on_disk_takes_its_place_at_once(tmp_path: Path) -> None:
+    """A page that finds no room on the disk when it is written to ends the process with SIGBUS."""
+    with pytest.raises(OSError) as caught:
+        SharedBlock(shutil.disk_usage(tmp_path).total + 2**30, tmp_path / "cache.bin")
+    assert caught.value.filename == str(tmp_path / "cache.bin") and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose

@@ -64,6 +64,13 @@ def test_build_index__coco(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert [record.getMessage() for record in caplog.records] == ["train: 1 crowd regions dropped"]
 
 
+def test_build_index__coco_size_with_decimals(tmp_path: Path) -> None:
+    """Boxes are in pixels of the annotated size, which some tools write as 160.0; one beyond reason says nothing."""
+    images = [{**IMAGES[2], "width": 160.0, "height": 80.0}, {**IMAGES[0], "width": 10**400, "height": 10**400}]
+    index = index_of(write(tmp_path, images=images, annotations=ANNOTATIONS[1:2] + ANNOTATIONS[3:]))
+    assert index.labels(0)[0].tolist() == [[0.5, 0.5, 1, 1]] and index.labels(1)[0].tolist() == [[0, 0, 0.5, 1]]
+
+
 def test_build_index__coco_names_of_data_yaml_set_the_class_ids(tmp_path: Path) -> None:
     file = write(tmp_path)
     file.write_text(file.read_text() + "names: [c, b, a]\n")
@@ -100,6 +107,35 @@ def test_build_index__coco_file_is_parsed_again_only_when_it_changed(
     assert boxes() == first and len(parsed) == 2
     (tmp_path / "train.json").write_text(json.dumps(content(annotations=ANNOTATIONS[:2])))
     assert boxes() == [first[0], first[1], []] and len(parsed) == 3
+
+
+def test_build_index__coco_images_that_have_moved_are_found(tmp_path: Path) -> None:
+    """The index of the start before names them where they were."""
+    file, cache = write(tmp_path, "annotations/train.json", "train"), tmp_path / "cache"
+    first = index_of(file, cache)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "train").rename(tmp_path / "images" / "train")
+    index = index_of(file, cache)
+    assert [index.path(i) for i in range(3)] == [first.path(i).replace("train/", "images/train/") for i in range(3)]
+    assert [index.labels(i)[0].tolist() for i in range(3)] == [first.labels(i)[0].tolist() for i in range(3)]
+
+
+def test_build_index__coco_images_of_another_root(tmp_path: Path) -> None:
+    """The same file for two copies of the images, by ``path``."""
+    write(tmp_path / "old", "../train.json")
+    write(tmp_path / "new", "../train.json")
+    for root in ("old", "new"):
+        (tmp_path / "data.yaml").write_text(f"path: {root}\ntrain: {tmp_path / 'train.json'}\n")
+        assert index_of(tmp_path / "data.yaml", tmp_path / "cache").path(0) == str(tmp_path / root / "x.png")
+
+
+@pytest.mark.parametrize("name", ["gone.png", "x" * 300, "\0.png"])
+def test_build_index__coco_image_that_is_missing_is_left_out(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path, images=[{"id": 1, "file_name": name}, *IMAGES])
+    assert len(index_of(file)) == 3
+    assert "train: 1 images left out: " in caplog.text
 
 
 @pytest.mark.parametrize(

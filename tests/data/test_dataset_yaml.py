@@ -89,6 +89,20 @@ def test_read_dataset_yaml__names_as_map_in_any_order(folder: Path) -> None:
     assert read(folder, text).names == ("a", "b", "7")  # safe_dump would sort them
 
 
+@pytest.mark.parametrize(
+    "form", ["[0603, no, 1.50, 2024-01-01, 'x']", "{0: 0603, 1: no, 2: 1.50, 3: 2024-01-01, 4: x}"]
+)
+def test_read_dataset_yaml__names_as_they_are_written(folder: Path, form: str) -> None:
+    """Sizes of electronic parts: to YAML 0603 is an octal number."""
+    assert read(folder, f"train: images/train\nnames: {form}\n").names == ("0603", "no", "1.50", "2024-01-01", "x")
+
+
+def test_read_dataset_yaml__names_of_a_merged_map(folder: Path) -> None:
+    text = "x: &x {names: &n {0: a}}\ntrain: images/train\n"
+    assert read(folder, f"{text}<<: *x\n").names == ("a",)
+    assert read(folder, f"{text}names: {{<<: *n, 1: 0402}}\n").names == ("a", "0402")
+
+
 def test_read_dataset_yaml__same_images_for_both_splits(folder: Path) -> None:
     dataset = read(folder, base(val="images/train"))
     assert dataset.sources("val") == dataset.sources("train")
@@ -103,6 +117,8 @@ def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
     ("content", "message"),
     [
         ("names: [a", "not valid YAML"),
+        ("names: [2026-13-01]", "not valid YAML: month must be in 1..12"),  # read as a date, of no month
+        ("names: " + "[" * 5000, "not valid YAML"),
         ("- a\n- b", "holds list, expected keys such as train, val and names"),
         ("", "holds NoneType, expected keys"),
         ("train: !!python/object/apply:os.getcwd []", "not valid YAML"),
@@ -110,12 +126,14 @@ def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
         (base(names="a b"), "names is 'a b', expected a list"),
         (base(names={0: "a", 2: "b"}), r"names has the ids \[0, 2\], expected 0 to 1 without gaps"),
         (base(names={"a": 0}), r"names has the ids \['a'\], expected 0 to 0"),
+        (base(names=["a", {"b": 1}]), "names has the entry {'b': '1'}, expected a name: put quotes round it"),
         (base(nc=3), "nc is 3, but there are 2 names: make them agree"),
         ({"val": "images/val", "names": ["a"]}, "no key 'train': name the folder of the training images"),
         (base(train=None), "no key 'train'"),
         (base(train={"a": 1}), "train is {'a': 1}, expected a path or a list of paths"),
         (base(train=[3]), r"train is \[3\], expected a path"),
         (base(val="images/nothing"), "val is 'images/nothing', but .*nothing does not exist: give a folder"),
+        (base(val="x" * 300), "val is 'x+', but .* does not exist: give a folder"),
     ],
 )
 def test_read_dataset_yaml__rejects(folder: Path, content: dict | str, message: str) -> None:

@@ -17,3 +17,7 @@ def test_data_error__is_one_line_after_a_worker_process() -> None:
         wrapped.reraise()
     assert str(caught.value) == "x.txt:3: class 7: correct it"
     assert isinstance(caught.value, ValueError)
+
+
+def test_data_error__is_one_line_whatever_a_file_is_called() -> None:
+    assert str(DataError("a\nb.jpg: the file is empty")) == "a\\nb.jpg: the file is empty"

@@ -63,6 +63,12 @@ def test_extra_transforms__rejects_what_changes_the_frame(transform: A.BasicTran
         ExtraTransforms([transform])(make_image(), np.random.default_rng(0))
 
 
+def test_extra_transforms__one_that_fails_is_one_line() -> None:
+    with pytest.raises(DataError, match=r"data\.transforms fails \(\w+: .*\): correct or leave out") as caught:
+        ExtraTransforms([A.RandomCrop(99, 99)])(make_image(), np.random.default_rng(0))
+    assert "\n" not in str(caught.value)
+
+
 def test_package__keeps_albumentations_off_the_network_and_out_unless_asked() -> None:
     code = (
         "import os, sys, data.loader, data.synthetic\n"

@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from data.errors import DataError
-from data.image import read_image
+from data.image import read_image, read_size
 
 
 @pytest.fixture
@@ -58,6 +59,21 @@ def test_read_image__turns_by_exif(tmp_path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=orientation, quality=100, subsampling=0)
     upright = np.rot90(pixels, -1).astype(int)
     assert np.abs(read_image(tmp_path / "a.jpg") - upright).max() < 12  # JPEG at full quality
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("has_exif", [False, True])
+def test_read_size__does_not_turn_by_xmp(tmp_path: Path, pixels: np.ndarray, kind: str, has_exif: bool) -> None:
+    """As OpenCV does not: what Lightroom and Photoshop write beside EXIF, or what is left when that was removed."""
+    exif = Image.Exif()
+    if has_exif:
+        exif[0x010F] = "a maker, but no orientation"
+    file, xmp = tmp_path / "a.img", b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    Image.fromarray(pixels).save(file, kind, exif=exif, **({"xmp": xmp} if kind == "JPEG" else {"pnginfo": text}))
+    assert Image.open(file).getexif()[0x0112] == 6
+    assert read_size(file) == read_image(file).shape[:2] == (40, 60)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.97])

@@ -114,6 +114,9 @@ def test_build_index__rejects(tmp_path: Path) -> None:
     touch(tmp_path / "list.txt", text="images/a.jpg\nimages/b.jpg\n")
     with pytest.raises(DataError, match=r"list\.txt:2: no image 'images/b\.jpg': correct or remove the line"):
         build_index(dataset_of(tmp_path, tmp_path / "list.txt"), "train")
+    touch(tmp_path / "list.txt", text="images/a.jpg, b.jpg" + 99 * ", c.jpg")  # too long for a name
+    with pytest.raises(DataError, match=r"list\.txt:1: no image 'images/a\.jpg, b\.jpg, .*: correct or remove"):
+        build_index(dataset_of(tmp_path, tmp_path / "list.txt"), "train")
     with pytest.raises(DataError, match=r"a\.jpg: expected a folder of images, a list of images"):
         build_index(dataset_of(tmp_path, tmp_path / "images/a.jpg"), "train")
     touch(tmp_path / "labels/a.txt", text="9 0.5 0.5 0.1 0.1")

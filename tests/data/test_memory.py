@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,10 +28,12 @@ from data.memory import (
     Host,
     Volume,
     change_workers,
+    fit_validation,
     measure_volume,
     next_workers,
     open_caches,
     plan_loading,
+    reserved_bytes,
 )
 
 FPIC = Volume(6260, 640, 32, 32, picture_bytes=3 * 640 * 640, file_bytes=70_000)
@@ -69,13 +72,32 @@ def test_plan__modes_are_obeyed() -> None:
 
 
 def test_plan__small_shared_memory_limits_the_windows() -> None:
-    """Docker gives 64 MiB: two windows of 16 images do not fit, of 4 they do."""
+    """Docker gives 64 MiB: the three windows that a worker reserves at least fit with 12 images, not with 16."""
     docker = replace(DESKTOP, shm_bytes=64 * 2**20)
-    plan = plan_loading(docker, replace(FPIC, batch_size=16, window_images=16))
+    plan = plan_loading(docker, replace(FPIC, batch_size=12, window_images=12))
     assert plan.workers == 1 and plan.prefetch == 1
     assert "windows are limited by /dev/shm, which has 0.06 GiB free" in plan.reason
-    assert plan_loading(docker, FPIC).workers == 0
+    assert plan_loading(docker, replace(FPIC, batch_size=16, window_images=16)).workers == 0
     assert "no workers" in plan_loading(docker, FPIC).reason
+
+
+def test_plan__small_shared_memory_limits_the_caches() -> None:
+    """Where workers are not forked, caches lie in /dev/shm, which is small in a container."""
+    small = replace(DESKTOP, shm_bytes=4 * GIB)
+    assert plan_loading(small, FPIC).cache == "files"
+    part = plan_loading(small, FPIC, cache="ram")
+    assert 0 < part.window_bytes + part.cache_bytes <= SHM_SHARE * 4 * GIB and part.cached_images > 1000
+    docker = plan_loading(replace(DESKTOP, shm_bytes=64 * 2**20), FPIC)
+    assert docker.cache == "none" and "0.0 GiB of RAM and /dev/shm for them" in docker.reason
+
+
+def test_fit_validation__leaves_half_of_shared_memory_to_training() -> None:
+    window = 16 * 3 * 640**2
+    assert fit_validation(replace(DESKTOP, shm_bytes=None), window, 4) == (2, replace(DESKTOP, shm_bytes=None))
+    assert fit_validation(DESKTOP, window, 1) == (1, replace(DESKTOP, shm_bytes=12 * GIB - 4 * window))
+    small = replace(DESKTOP, shm_bytes=12 * window)
+    assert fit_validation(small, window, 4) == (1, replace(small, shm_bytes=8 * window))
+    assert fit_validation(replace(small, shm_bytes=window), window, 4)[0] == 0
 
 
 @settings(deadline=None, max_examples=300)
@@ -110,11 +132,16 @@ def test_plan__never_takes_more_than_there_is(
     plan = plan_loading(host, volume, cache, workers)
     assert 0 <= plan.cached_images <= images and plan.prefetch >= 1 and plan.recent_images >= 0
     assert plan.ram_bytes == plan.window_bytes + plan.cache_bytes + plan.workers * (150 * 2**20)
+    if shm is not None:
+        slots = plan.recent_images + (plan.cached_images if plan.cache == "ram" else 0)
+        reserved = reserved_bytes(plan.workers, plan.prefetch, volume.window_bytes) + slots * volume.slot_bytes
+        assert reserved + (images * file if plan.cache == "files" else 0) <= shm * SHM_SHARE
     if plan.workers:
         assert plan.ram_bytes <= ram * RAM_SHARE
-        assert shm is None or plan.window_bytes <= shm * SHM_SHARE
+        assert shm is None or plan.window_bytes + plan.cache_bytes <= shm * SHM_SHARE
     else:
         assert plan.cache_bytes <= ram * RAM_SHARE  # the one window in use is needed in any case
+    assert shm is None or plan.cache_bytes <= shm * SHM_SHARE
     if plan.cache == "disk":
         assert images * volume.slot_bytes + DISK_RESERVE_BYTES <= disk
 
@@ -161,7 +188,8 @@ def test_change_workers__counts_what_the_loader_holds_as_its_own() -> None:
     plan = plan_loading(DESKTOP, FPIC, "none", 8)
     full = Host(ram_bytes=0, cores=16, shm_bytes=0)
     unlimited = replace(full, ram_bytes=100 * GIB)
-    assert change_workers(plan, unlimited, FPIC, 16).window_bytes <= plan.window_bytes * SHM_SHARE
+    more = change_workers(plan, unlimited, FPIC, 16)
+    assert more.window_bytes + more.cache_bytes <= (plan.window_bytes + plan.cache_bytes) * SHM_SHARE
     assert change_workers(plan, replace(full, shm_bytes=None), FPIC, 16).ram_bytes <= plan.ram_bytes
     assert 0 < change_workers(plan, full, FPIC, 2).workers <= 2
 
@@ -199,7 +227,8 @@ def test_open_caches__are_those_of_the_plan(index: ImageIndex, tmp_path: Path) -
         open_caches(dataset, plan_loading(host, volume, mode, 1), tmp_path / "cache")
         assert type(dataset.source.cache) is kind
         assert len(list(build_train_loader(dataset, 3))) == 3
-        assert len(list((tmp_path / "cache").glob("*.bin"))) == (mode == "disk")
+        has_name = mode == "disk" and multiprocessing.get_start_method() != "fork"  # see `data.shared`
+        assert len(list((tmp_path / "cache").glob("*.bin"))) == has_name
     open_caches(dataset, replace(plan_loading(host, volume, "none"), cache="files"), tmp_path)
     assert dataset.source.files is not None and len(list(build_train_loader(dataset, 3))) == 3
 

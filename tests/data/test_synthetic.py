@@ -135,6 +135,16 @@ class TestGeneratePcbDataset:
         (tmp_path / "a").mkdir()
         assert generate_pcb_dataset(tmp_path / "a", SMALL).is_file()
 
+    def test_rejects_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(DataError, match=r"x: cannot be written \(.+\): make room, or choose another"):
+            generate_pcb_dataset(tmp_path / "file" / "x", SMALL)
+
+    def test_rejects_a_folder_with_a_stamp_of_something_else(self, tmp_path: Path) -> None:
+        (tmp_path / "synthetic.json").write_text("{")
+        with pytest.raises(DataError, match="holds something else"):
+            generate_pcb_dataset(tmp_path, SMALL)
+
     def test_rejects_a_folder_with_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "thesis.txt").write_text("precious")

@@ -89,6 +89,14 @@ def test_build_index__voc_rejects(tmp_path: Path, text: str, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["<doc/>", "<annotation xmlns='urn:x'><object/></annotation>"])
+def test_read_voc__rejects_other_xml_files(tmp_path: Path, text: str) -> None:
+    """Without an object that is found, the image would be one without objects."""
+    (tmp_path / "x.xml").write_text(text)
+    with pytest.raises(DataError, match=r"x\.xml: begins with <.+>, expected <annotation>: give a Pascal VOC file"):
+        read_voc(tmp_path / "x.xml", NAMES)
+
+
 BOMB = (
     '<!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">'
     + "".join(f'<!ENTITY {chr(97 + i)} "{f"&{chr(96 + i)};" * 10}">' for i in range(1, 12))

@@ -34,6 +34,7 @@ def message_of(*args: str) -> str:
         ("--data.root=/none.yaml", "/none.yaml: no such file: give the data.yaml of a data set"),
         ("--model.optimizer.lr=-1", "model.optimizer.lr: -1.0: must be above 0"),
         ("--model.freeze_layers=99", "model.freeze_layers: 99: must be between 0 and 23"),
+        ("--seed_everything=-1", "seed_everything: -1: must be between 0 and 4294967295"),
         ("--trainer.precision=16-mixed", "trainer.precision: 16-mixed: yolofit does this itself: use model.precision"),
         ("--trainer.sync_batchnorm=true", "trainer.sync_batchnorm: true: torch has it for GPUs only: leave it out"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,28 @@ def test_main__counts(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "below 8 px": 1, "8 to 16 px": 0, "16 to 32 px": 0, "32 to 96 px": 6, "96 px and more": 0
     }  # fmt: skip
     assert facts["leaks"] == facts["related"] == [] and facts["duplicates"] == {"train": [], "val": []}
+
+
+def test_main__shows_names_as_they_are(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root.write_text(root.read_text().replace("[common, rare, unseen]", "['cap [smd]', ':cat:', '[/]']"))
+    main([f"--root={root}", "--workers=1"])
+    text = capsys.readouterr().out
+    assert "cap [smd]" in text and ":cat:" in text and "[/]" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a file's name may be any bytes")
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"$\\frac$.png"])
+def test_inspect__any_name_of_a_file(root: Path, tmp_path: Path, name: bytes) -> None:
+    """As archives from Windows leave them; printed where only ASCII can be."""
+    folder = os.fsencode(root.parent / "train")
+    os.rename(folder + b"/images/1.png", folder + b"/images/" + name)  # noqa: PTH104
+    os.rename(folder + b"/labels/1.txt", folder + b"/labels/" + name.replace(b"png", b"txt"))  # noqa: PTH104
+    Path(os.fsdecode(folder + b"/images/none" + name)).write_bytes(b"")
+    command = [sys.executable, "-m", "engine.inspect", f"--root={root}", f"--output={tmp_path / 'out'}"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (0, 1), result.stderr
+    assert "1 unusable image" in result.stdout and "\\u2192 restore or remove" in result.stdout
 
 
 def test_main__tells_what_is_good_and_what_is_missing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
