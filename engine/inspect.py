@@ -191,7 +191,7 @@ def main(args: list[str] | None = None) -> None:
         json.dump(asdict(facts), sys.stdout, indent=2)
         print()
     else:
-        console = Console()
+        console = Console(markup=False)  # brackets in the name of a class are not ours
         print_tables(facts, console)
         print_findings(findings_of(facts), console)
     if options.output:
@@ -204,6 +204,7 @@ def main(args: list[str] | None = None) -> None:
         except OSError as error:
             raise ConfigError(f"--output: {options.output}: cannot be written ({error.strerror})") from error
         print(f"pictures: {', '.join(str(file) for file in files)}", file=sys.stderr)
+    dataset.sources("val")  # training refuses to start without it
     _refuse(facts)
 
 

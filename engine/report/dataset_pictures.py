@@ -181,6 +181,7 @@ def _colour(class_id: int) -> str:
 
 
 def _shortened(name: str, length: int = 36) -> str:
+    name = name.encode(errors="replace").decode()  # without bytes that are no UTF-8, which cannot be drawn
     return name if len(name) <= length else f"{name[: length // 2]}…{name[-length // 2 + 1 :]}"
 
 
@@ -191,6 +192,7 @@ def _style() -> Iterator[None]:
     fonts = ["DejaVu Sans", *[name for name in ASIAN_FONTS if name in available]]
     style = {
         "font.family": fonts,
+        "text.parse_math": False,  # a $ in a name is one
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
