@@ -248,6 +248,16 @@ def check_sizes(
 
 
 def _synthetic_yaml(config: SyntheticConfig) -> Path:
-    """The drawn data set of this configuration, in the cache folder; drawn now if it is not there."""
+    """The drawn data set of this configuration, in the cache folder; drawn now if it is not there.
+
+    Raises:
+        ConfigError: If it cannot be written there.
+    """
     digest = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:12]
-    return generate_pcb_dataset(cache_folder() / f"synthetic-{digest}", config)
+    folder = cache_folder() / f"synthetic-{digest}"
+    try:
+        return generate_pcb_dataset(folder, config)
+    except OSError as error:
+        remedy = "make room, or set YOLOFIT_CACHE to a folder of yours"
+        message = f"data.root: synthetic: {folder}: cannot be drawn ({error.strerror}): {remedy}"
+        raise ConfigError(message) from error

@@ -51,6 +51,14 @@ def test_command_line__explains_a_wrong_argument(argument: str, message: str) ->
     assert message_of(QUICKSTART, argument) == message
 
 
+def test_command_line__needs_a_place_for_the_drawn_boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("YOLOFIT_CACHE", str(tmp_path / "file"))
+    message = message_of(QUICKSTART)
+    assert message.startswith(f"data.root: synthetic: {tmp_path}/file/synthetic-")
+    assert message.endswith(": cannot be drawn (File exists): make room, or set YOLOFIT_CACHE to a folder of yours")
+
+
 def test_command_line__normalises_over_devices_only_where_nothing_is_computed_again() -> None:
     gpu = ("--trainer.accelerator=auto", "--trainer.sync_batchnorm=true")
     assert message_of(QUICKSTART, *gpu, "--model.recompute=block") == (
