@@ -107,6 +107,11 @@ def test_report__escapes_what_comes_from_users(facts: RunFacts) -> None:
     assert Page(text).text.count(HOSTILE_NAME) >= 4  # heading, class, warnings, configuration: as it was written
 
 
+def test_report__names_a_file_whose_name_is_no_utf8(facts: RunFacts) -> None:
+    facts.messages.append("a\udcb1.jpg is gone")
+    assert "a\\udcb1.jpg is gone" in write_report(facts).read_text(encoding="utf-8")
+
+
 def test_report__images_are_whole(facts: RunFacts) -> None:
     text = write_report(facts).read_text()
     contents = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
