@@ -94,6 +94,8 @@ class CommandLine(LightningCLI):
         self.writes_run = writes_run
         self.checkpoint_io = SafeCheckpointIO()
         self.memory_ahead: MemoryAhead | None = None
+        self.num_steps_behind = 0
+        """Optimizer steps that a resumed run has behind it."""
         _quiet_libraries()
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
@@ -171,14 +173,14 @@ class CommandLine(LightningCLI):
         callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
         if not self.writes_run:
             return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
-        num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
+        self.num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path)
         self.config.run.folder = folder
         advisor = PaceAdvisor(throughput, self.datamodule.workers)
         callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
         callbacks.append(WorkerAdapter(throughput))
         callbacks += default_callbacks(folder, config.run)
-        logger = combined_loggers(config.trainer.logger, default_loggers(folder, num_steps_behind))
+        logger = combined_loggers(config.trainer.logger, default_loggers(folder, self.num_steps_behind))
         return super().instantiate_trainer(
             callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
         )
@@ -269,7 +271,7 @@ def _unknown_key(key: str, known_keys: list[str], config_files: list[Path]) -> s
 def _place(key: str, config_files: list[Path], value: str | None = None) -> str:
     """The file that sets a key (to ``value``, if given), for messages; nothing if the command line does."""
     for path in config_files:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
         for part in key.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         if found is not None and value in (None, str(found)):
