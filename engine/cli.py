@@ -47,6 +47,7 @@ OWN_KEY_INSTEAD = {
     "accumulate_grad_batches": "data.batch_size and data.micro_batch_size",
     "gradient_clip_val": "model.optimizer.max_grad_norm",
 }
+SECTIONS = ("run", "data", "model", "memory", "trainer")
 NEEDLESS_WARNINGS = (
     ".*does not have many workers.*",
     ".*in eval mode at the start of training.*",  # the averaged network is, always
@@ -132,10 +133,12 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Parse; a mistake becomes a ConfigError with a suggestion."""
+        files = _config_files(sys.argv[1:] if args is None else args)
+        for file in files:
+            check_config_file(file)
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            files = _config_files(sys.argv[1:] if args is None else args)
             raise ConfigError(explain(str(error), _known_keys(parser), files)) from error
 
     def before_instantiate_classes(self) -> None:
@@ -212,6 +215,27 @@ class CommandLine(LightningCLI):
         except OSError as error:
             message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"
             raise ConfigError(message) from error
+
+
+def check_config_file(path: Path) -> None:
+    """Refuse a file that is no configuration at all; the parser would not name it.
+
+    Raises:
+        ConfigError: If it is not UTF-8, not YAML, or has no keys where there must be some.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config: {path}: cannot be read ({error.strerror}): give a readable file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config: {path}: is not in UTF-8 ({error}): save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config: {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config: {path}: holds no keys, such as data and model: give a configuration")
+    for section in SECTIONS:
+        if not isinstance(content.get(section, {}), dict):
+            raise ConfigError(f"{path}: {section}: {content[section]}: expected keys below it, indented")
 
 
 def check_sync_batchnorm(config: Namespace) -> None:
