@@ -39,10 +39,11 @@ def run_command(main: Callable[[list[str] | None], object]) -> None:
 
     Ctrl-C ends with a line as well, and a reader that wants no more, such as ``head``, without one.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that the terminal cannot show
+    if sys.stdout is not None:  # closed by whoever has started the command
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # what a terminal cannot show
     try:
         main(None)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)

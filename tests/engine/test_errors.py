@@ -35,3 +35,9 @@ def test_run_command__writes_into_any_terminal_and_pipe(work: str, pipe: str, ou
     program = f"from engine.errors import INTERRUPTED_STATUS, run_command; run_command(lambda _: {work})"
     done = subprocess.run(["sh", "-c", command, program], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (out, "")
+
+
+def test_run_command__needs_no_standard_output() -> None:
+    program = "from engine.errors import run_command; run_command(lambda _: print('a line'))"
+    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "$0" >&-', program], stderr=subprocess.PIPE, check=True)
+    assert done.stderr == b""
