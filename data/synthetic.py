@@ -68,7 +68,8 @@ def generate_pcb_dataset(folder: Path | str, config: SyntheticConfig | None = No
             _make(folder, config)
         except OSError as error:
             raise DataError(
-                f"{folder}: cannot be written ({error.strerror}): make room, or choose another folder"
+                f"{folder}: cannot be written ({error.strerror}): make room, or choose another folder "
+                "(YOLOFIT_CACHE, for data.root: synthetic)"
             ) from error
     return folder / "data.yaml"
 

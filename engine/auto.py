@@ -133,7 +133,7 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
     else:
         dataset = read_dataset_yaml(root)
         counts = np.sort(np.diff(index_of(scan_split(dataset, "train", index_folder())).box_offsets))
-        worst = counts[-NUM_TILES:].sum() if config.data.augment.mosaic > 0 else counts[-1]
+        worst = counts[-NUM_TILES:].sum() if config.data.augment.mosaic > 0 else counts[-1:].sum()
         facts = {"num_classes": dataset.num_classes, "boxes_per_image": max(int(worst), 1)}
     if config.data.multi_scale:
         largest = largest_image_size(config.data)

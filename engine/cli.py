@@ -48,6 +48,7 @@ OWN_KEY_INSTEAD = {
     "accumulate_grad_batches": "data.batch_size and data.micro_batch_size",
     "gradient_clip_val": "model.optimizer.max_grad_norm",
 }
+SECTIONS = ("run", "data", "model", "memory", "trainer")
 NEEDLESS_WARNINGS = (
     ".*does not have many workers.*",
     ".*in eval mode at the start of training.*",  # the averaged network is, always
@@ -95,6 +96,8 @@ class CommandLine(LightningCLI):
         self.writes_run = writes_run
         self.checkpoint_io = SafeCheckpointIO()
         self.memory_ahead: MemoryAhead | None = None
+        self.num_steps_behind = 0
+        """Optimizer steps that a resumed run has behind it."""
         _quiet_libraries()
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
@@ -131,10 +134,12 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Parse; a mistake becomes a ConfigError with a suggestion."""
+        files = _config_files(sys.argv[1:] if args is None else args)
+        for file in files:
+            check_config_file(file)
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            files = _config_files(sys.argv[1:] if args is None else args)
             raise ConfigError(explain(str(error), _known_keys(parser), files)) from error
         seed = self.config.seed_everything
         if not 0 <= seed <= MAX_SEED:
@@ -175,14 +180,14 @@ class CommandLine(LightningCLI):
         callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
         if not self.writes_run:
             return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
-        num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
+        self.num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path)
         self.config.run.folder = folder
         advisor = PaceAdvisor(throughput, self.datamodule.workers)
         callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
         callbacks.append(WorkerAdapter(throughput))
         callbacks += default_callbacks(folder, config.run)
-        logger = combined_loggers(config.trainer.logger, default_loggers(folder, num_steps_behind))
+        logger = combined_loggers(config.trainer.logger, default_loggers(folder, self.num_steps_behind))
         return super().instantiate_trainer(
             callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
         )
@@ -214,6 +219,27 @@ class CommandLine(LightningCLI):
         except OSError as error:
             message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"
             raise ConfigError(message) from error
+
+
+def check_config_file(path: Path) -> None:
+    """Refuse a file that is no configuration at all; the parser would not name it.
+
+    Raises:
+        ConfigError: If it is not UTF-8, not YAML, or has no keys where there must be some.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config: {path}: cannot be read ({error.strerror}): give a readable file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config: {path}: is not in UTF-8 ({error}): save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config: {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config: {path}: holds no keys, such as data and model: give a configuration")
+    for section in SECTIONS:
+        if not isinstance(content.get(section, {}), dict):
+            raise ConfigError(f"{path}: {section}: {content[section]}: expected keys below it, indented")
 
 
 def check_sync_batchnorm(config: Namespace) -> None:
@@ -273,7 +299,7 @@ def _unknown_key(key: str, known_keys: list[str], config_files: list[Path]) -> s
 def _place(key: str, config_files: list[Path], value: str | None = None) -> str:
     """The file that sets a key (to ``value``, if given), for messages; nothing if the command line does."""
     for path in config_files:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
         for part in key.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         if found is not None and value in (None, str(found)):

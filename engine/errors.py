@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ class TrainingError(Exception):
 
 USER_ERRORS = (ConfigError, TrainingError, DataError)
 EXIT_STATUS = 2
+INTERRUPTED_STATUS = 130
+"""As shells have it for Ctrl-C."""
 
 
 @contextmanager
@@ -35,13 +38,21 @@ def config_key(key: str) -> Iterator[None]:
 def run_command(main: Callable[[list[str] | None], object]) -> None:
     """Run a command's main function; a user's error becomes one line on standard error and exit status 2.
 
-    What the terminal or file behind standard output cannot show, such as an arrow in a Windows code page or a file's
-    name that is not text, is written as an escape.
+    Ctrl-C ends with a line as well, and a reader that wants no more, such as ``head``, without one. What the terminal
+    or file behind standard output cannot show, such as an arrow in a Windows code page or a file's name that is not
+    text, is written as an escape.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(None)
+        print(end="", flush=True)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+        sys.exit(1)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_STATUS)

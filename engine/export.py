@@ -184,6 +184,7 @@ def main(args: list[str] | None = None) -> Path:
     options = parser.parse_args(args)
     if options.nms and options.format != "onnx":
         raise ConfigError(f"--nms: goes with --format onnx, not {options.format}: leave one of them out")
+    loaded = load_network(options.ckpt_path, "--ckpt_path")
     output = options.output or options.ckpt_path.with_suffix(SUFFIXES[options.format])
     if output.exists() and not options.overwrite:
         raise ConfigError(f"--output: {output}: is there already: choose another, or add --overwrite")
@@ -191,7 +192,6 @@ def main(args: list[str] | None = None) -> Path:
         nms = NmsConfig(confidence=options.conf, iou=options.iou) if options.nms else None
     except ValueError as error:
         raise ConfigError(str(error).replace("model.nms.confidence", "--conf").replace("model.nms.", "--")) from error
-    loaded = load_network(options.ckpt_path, "--ckpt_path")
     export(loaded, options.format, output, nms)
     print(f"{output}: {loaded.name}, {len(loaded.class_names)} classes, {output.stat().st_size / 2**20:.1f} MiB")
     return output

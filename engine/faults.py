@@ -6,6 +6,7 @@ configuration, and for which a traceback would only hide what has happened.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,21 +34,23 @@ def explained_faults(last_checkpoint: Path) -> Iterator[None]:
     except torch.AcceleratorError as error:
         raise TrainingError(
             f"the device has failed ({_first_line(error)}): look at nvidia-smi and the system's log, and restart the "
-            f"machine if it is not to be seen there; {_go_on(last_checkpoint)}"
+            f"machine if it is not to be seen there; {go_on(last_checkpoint)}"
         ) from error
+    except BrokenPipeError:  # of standard output: see `run_command`
+        raise
     except (RuntimeError, EOFError, ConnectionError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith(WORKER_LOST):
             raise
         reason = _first_line(error) or type(error).__name__
         raise TrainingError(
             f"a process that prepares images is gone ({reason}): mostly the system has killed it because RAM "
-            f"was short: lower data.workers or data.batch_size; {_go_on(last_checkpoint)}"
+            f"was short: lower data.workers or data.batch_size; {go_on(last_checkpoint)}"
         ) from error
     except OSError as error:
         if error.errno is None:
             raise
         raise TrainingError(
-            f"{error.filename or 'a file'}: {error.strerror}: make room or look at the disk; {_go_on(last_checkpoint)}"
+            f"{error.filename or 'a file'}: {error.strerror}: make room or look at the disk; {go_on(last_checkpoint)}"
         ) from error
 
 
@@ -55,7 +58,8 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(".")
 
 
-def _go_on(checkpoint: Path) -> str:
+def go_on(checkpoint: Path) -> str:
+    """How to go on from a run's ``last.ckpt``, if it is there."""
     if not checkpoint.is_file():
         return "no checkpoint was written yet: start again"
-    return f"go on with the same command and --ckpt_path {checkpoint}"
+    return f"go on with the same command and --ckpt_path {shlex.quote(str(checkpoint))}"

@@ -21,6 +21,11 @@ def main(args: list[str] | None = None) -> CommandLine:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
     if cli.checkpoint_io.failure:
         raise TrainingError(cli.checkpoint_io.failure)
+    if cli.ckpt_path is not None and cli.trainer.global_step == cli.num_steps_behind:
+        max_epochs = cli.config.trainer.max_epochs
+        print(
+            f"nothing to train: {cli.ckpt_path} is the end of its run: go on with trainer.max_epochs above {max_epochs}"
+        )
     return cli
 
 

@@ -204,6 +204,7 @@ def main(args: list[str] | None = None) -> None:
         except OSError as error:
             raise ConfigError(f"--output: {options.output}: cannot be written ({error.strerror})") from error
         print(f"pictures: {', '.join(str(file) for file in files)}", file=sys.stderr)
+    dataset.sources("val")  # training refuses to start without it
     _refuse(facts)
 
 

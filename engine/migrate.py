@@ -83,6 +83,9 @@ OTHER_MODES = frozenset({
 })  # fmt: skip
 """Keys of other tasks and modes, which an ``args.yaml`` holds all the same."""
 
+COUNTED = ("batch", "nbs", "accumulate", "imgsz", "time")
+"""Keys whose values are reckoned with here; all others are checked where the configuration is."""
+
 
 @dataclass
 class Line:
@@ -144,7 +147,7 @@ def parse_command(text: str) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if equals:
-            arguments[key.strip().lstrip("-")] = yaml.safe_load(value) if value else None
+            arguments[key.strip().lstrip("-")] = _value(value)
         elif word in TASKS:
             arguments["task"] = word
         elif word in MODES:
@@ -343,10 +346,26 @@ GROUPS: tuple[Callable[[dict[str, Any], Translation, int | None], None], ...] = 
 """Keys that belong together, or change their value."""
 
 
+def _value(text: str) -> Any:
+    """What a value means in YAML; what means nothing there, such as ``*.yaml``, is a text."""
+    try:
+        return yaml.safe_load(text) if text else None
+    except (yaml.YAMLError, ValueError):  # the latter for a date such as 2026-99-99
+        return text
+
+
 def _checked(arguments: dict[str, Any], option: str) -> dict[str, Any]:
+    """The arguments, if they are of training and what is reckoned with are numbers."""
     for key, wanted in (("task", "detect"), ("mode", "train")):
         if arguments.get(key, wanted) != wanted:
             raise ConfigError(f"{option}: {key} is {arguments[key]}: only 'yolo detect train' can be translated")
+    for key in COUNTED:
+        value = arguments.get(key)
+        values = value if key == "imgsz" and isinstance(value, list) and value else [value]
+        if not all(one is None or (isinstance(one, int | float) and not isinstance(one, bool)) for one in values):
+            raise ConfigError(f"{option}: {key} is {_plain(value)}: give a number")
+    if not isinstance(data := arguments.get("data"), str | None):
+        raise ConfigError(f"{option}: data is {_plain(data)}: give the path of one data.yaml")
     return arguments
 
 

@@ -7,6 +7,7 @@ args.yaml`` it translates what an Ultralytics run was started with, key by key, 
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
 from data.dataset_yaml import read_dataset_yaml
-from data.errors import DataError
-from data.index import ImageIndex, build_index
+from data.index import build_index
 from engine.diagnosis import BF16_CAPABILITY
 from engine.errors import ConfigError, run_command
 from engine.machine import Machine, examine_machine
@@ -30,7 +29,6 @@ IMAGE_SIZES = (640, 800, 960, 1280)
 MIN_SIDE_PX = 8
 """Sides of most boxes must be this long in the network's input: it has one place for an object every 8 px."""
 SMALL_BOX_QUANTILE = 0.1
-NUM_MEASURED_IMAGES = 50
 BATCH_SIZES = (32, 16, 8, 4)
 MIN_STEPS_PER_EPOCH = 8
 MAX_WORKERS = 8
@@ -94,12 +92,12 @@ def main(args: list[str] | None = None) -> None:
         ConfigError: If an option is wrong, the file exists, or what was translated is no valid configuration.
     """
     options = _parser().parse_args(args)
-    translation = _translation(options)
+    machine = examine_machine()
+    translation = _translation(options, machine)
     root = options.data or (translation and translation.settings.get("data.root"))
     if not root:
         raise ConfigError("DATA.yaml: missing: give the data.yaml of a data set, or a command that has data=")
     facts = _facts_if_there(root) if translation else examine_data(root)
-    machine = examine_machine()
     settings = suggest(root, facts, machine)
     if translation:
         translation.keep_only(_known_keys())
@@ -107,20 +105,20 @@ def main(args: list[str] | None = None) -> None:
     output = options.output or Path(f"{Path(root).absolute().parent.name}.yaml")
     if output.exists():
         raise ConfigError(f"--output: {output}: exists: choose another file")
-    output.write_text(render(settings, facts), encoding="utf-8")
+    _write(output, render(settings, facts))
     _check(output)
     _tell(output, facts, machine, translation)
 
 
 def examine_data(root: str | Path) -> DataFacts:
-    """Read what matters of a data set: its labels, and the sizes of some images.
+    """Read what matters of a data set: its labels, and the sizes of its images, upright.
 
     Raises:
         DataError: If it is not in order.
     """
     dataset = read_dataset_yaml(root)
     index = build_index(dataset, "train")
-    sides_hw = _image_sizes(index)
+    sides_hw = index.sizes_hw
     longest = sides_hw.max(axis=1, keepdims=True)
     shape = np.median(sides_hw / longest, axis=0)  # a box's height and width in parts of the long side
     sizes = (index.boxes_xyxy_rel[:, 2:] - index.boxes_xyxy_rel[:, :2])[:, ::-1] * shape
@@ -179,13 +177,15 @@ def _render(name: str, value: Any, key: str, depth: int) -> list[str]:
     return [f"{line}  # {COMMENTS[key]}" if key in COMMENTS else line]
 
 
-def _translation(options: argparse.Namespace) -> Translation | None:
+def _translation(options: argparse.Namespace, machine: Machine) -> Translation | None:
     if options.from_command is not None:
         arguments = parse_command(options.from_command)
     elif options.from_args is not None:
         arguments = read_args_yaml(options.from_args)
     else:
         return None
+    if arguments.get("device") is None and not machine.gpus:
+        arguments["device"] = "cpu"  # which Ultralytics takes then, and leaves amp off
     facts = _facts_if_there(options.data or arguments.get("data"))
     return translate(arguments, facts.num_classes if facts else None, is_complete=options.from_args is not None)
 
@@ -201,6 +201,20 @@ def _known_keys() -> set[str]:
     return set(CommandLine(["--data.root=any"]).parser.get_defaults().keys())
 
 
+def _write(output: Path, text: str) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        ConfigError: If the disk refuses.
+    """
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        if output.is_file():  # the first part of it
+            output.unlink()
+        raise ConfigError(f"--output: {output}: cannot be written ({error.strerror}): choose another file") from error
+
+
 def _check(output: Path) -> None:
     """Parse what was written; what is no configuration does not stay."""
     from engine.cli import CommandLine
@@ -210,19 +224,6 @@ def _check(output: Path) -> None:
     except ConfigError:
         output.unlink()
         raise
-
-
-def _image_sizes(index: ImageIndex) -> np.ndarray:
-    """Height and width (n, 2) of some images in pixels, spread over the data set; from their first bytes only."""
-    sizes = []
-    for number in np.linspace(0, len(index) - 1, min(len(index), NUM_MEASURED_IMAGES)).astype(int):
-        path = index.path(number)
-        try:
-            with Image.open(path) as image:
-                sizes.append(image.size[::-1])
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error}): restore or remove the image") from error
-    return np.array(sizes)
 
 
 def _tell(output: Path, facts: DataFacts | None, machine: Machine, translation: Translation | None) -> None:
@@ -239,7 +240,8 @@ def _tell(output: Path, facts: DataFacts | None, machine: Machine, translation: 
     console.print(Text(f"written: {output}"), soft_wrap=True)
     remarks = (("doctor", "what this machine lacks"), ("plan", "the memory it will need"), ("fit", "train"))
     for command, remark in remarks:
-        console.print(Text(f"next: python -m engine.{command} --config {output}  # {remark}"), soft_wrap=True)
+        shown = shlex.quote(str(output))
+        console.print(Text(f"next: python -m engine.{command} --config {shown}  # {remark}"), soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

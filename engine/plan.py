@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from engine.auto import count_devices, spec_of
+from engine.datamodule import check_sizes
 from engine.errors import ConfigError, config_key, run_command
 from engine.memory.allocator import resolve_budget
 from engine.memory.config import MemoryConfig
@@ -62,7 +63,7 @@ def main(args: list[str] | None = None) -> None:
     if options.json:
         print(json.dumps(as_json(make_plan(question)), indent=2))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # brackets in a path are not ours
     console.print(_about(question), "", sep="\n")
     console.print(table(table_rows(question)), legend(question.budget_bytes), "", sep="\n")
     recommended = _recommend(question)
@@ -190,7 +191,7 @@ def _numbers(option: str, text: str | None, default: list[int]) -> list[int]:
     if text is None:
         return default
     words = text.split(",")
-    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
         raise ConfigError(f"{option}: {text}: must be whole numbers above 0 with commas between, such as 16,32")
     return list(dict.fromkeys(int(word) for word in words))
 
@@ -211,6 +212,8 @@ def _configured_question(args: list[str]) -> Question:
     from engine.cli import CommandLine  # seconds to import, and not needed for the default table
 
     config = CommandLine(args).config
+    data = config.data
+    check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale)
     spec, notes = spec_of(config)
     num_devices = count_devices(config.trainer)
     batch_size = -(-config.data.batch_size // num_devices)

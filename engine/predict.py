@@ -123,7 +123,9 @@ class PredictionFolder:
             self.video[1].release()
         categories = [{"id": c, "name": name} for c, name in enumerate(self.class_names)]
         content = {"images": self.images, "categories": categories, "annotations": self.annotations}
-        (self.folder / "predictions.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(content, ensure_ascii=False)
+        # Bytes of a file name that are no UTF-8 become JSON's own escapes.
+        (self.folder / "predictions.json").write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def _write_frame(self, frame: Frame, drawn: np.ndarray) -> None:
         if self.video is None or self.video[0] != frame.path:
@@ -132,6 +134,9 @@ class PredictionFolder:
             path = self.folder / f"{frame.stem.rpartition('_')[0]}.mp4"
             size = drawn.shape[1], drawn.shape[0]
             self.video = frame.path, cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), frame.fps, size)
+            if not self.video[1].isOpened():
+                rule = f"cannot be written as MPEG-4 ({size[0]} x {size[1]} pixels at {frame.fps:g} frames a second)"
+                raise ConfigError(f"--source: {frame.path}: {rule}: give its frames as pictures")
         self.video[1].write(drawn)
 
 
@@ -150,17 +155,28 @@ def main(args: list[str] | None = None) -> Path:
     files = find_files(options.source)
     loaded = load_network(options.ckpt_path, "--ckpt_path")
     predictor = Predictor(loaded, nms, _device(options.device), options.tile, options.overlap)
-    folder = PredictionFolder(_fresh(options.output), loaded.class_names)
+    try:
+        folder = PredictionFolder(_fresh(options.output), loaded.class_names)
+        _predict(predictor, files, folder)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        message = f"--output: {options.output}: cannot be written ({error.strerror}): make room, or choose another"
+        raise ConfigError(message) from error
+    print(f"{len(folder.images)} pictures, {len(folder.annotations)} objects: {folder.folder}")
+    return folder.folder
+
+
+def _predict(predictor: Predictor, files: list[Path], folder: PredictionFolder) -> None:
+    """Write, and say in a line each, what is in the pictures; the JSON file also if one cannot be read."""
     try:
         for frame in read_frames(files):
             found = predictor.detect(frame.image)
             folder.add(frame, found)
-            counts = Counter(loaded.class_names[c] for c in found.classes.tolist())
+            counts = Counter(folder.class_names[c] for c in found.classes.tolist())
             print(f"{frame.stem}: {', '.join(f'{count} {name}' for name, count in counts.most_common()) or 'nothing'}")
     finally:
         folder.close()
-    print(f"{len(folder.images)} pictures, {len(folder.annotations)} objects: {folder.folder}")
-    return folder.folder
 
 
 def _parse(args: list[str] | None) -> argparse.Namespace:
@@ -188,9 +204,16 @@ def _device(name: str) -> torch.device:
 
 
 def _fresh(folder: Path) -> Path:
-    """The folder, or ``-2``, ``-3``, ... if there is something in it."""
+    """The folder, or ``-2``, ``-3``, ... if there is something in it.
+
+    Raises:
+        ConfigError: If there is, and it has no name of its own, as ``.`` and ``/``.
+        OSError: If it is no folder.
+    """
     fresh, number = folder, 1
     while fresh.exists() and any(fresh.iterdir()):
+        if folder.name in ("", ".."):
+            raise ConfigError(f"--output: {folder}: is not empty: choose another folder")
         number += 1
         fresh = folder.with_name(f"{folder.name}-{number}")
     return fresh

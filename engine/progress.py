@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from math import nan
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from engine.throughput import Throughput
 
+log = logging.getLogger(__name__)
 GIB = 1024**3
 REFRESH_SECONDS = 0.25
 BAR_WIDTH = 16
@@ -57,7 +59,7 @@ class TrainingProgress(ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the head of the table."""
         if self._enabled:
-            self.console.print(_row(tuple(COLUMNS)), style="bold", highlight=False)
+            self._print(_row(tuple(COLUMNS)), style="bold")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the live line."""
@@ -97,7 +99,7 @@ class TrainingProgress(ProgressBar):
         in_steps_seconds = self.throughput.seconds_per_step * int(trainer.num_training_batches)
         self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
         if self._enabled:
-            self.console.print(_row(self._cells(trainer, pl_module)), highlight=False)
+            self._print(_row(self._cells(trainer, pl_module)))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the terminal back."""
@@ -106,6 +108,13 @@ class TrainingProgress(ProgressBar):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the terminal back."""
         self._close()
+
+    def _print(self, row: str, style: str | None = None) -> None:
+        """Print a row; training goes on if nobody reads any more, as behind ``| head`` or in a lost terminal."""
+        try:
+            self.console.print(row, style=style, highlight=False)
+        except SystemExit:  # how rich answers a broken pipe, after it has led the output to nowhere
+            log.warning("nobody reads the output any more: training goes on without it")
 
     def _open(self, description: str, total: int, text: str = "") -> None:
         self._close()

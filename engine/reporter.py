@@ -26,7 +26,7 @@ from engine.report.html import REPORT, write_report
 from engine.report.labels_plot import draw_labels
 from engine.report.mistakes import ImageRecord, collect_records
 from engine.report.pictures import TILES, draw_mistakes, draw_train_batch, draw_validation_batch
-from engine.report.results_plots import draw_results, read_history
+from engine.report.results_plots import best_epoch, draw_results, read_history
 from engine.report.style import drawing
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ class RunReporter(L.Callback):
         self._best: DetectionResults | None = None
         self._best_records: list[ImageRecord] = []
         self._best_epoch = 0
+        self._first_epoch = 0
+        """From which on this process has validated: a resumed run's are counted on."""
         self._is_done = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -103,6 +105,7 @@ class RunReporter(L.Callback):
         results = getattr(pl_module, "results", None)
         if trainer.sanity_checking or not trainer.is_global_zero or results is None:
             return
+        self._first_epoch = self._first_epoch or trainer.current_epoch + 1
         if self._best is None or np.nan_to_num(results.map50_95) > np.nan_to_num(self._best.map50_95):
             self._best, self._best_epoch = results, trainer.current_epoch + 1
             self._attempt("records of validation", lambda: self._keep_records(pl_module), "training is not affected")
@@ -172,12 +175,20 @@ class RunReporter(L.Callback):
             facts.num_train_boxes_C = np.bincount(index.classes, minlength=num_classes)
         if results is not None:
             facts.about_results = (
-                f"Epoch {self._best_epoch}, the best one by mAP50-95, on {results.num_images:,} validation images: "
-                "numbers by class, curves and pictures are of this epoch."
+                f"Epoch {self._best_epoch}, the best one by mAP50-95{self._better_before()}, on "
+                f"{results.num_images:,} validation images: numbers by class, curves and pictures are of this epoch."
             )
             best_f1 = np.nan_to_num(results.confidence, nan=CONFUSION_CONFIDENCE)
             facts.confidence = float(np.clip(best_f1, MIN_SHOWN_CONFIDENCE, CONFUSION_CONFIDENCE))
         return facts
+
+    def _better_before(self) -> str:
+        """That an epoch from before the run was resumed is better, whose detections are not known any more."""
+        history = self.folder / "metrics.csv"
+        best = best_epoch(read_history(history)) if history.is_file() else None
+        if best is None or best >= self._first_epoch:
+            return ""
+        return f" since the run was resumed (epoch {best} is better, and best.ckpt is of it)"
 
     def _send(self, trainer: L.Trainer) -> None:
         pictures = [path for pattern in PICTURES for path in sorted(self.folder.glob(pattern))]

@@ -18,6 +18,7 @@ import lightning as L
 import torch
 
 from engine.errors import TrainingError
+from engine.faults import go_on
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -98,4 +99,4 @@ class MidEpochCheckpoints(L.Callback):
 
     def _stop(self) -> None:
         name = signal.Signals(self._signal).name if self._signal is not None else "another process"
-        raise Interrupted(f"stopped by {name}: go on with the same command and --ckpt_path {self.path}")
+        raise Interrupted(f"stopped by {name}: {go_on(self.path)}")

@@ -47,6 +47,8 @@ def prepare_run_folder(config: RunConfig, ckpt_path: Path | None) -> Path:
     try:
         number = 1
         while not is_resumed and not _claim(folder):
+            if config.folder.name in ("", ".."):
+                raise ConfigError(f"run.folder: {config.folder}: is not empty: choose another folder")
             number += 1
             folder = config.folder.with_name(f"{config.folder.name}-{number}")
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)

@@ -54,23 +54,22 @@ def find_files(source: str) -> list[Path]:
 
 
 def read_frames(files: list[Path]) -> Iterator[Frame]:
-    """Every picture, and every frame of every video, decoded one at a time.
+    """Every frame of every video, and every picture, decoded one at a time.
 
     Raises:
         DataError: If a picture cannot be read.
         ConfigError: If a video cannot.
     """
     used: set[str] = set()
-    for path in files:
+    for path in sorted(files, key=lambda path: not _is_video(path)):  # what they were cut into may lie beside them
         stem = path.stem if path.stem not in used else f"{path.stem}_{path.suffix[1:]}"
         number = 2
         while stem in used:
             stem, number = f"{path.stem}_{number}", number + 1
         used.add(stem)
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            yield from _read_video(path, stem)
-        else:
-            yield Frame(read_image(path), path, stem)
+        for frame in _read_video(path, stem) if _is_video(path) else [Frame(read_image(path), path, stem)]:
+            used.add(frame.stem)
+            yield frame
 
 
 def _read_video(path: Path, stem: str) -> Iterator[Frame]:
@@ -87,6 +86,10 @@ def _read_video(path: Path, stem: str) -> Iterator[Frame]:
         video.release()
     if number == 0:
         raise ConfigError(f"--source: {path}: no frame of it can be read: convert it to MP4 with H.264")
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _is_known(path: Path) -> bool:

@@ -8,12 +8,18 @@ of this package imports it.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
 def cache_folder() -> Path:
     """Yolofit's cache folder: ``$YOLOFIT_CACHE``, or ``~/.cache/yolofit``. Not created here."""
-    return Path(os.environ.get("YOLOFIT_CACHE") or Path.home() / ".cache" / "yolofit")
+    if folder := os.environ.get("YOLOFIT_CACHE"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "yolofit"
+    except RuntimeError:  # no HOME, and a user that the system does not know, as in some containers
+        return Path(tempfile.gettempdir()) / "yolofit"
 
 
 os.environ["YOLO_OFFLINE"] = "true"

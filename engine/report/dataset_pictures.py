@@ -182,6 +182,7 @@ def _colour(class_id: int) -> str:
 
 
 def _shortened(name: str, length: int = 36) -> str:
+    name = name.encode(errors="replace").decode()  # without bytes that are no UTF-8, which cannot be drawn
     return name if len(name) <= length else f"{name[: length // 2]}…{name[-length // 2 + 1 :]}"
 
 

@@ -76,7 +76,7 @@ def write_report(facts: RunFacts) -> Path:
         sections="\n".join(parts),
     )
     path = facts.folder / REPORT
-    path.write_text(page, encoding="utf-8", errors="replace")  # a file's name need not be text
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a file name may hold what is no UTF-8
     return path
 
 

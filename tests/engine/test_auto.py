@@ -103,6 +103,14 @@ def test_spec__counts_the_boxes_of_the_worst_mosaic(tmp_path: Path) -> None:
     assert with_mosaic.boxes_per_image > 200
 
 
+def test_spec__of_a_data_set_without_a_usable_image(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"no picture")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [a]\n")
+    arguments = [f"--data.root={tmp_path / 'data.yaml'}", "--data.augment.mosaic=0"]
+    assert spec_of(CommandLine(arguments).config)[0].boxes_per_image == 1
+
+
 def test_settle__without_fused_kernels_nothing_is_faster_than_none(gpu: SimpleNamespace) -> None:
     config = config_of(*SMALL, *AUTO, "--model.fused_kernels=false")
     settle_memory(config)

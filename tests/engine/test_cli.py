@@ -52,6 +52,31 @@ def test_command_line__explains_a_wrong_argument(argument: str, message: str) ->
     assert message_of(QUICKSTART, argument) == message
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"# \xb1\xb9\ndata: {root: x}", "is not in UTF-8 ('utf-8' codec can't decode byte 0xb1"),
+        (b"data: {root: [", "not valid YAML: while parsing"),
+        (b"- data", "holds no keys, such as data and model: give a configuration"),
+        (b"", "holds no keys, such as data and model: give a configuration"),
+        (b"data: 5", "data: 5: expected keys below it, indented"),
+        (b"data:\nroot: x", "data: None: expected keys below it, indented"),
+    ],
+)
+def test_command_line__names_a_file_that_is_no_configuration(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_bytes(content)
+    assert message_of(f"--config={file}").removeprefix("--config: ").startswith(f"{file}: {message}")
+
+
+def test_command_line__needs_a_place_for_the_drawn_boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("YOLOFIT_CACHE", str(tmp_path / "file"))
+    message = message_of(QUICKSTART)
+    assert message.startswith(f"{tmp_path}/file/synthetic-")
+    assert ": cannot be written (File exists): make room, or choose another folder (YOLOFIT_CACHE" in message
+
+
 def test_command_line__normalises_over_devices_only_where_nothing_is_computed_again() -> None:
     gpu = ("--trainer.accelerator=auto", "--trainer.sync_batchnorm=true")
     assert message_of(QUICKSTART, *gpu, "--model.recompute=block") == (

@@ -223,3 +223,8 @@ def test_main__a_full_disk_is_one_line_and_leaves_nothing(file_format: str, fold
 def test_main__rejects_wrong_options(arguments: list[str], message: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         main([f"--ckpt_path={folder / 'best.ckpt'}", *arguments])
+
+
+def test_main__rejects_a_checkpoint_without_a_name() -> None:
+    with pytest.raises(ConfigError, match=r"^--ckpt_path: \.: cannot be read \(Is a directory\)"):
+        main(["--ckpt_path="])

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data.errors import DataError
 from engine.errors import ConfigError
 from engine.inspect import findings_of, main
 
@@ -172,3 +173,21 @@ def test_main__data_set_of_one_empty_image_has_pictures_too(tmp_path: Path) -> N
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [부품, b]\n")
     main([f"--root={tmp_path / 'data.yaml'}", f"--output={tmp_path / 'out'}", "--workers=1", "--json"])
     assert (tmp_path / "out/classes.png").is_file()
+
+
+def test_main__without_validation_images_says_that_training_refuses(root: Path) -> None:
+    root.write_text(f"train: train/images\n{CLASSES}")
+    with pytest.raises(DataError, match=r"data\.yaml: no key 'val'"):
+        main([f"--root={root}", "--workers=1"])
+
+
+def test_main__shows_any_name_as_it_is(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets and dollars are no markup, and a file name may hold bytes that are no UTF-8."""
+    root.write_text("train: train/images\nval: valid/images\nnames: ['[/b]', 'led [on]', '$x^$']\n")
+    for kind, suffix in (("images", ".png"), ("labels", ".txt")):
+        file = root.parent / "train" / kind / f"0{suffix}"
+        file.rename(os.fsdecode(os.fsencode(file.parent) + b"/\xb1\xb9" + os.fsencode(file.name)))
+    main([f"--root={root}", "--workers=1", f"--output={tmp_path / 'report'}"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("[/b]", "led [on]", "$x^$"))
+    assert (tmp_path / "report" / "examples_train.png").exists()

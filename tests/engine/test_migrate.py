@@ -61,11 +61,22 @@ def test_parse_command__takes_line_ends_and_comments_as_people_write_them() -> N
         ("yolo detect train batch = 16", "=: expected key=value|batch: expected key=value"),
         ("yolo detect train data='x", "No closing quotation"),
         ("", "is empty"),
+        ("yolo train batch=auto", "--from-command: batch is auto: give a number"),
+        ("yolo train imgsz=640,480", "imgsz is 640,480: give a number"),
+        ("yolo train imgsz=[]", r"imgsz is \[\]: give a number"),
+        ("yolo train accumulate=True", "accumulate is true: give a number"),
+        ("yolo train time=long", "time is long: give a number"),
+        ("yolo train data=[a,b]", r"data is \[a, b\]: give the path of one data\.yaml"),
     ],
 )
 def test_parse_command__rejects_what_it_cannot_translate(command: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_command(command)
+
+
+@pytest.mark.parametrize("value", ["*.yaml", "[a", "@1", "2026-99-99"])
+def test_parse_command__takes_for_a_text_what_is_no_yaml(value: str) -> None:
+    assert parse_command(f"yolo train name={value}")["name"] == value
 
 
 @pytest.mark.parametrize(
@@ -157,4 +168,10 @@ def test_every_argument_of_ultralytics_is_known() -> None:
 def test_read_args_yaml__rejects_other_files(tmp_path: Path, text: str) -> None:
     (tmp_path / "args.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"--from-args: .*args\.yaml"):
+        read_args_yaml(tmp_path / "args.yaml")
+
+
+def test_read_args_yaml__rejects_what_cannot_be_reckoned_with(tmp_path: Path) -> None:
+    (tmp_path / "args.yaml").write_text("data: x\nbatch: many")
+    with pytest.raises(ConfigError, match="--from-args: batch is many: give a number"):
         read_args_yaml(tmp_path / "args.yaml")

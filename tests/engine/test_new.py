@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import ExifTags, Image
 
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import new as new_module
@@ -15,6 +16,7 @@ from engine.errors import ConfigError
 from engine.machine import Gpu, Machine, examine_machine
 from engine.memory.units import GIB
 from engine.new import DataFacts, examine_data, main, render, suggest
+from tests.helpers.faults import FULL, full_disk
 
 FACTS = DataFacts(num_images=939, num_boxes=9000, num_classes=8, small_side_rel=0.05, long_side_px=1280)
 
@@ -89,6 +91,33 @@ def test_new__leaves_nothing_that_does_not_parse(tmp_path: Path) -> None:
     assert not output.exists()
 
 
+def test_new__that_cannot_be_written_is_one_line_and_leaves_nothing(data_yaml: Path, tmp_path: Path) -> None:
+    output = tmp_path / "none" / "my.yaml"
+    with pytest.raises(ConfigError, match=r"^--output: .*my\.yaml: cannot be written \(No such file or directory\): "):
+        main([str(data_yaml), "--output", str(output)])
+    output = tmp_path / "my.yaml"
+    with full_disk(at_bytes=100), pytest.raises(ConfigError, match=rf"^--output: .*cannot be written \({FULL}\): "):
+        main([str(data_yaml), "--output", str(output)])
+    assert not output.exists()
+
+
+def test_new__shows_commands_that_can_be_copied(
+    data_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(data_yaml), "--output", str(tmp_path / "my boards.yaml")])
+    assert f"python -m engine.fit --config '{tmp_path}/my boards.yaml'  # train" in capsys.readouterr().out
+
+
+def test_new__leaves_amp_off_where_there_is_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine_with_gpu: Machine
+) -> None:
+    for machine, precision in ((machine_with_gpu, "fp16"), (replace(machine_with_gpu, gpus=[]), "fp32")):
+        monkeypatch.setattr(new_module, "examine_machine", lambda machine=machine: machine)
+        output = tmp_path / f"{precision}.yaml"
+        main(["--from-command", "yolo detect train data=x", "--output", str(output)])
+        assert yaml.safe_load(output.read_text())["model"]["precision"] == precision
+
+
 def test_new__needs_a_data_set() -> None:
     with pytest.raises(ConfigError, match=r"DATA\.yaml: missing"):
         main(["--from-command", "yolo detect train epochs=3"])
@@ -98,6 +127,19 @@ def test_examine_data__measures_boxes_in_parts_of_the_long_side(data_yaml: Path)
     facts = examine_data(data_yaml)
     assert (facts.num_images, facts.long_side_px) == (12, 96)
     assert 0.01 < facts.small_side_rel < 0.3
+
+
+def test_examine_data__takes_pictures_upright(tmp_path: Path) -> None:
+    """Stored 96 x 48, to be turned by a quarter: a box of 0.5 x 0.1 is 24 x 9.6 pixels."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (96, 48)).save(tmp_path / "images" / "a.jpg", exif=exif)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.1\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [a]\n")
+    facts = examine_data(tmp_path / "data.yaml")
+    assert facts.long_side_px == 96 and facts.small_side_rel == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,9 @@ def test_plan__nothing_fits_is_one_line_and_status_2(
     [
         (["--budget", "16"], "--budget: 16: must be a positive size with its unit"),
         (["--batch", "16,many"], "--batch: 16,many: must be whole numbers"),
+        (["--batch", "²"], "--batch: ²: must be whole numbers"),
+        (["--data.root=x", "--data.batch_size=0"], "data.batch_size: 0: must be at least 1"),
+        (["--data.root=x", "--data.image_size=650"], "data.image_size: 650: must be a multiple of 32"),
         (["--image-size", "650"], "--image-size: 650: must be a multiple of 32"),
         (["--boxes-per-image", "0"], "--boxes-per-image: 0: must be at least 1"),
         (["--data.root=synthetic", "--bugdet=2GiB"], "bugdet: no such key"),
@@ -126,3 +129,8 @@ def test_plan__shares_the_batch_between_devices() -> None:
 def test_plan__default_budget_is_stated_only_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert [plan._configured_budget(budget) for budget in ("auto", 0.9, "10GiB")] == [16 * GIB, 16 * GIB, 10 * GIB]
+
+
+def test_plan__shows_brackets_in_a_path_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    plan.main([*SMALL, "--data.root=/none/[b][/x].yaml"])
+    assert "/none/[b][/x].yaml is not there" in " ".join(capsys.readouterr().out.split())

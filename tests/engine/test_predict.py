@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import torch
 from data.image import read_image
 from engine.checkpoint import load_network
 from engine.errors import ConfigError
-from engine.predict import Predictor, main
-from engine.sources import find_files, read_frames
-from models.postprocess import NmsConfig
+from engine.predict import PredictionFolder, Predictor, _fresh, main
+from engine.sources import Frame, find_files, read_frames
+from models.postprocess import Detections, NmsConfig
 from tests.helpers.checkpoints import Overfitted
+from tests.helpers.faults import FULL, full_disk
 
 
 @pytest.fixture
@@ -54,6 +56,36 @@ def test_read_frames__no_two_share_a_name(pictures: Path) -> None:
     assert [frame.stem for frame in read_frames(find_files(str(pictures)))] == ["a", "a_png", "a_jpg", "부품"]
 
 
+def test_read_frames__a_video_beside_the_pictures_it_was_cut_into(tmp_path: Path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
+    for _ in range(2):
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    writer.release()
+    (tmp_path / "A").mkdir()
+    for name in ("A/a_000001.png", "a_000002.png"):
+        (tmp_path / name).write_bytes(cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1])
+    stems = [frame.stem for frame in read_frames(find_files(str(tmp_path)))]
+    assert stems == ["a_000001", "a_000002", "a_000001_png", "a_000002_png"]
+
+
+def test_fresh__refuses_what_can_have_no_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _fresh(Path()) == Path()
+    (tmp_path / "mine").touch()
+    with pytest.raises(ConfigError, match=r"^--output: \.: is not empty: choose another folder$"):
+        _fresh(Path())
+
+
+def test_folder__rejects_a_video_that_cannot_be_written(tmp_path: Path) -> None:
+    folder = PredictionFolder(tmp_path / "out", ["a"])
+    nothing = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
+    frame = Frame(np.zeros((640, 640, 3), np.uint8), Path("a.webm"), "a_000001", 1, 90000.0)
+    with pytest.raises(
+        ConfigError, match=r"--source: a\.webm: cannot be written as MPEG-4 \(640 x 640 pixels at 90000"
+    ):
+        folder.add(frame, nothing)
+
+
 def test_read_frames__rejects_a_broken_video(tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(ConfigError, match="no frame of it can be read"):
@@ -83,6 +115,20 @@ class TestPredict:
             drawn = next(path for path in folder.iterdir() if path.stem == stem)
             assert read_image(drawn).shape == (672, 672, 3)  # 96 pixels, enlarged
         assert main([*arguments, "--conf=0.9"]).name == "out-2"
+
+    def test_output__that_cannot_be_written_is_one_line(self, overfitted: Overfitted, tmp_path: Path) -> None:
+        picture = tmp_path / os.fsdecode(b"\xb1\xb9.jpg")  # no UTF-8
+        picture.write_bytes(overfitted.images[0].read_bytes())
+        arguments = [f"--ckpt_path={overfitted.checkpoint}", f"--source={picture}"]
+        content = json.loads((main([*arguments, f"--output={tmp_path / 'out'}"]) / "predictions.json").read_text())
+        assert content["images"][0]["file_name"] == str(picture)
+        with pytest.raises(ConfigError, match=r"^--output: .*\.jpg: cannot be written \(Not a directory\): make room"):
+            main([*arguments, f"--output={picture}"])
+        with (
+            full_disk(at_bytes=1000),
+            pytest.raises(ConfigError, match=rf"^--output: .*: cannot be written \({FULL}\)"),
+        ):
+            main([*arguments, f"--output={tmp_path / 'full'}"])
 
     def test_video__a_video_with_boxes(self, overfitted: Overfitted, tmp_path: Path) -> None:
         boards = [cv2.imread(str(path)) for path in overfitted.images[:4]]

@@ -147,3 +147,16 @@ def test_gpu_gib__is_the_peak_not_what_is_held_now(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00:00"), (3723.4, "1:02:03"), (360_000, "100:00:00")])
 def test_format_duration__never_grows_beyond_its_column(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_rows__that_nobody_reads_do_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken_pipe(*args: object, **kwargs: object) -> None:
+        raise SystemExit(1)  # as rich's Console.on_broken_pipe
+
+    run = Run(width=80)
+    monkeypatch.setattr(run.console, "print", broken_pipe)
+    run.progress.on_train_start(run.trainer, run.module)
+    run.progress.on_train_epoch_end(run.trainer, run.module)
+    assert caplog.messages[-1] == "nobody reads the output any more: training goes on without it"

@@ -14,6 +14,7 @@ from data.index import build_index
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import reporter as reporter_module
 from engine.diagnosis import Finding
+from engine.report.results_plots import best_epoch, read_history
 from engine.reporter import RunReporter
 from tests.helpers.report import write_history
 from tests.helpers.results import make_metrics, make_pictures
@@ -125,6 +126,14 @@ def test_reporter__shows_the_best_epoch(folder: Path, index: object) -> None:
     assert f"{modules[1].results.map50_95:.3f}" in text
     found = np.concatenate([record.detections for record in reporter._best_records])
     assert len(found) == sum(rows.numel() // 6 for rows in modules[1].evaluation.metrics.detections)
+
+
+def test_reporter__of_a_resumed_run_knows_that_an_earlier_epoch_was_better(folder: Path, index: object) -> None:
+    trainer, module = make_trainer(index, current_epoch=4), make_module(0.3)
+    better = best_epoch(read_history(folder / "metrics.csv"))
+    run(folder, trainer, module)
+    text = (folder / "report.html").read_text()
+    assert f"Epoch 5, the best one by mAP50-95 since the run was resumed (epoch {better} is better" in text
 
 
 def test_reporter__reports_a_run_that_ended_early_with_its_warnings_and_advice(folder: Path, index: object) -> None:

@@ -15,7 +15,7 @@ from data.dataset import TrainDataset
 from data.errors import DataError
 from engine.fit import main as fit
 from engine.report.memory_log import read_memory_log
-from engine.resume import Interrupted
+from engine.resume import Interrupted, MidEpochCheckpoints
 from tests.helpers.runs import assert_same, final_state, make_boards, quickstart_arguments, rows_of
 
 EPOCHS = 3
@@ -91,6 +91,32 @@ def test_resume__extends_a_finished_run(data_yaml: Path, tmp_path: Path) -> None
     assert [row["epoch"] for row in rows_of(folder)] == ["0", "1", "2"]
     assert rows_of(folder)[0] == first[0]
     assert cli.model.step.num_steps_taken == EPOCHS * WINDOWS
+
+
+@pytest.mark.parametrize(("name", "shown"), [("run", "{}/run/last.ckpt"), ("my run", "'{}/my run/last.ckpt'")])
+def test_stop__names_a_checkpoint_only_if_it_is_there(name: str, shown: str, tmp_path: Path) -> None:
+    """The disk may have refused it."""
+    path = tmp_path / name / "last.ckpt"
+    with pytest.raises(Interrupted, match=r"no checkpoint was written yet: start again$"):
+        MidEpochCheckpoints(path, 0)._stop()
+    path.parent.mkdir()
+    path.touch()
+    with pytest.raises(Interrupted) as caught:
+        MidEpochCheckpoints(path, 0)._stop()
+    assert str(caught.value).endswith(f": go on with the same command and --ckpt_path {shown.format(tmp_path)}")
+
+
+@pytest.mark.slow
+def test_resume__of_a_run_at_its_end_says_so(
+    data_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    fit(arguments(data_yaml, folder, "--trainer.max_epochs=1"))
+    last = folder / "checkpoints" / "last.ckpt"
+    assert "nothing to train" not in capsys.readouterr().out
+    fit(arguments(data_yaml, folder, "--trainer.max_epochs=1", f"--ckpt_path={last}"))
+    said = f"nothing to train: {last} is the end of its run: go on with trainer.max_epochs above 1"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.slow

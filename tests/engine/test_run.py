@@ -36,6 +36,13 @@ def test_folder__that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pyt
         prepare_run_folder(RunConfig(tmp_path / "run"), None)
 
 
+def test_folder__without_a_name_can_have_no_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").touch()
+    with pytest.raises(ConfigError, match=r"^run\.folder: \.: is not empty: choose another folder$"):
+        prepare_run_folder(RunConfig(Path()), None)
+
+
 def test_folder__that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *args: False)
     with pytest.raises(ConfigError, match=r"run\.folder: .*run: cannot be written to: choose another"):

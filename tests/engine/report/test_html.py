@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -108,9 +107,9 @@ def test_report__escapes_what_comes_from_users(facts: RunFacts) -> None:
     assert Page(text).text.count(HOSTILE_NAME) >= 4  # heading, class, warnings, configuration: as it was written
 
 
-def test_report__names_files_whose_name_is_not_text(facts: RunFacts) -> None:
-    messages = ["caf\udce9.png: the file is empty"]
-    assert "caf?.png: the file is empty" in write_report(replace(facts, messages=messages)).read_text()
+def test_report__names_a_file_whose_name_is_no_utf8(facts: RunFacts) -> None:
+    facts.messages.append("a\udcb1.jpg is gone")
+    assert "a\\udcb1.jpg is gone" in write_report(facts).read_text(encoding="utf-8")
 
 
 def test_report__images_are_whole(facts: RunFacts) -> None:
