@@ -42,7 +42,7 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # windows are shared out between devices by our own sampler
     "enable_model_summary": False,
 }
-MAX_SEED = 2**32 - 1
+MAX_NUMBER = 2**32 - 1  # the largest seed
 OWN_KEY_INSTEAD = {
     "precision": "model.precision",
     "accumulate_grad_batches": "data.batch_size and data.micro_batch_size",
@@ -141,9 +141,7 @@ class CommandLine(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise ConfigError(explain(str(error), _known_keys(parser), files)) from error
-        seed = self.config.seed_everything
-        if not 0 <= seed <= MAX_SEED:
-            raise ConfigError(f"seed_everything: {seed}: must be between 0 and {MAX_SEED}")
+        check_numbers(self.config)
 
     def before_instantiate_classes(self) -> None:
         """Refuse Lightning's own keys for what yolofit does itself."""
@@ -219,6 +217,22 @@ class CommandLine(LightningCLI):
         except OSError as error:
             message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"
             raise ConfigError(message) from error
+
+
+def check_numbers(config: Namespace) -> None:
+    """Refuse numbers of Lightning's keys and ours that would mean nothing, or fail later.
+
+    Raises:
+        ConfigError: Naming the key, the value and the rule.
+    """
+    limits = {
+        "seed_everything": (0, MAX_NUMBER),
+        "trainer.max_epochs": (1, MAX_NUMBER),
+        "run.patience": (0, MAX_NUMBER),
+    }
+    for key, (low, high) in limits.items():
+        if (value := config[key]) is None or not low <= value <= high:
+            raise ConfigError(f"{key}: {value}: must be between {low} and {high}")
 
 
 def check_config_file(path: Path) -> None:

@@ -35,6 +35,8 @@ def message_of(*args: str) -> str:
         ("--model.optimizer.lr=-1", "model.optimizer.lr: -1.0: must be above 0"),
         ("--model.freeze_layers=99", "model.freeze_layers: 99: must be between 0 and 23"),
         ("--seed_everything=-1", "seed_everything: -1: must be between 0 and 4294967295"),
+        ("--trainer.max_epochs=0", "trainer.max_epochs: 0: must be between 1 and 4294967295"),
+        ("--run.patience=-1", "run.patience: -1: must be between 0 and 4294967295"),
         ("--trainer.precision=16-mixed", "trainer.precision: 16-mixed: yolofit does this itself: use model.precision"),
         ("--trainer.sync_batchnorm=true", "trainer.sync_batchnorm: true: torch has it for GPUs only: leave it out"),
         (
