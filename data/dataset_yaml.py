@@ -110,7 +110,7 @@ def _as_written(names: Any, text: str) -> Any:
     """The names as they stand in the file: to YAML ``0603`` is the number 387, and ``no`` is false."""
     if not isinstance(names, list | dict):
         return names
-    written = yaml.load(text, _TextLoader)["names"]
+    written = _TextLoader(text).get_single_data()["names"]
     return written if isinstance(names, list) else dict(zip(names, written.values(), strict=False))
 
 
