@@ -8,10 +8,9 @@ without recomputation,
     batch_size * (1 + extra_time) + accumulate * MICRO_BATCH_COST
 
 ``extra_time`` belongs to the recompute level: what backward computes again, as a part of a step, less what fused
-kernels save. The second term is
-what each micro-batch costs beside its images: launching kernels, and a device that is not filled. So a larger
-micro-batch wins over a smaller one at the same level, and a cheaper level over a dearer one at the same micro-batch;
-between the two the numbers decide. This ranks plans; it does not predict seconds.
+kernels save. The second term is what each micro-batch costs beside its images: launching kernels, and a device that is
+not filled. So a larger micro-batch wins over a smaller one at the same level, and a cheaper level over a dearer one at
+the same micro-batch; between the two the numbers decide. This ranks plans; it does not predict seconds.
 """
 
 from __future__ import annotations

@@ -159,8 +159,7 @@ def example_figure(index: ImageIndex, names: tuple[str, ...], split: str) -> Fig
 def _draw_example(axes: Axes, index: ImageIndex, image: int) -> set[int]:
     """Draw one image and its boxes; returns the classes in it."""
     boxes_rel, classes = index.labels(image)
-    name = Path(index.path(image)).name.encode(errors="replace").decode()  # not every name is text
-    axes.set_title(_shortened(name), fontsize=7, color="#444444")
+    axes.set_title(_shortened(Path(index.path(image)).name), fontsize=7, color="#444444")
     try:
         picture = resize_long_side(read_image(index.path(image)), EXAMPLE_SIZE_PX)
     except DataError:

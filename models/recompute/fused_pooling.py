@@ -16,31 +16,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.recompute.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_shape
+from models.recompute.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, _tile_channels, _tile_places, tile_shape
 
-NOWHERE = 255
+NOWHERE = tl.constexpr(255)
 MAX_KERNEL_SIZE = 15  # positions of a window are numbered by a byte
-
-
-@triton.jit
-def _tile(num_channels, num_places, tiles_per_image, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr):
-    """Image, channels and places of this program, and which of them exist."""
-    channel = tl.program_id(1) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
-    image = tl.cast(tl.program_id(0) // tiles_per_image, tl.int64)
-    place = (tl.program_id(0) % tiles_per_image) * TILE_PLACES + tl.arange(0, TILE_PLACES)[None, :]
-    return image, channel, place, (channel < num_channels) & (place < num_places)
 
 
 @triton.jit
 def _pool_kernel(
     x, x_image, x_channel, x_row, x_column, out, out_image, out_channel, out_row, out_column,
     num_channels, height, width, tiles_per_image,
-    SIZE: tl.constexpr, INDEX: tl.constexpr, NOWHERE: tl.constexpr,
-    TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
+    SIZE: tl.constexpr, INDEX: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """The largest value of each window or, if ``INDEX``, its position there, counted row by row."""
-    image, channel, place, exists = _tile(num_channels, height * width, tiles_per_image, TILE_CHANNELS, TILE_PLACES)
-    row, column = place // width, place % width
+    channel, in_channel = _tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
+    image, place, in_image = _tile_places(tl.program_id(0), height * width, tiles_per_image, TILE_PLACES)
+    exists, row, column = in_channel & in_image, place // width, place % width
     largest = tl.full((TILE_CHANNELS, TILE_PLACES), float("-inf"), tl.float32)
     position = tl.full((TILE_CHANNELS, TILE_PLACES), NOWHERE, tl.int32)
     for step in tl.static_range(SIZE * SIZE):
@@ -62,8 +53,9 @@ def _collect_kernel(
     SIZE: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Each position's sum of the gradients of the windows that it is the largest of."""
-    image, channel, place, exists = _tile(num_channels, height * width, tiles_per_image, TILE_CHANNELS, TILE_PLACES)
-    row, column = place // width, place % width
+    channel, in_channel = _tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
+    image, place, in_image = _tile_places(tl.program_id(0), height * width, tiles_per_image, TILE_PLACES)
+    exists, row, column = in_channel & in_image, place // width, place % width
     total = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     for step in tl.static_range(SIZE * SIZE):
         y, z = row - step // SIZE + SIZE // 2, column - step % SIZE + SIZE // 2  # whose window has it as ``step``
@@ -79,7 +71,7 @@ def _collect_kernel(
 def max_pool(x_BCHW: Tensor, kernel_size: int, out_BCHW: Tensor | None = None) -> Tensor:
     """``F.max_pool2d(x, kernel_size, stride=1, padding=kernel_size // 2)`` for an odd size up to `MAX_KERNEL_SIZE`."""
     out = torch.empty_like(x_BCHW) if out_BCHW is None else out_BCHW
-    _launch(_pool_kernel, x_BCHW, [x_BCHW, out], SIZE=kernel_size, INDEX=False, NOWHERE=NOWHERE)
+    _launch(_pool_kernel, x_BCHW, [x_BCHW, out], SIZE=kernel_size, INDEX=False)
     return out
 
 
@@ -89,7 +81,7 @@ def max_pool_backward(grad_BCHW: Tensor, x_BCHW: Tensor, kernel_size: int) -> Te
     Memory: the result, and a byte an element.
     """
     index, out = torch.empty_like(x_BCHW, dtype=torch.uint8), torch.empty_like(x_BCHW)
-    _launch(_pool_kernel, x_BCHW, [x_BCHW, index], SIZE=kernel_size, INDEX=True, NOWHERE=NOWHERE)
+    _launch(_pool_kernel, x_BCHW, [x_BCHW, index], SIZE=kernel_size, INDEX=True)
     _launch(_collect_kernel, x_BCHW, [index, grad_BCHW, out], SIZE=kernel_size)
     return out
 
