@@ -1,19 +1,27 @@
 """Training by yolofit and by Ultralytics' trainer: same data, first weights, recipe and number of images seen.
 
-On one GPU with 16 cores, all runs at the same time, about four minutes (`--epochs` sets how long):
+On a CPU, as many seeds as time allows; the same command later goes on where it stopped:
 
-    PYTHONPATH=. python benchmarks/fidelity.py --device cuda --jobs 12 --epochs 60 --validate-every 20 --deadline 240 \
+    PYTHONPATH=. python benchmarks/fidelity.py --seeds 60 --out benchmarks/results/fidelity_boards.json
+
+On one GPU with 16 cores, all runs at the same time, for six minutes:
+
+    PYTHONPATH=. python benchmarks/fidelity.py --device cuda --jobs 12 --epochs 60 --validate-every 20 --deadline 360 \
         --image-size 320 --data synthetic PATH/TO/pcb-components/data.yaml --out benchmarks/results/gpu_fidelity.json
 
 To see it work on a CPU:
 
     python benchmarks/fidelity.py --jobs 2 --epochs 2 --image-size 96 --seeds 1 --data synthetic --images 32
 
-For every data set and seed a random yolo11n is written into one file, and both trainers start from it. They share the
+For every data set and seed a random yolo11n is written into one file, and every arm starts from it. They share the
 recipe of configs/parity.yaml with an effective batch of `--batch` images, so neither accumulates. The averaged weights
-of either's last epoch and best epoch are then validated twice: by yolofit's validator and by Ultralytics'. What is not
-training is left out on both sides: pictures, the report, checkpoints of epochs that are not validated, Ultralytics'
-validation of its best epoch. The data set is copied for every run; its own folder is only read.
+of either's last and best epoch are then validated by yolofit's validator and, with ``--both-validators``, by
+Ultralytics'. What is not training is left out on both sides: pictures, the report, checkpoints of epochs that are not
+validated, Ultralytics' validation of its best epoch. The data set is copied for every run; its own folder is only read.
+
+``--arms`` names the sides (`fidelity_arms.ARMS`): the first is compared with each of the others, seed by seed, and the
+result says of each gap whether the first is non-inferior, inferior, or how many seeds would decide
+(`fidelity_statistics`). ``--orders 2`` trains two seeds of order and augmentation on each of the first weights.
 
 The result file is written again every few seconds: with the runs that have ended, and of the others the curves so far,
 which is what is left of them after `--deadline` seconds.
@@ -26,11 +34,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,6 +55,8 @@ from unittest import mock
 import torch
 import yaml
 from common import write
+from fidelity_arms import ARMS
+from fidelity_statistics import compared, paired, spread
 
 from data.dataset import ValidationDataset
 from data.dataset_yaml import read_dataset_yaml
@@ -64,20 +74,21 @@ PARITY = Path(__file__).resolve().parent.parent / "configs" / "parity.yaml"
 AUGMENTATIONS = ("mosaic", "translate", "scale", "hsv_h", "hsv_s", "hsv_v", "fliplr")
 """All that either recipe does by default, under the names that both have."""
 LOSSES = ("box_loss", "cls_loss", "dfl_loss")
-TRAINERS = ("yolofit", "ultralytics")
+VALIDATORS = ("yolofit", "ultralytics")
 IMPORTED_ONCE = ["__main__", "engine.fit", "ultralytics.models.yolo.detect"]
 POLL_SECONDS, SAVE_SECONDS = 0.2, 10.0
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, of either trainer."""
+    """One training, of one arm."""
 
-    trainer: str
+    arm: str
+    """A key of `ARMS`."""
     data_name: str
     seed: int
-    data: Path
-    """Its own copy of the data set, with a ``data.yaml``."""
+    source: Path
+    """The ``data.yaml`` of the data set, which is only read."""
     weights: Path
     """The ``.pt`` that it starts from."""
     folder: Path
@@ -92,6 +103,17 @@ class Run:
     is_plain: bool
     validate_every: int
     """Epochs from one validation to the next; the last epoch is one of those."""
+    validators: tuple[str, ...]
+
+    @property
+    def trainer(self) -> str:
+        """``yolofit`` or ``ultralytics``."""
+        return ARMS[self.arm].trainer
+
+    @property
+    def data(self) -> Path:
+        """The ``data.yaml`` of its own copy of the data set."""
+        return self.folder / "data" / "data.yaml"
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -101,7 +123,7 @@ class Run:
     @property
     def about(self) -> dict[str, Any]:
         """Which run it is."""
-        return {"trainer": self.trainer, "data": self.data_name, "seed": self.seed}
+        return {"trainer": self.arm, "data": self.data_name, "seed": self.seed}
 
     @property
     def augment(self) -> dict[str, float]:
@@ -166,14 +188,11 @@ def train_yolofit(run: Run) -> dict[str, Path]:
     return {name: run.folder / "run" / "checkpoints" / f"{name}.ckpt" for name in run.kept}
 
 
-def train_ultralytics(run: Run) -> dict[str, Path]:
-    """Train with Ultralytics' ``DetectionTrainer``; its checkpoints by name."""
-    from ultralytics.engine import trainer as module
-    from ultralytics.models.yolo.detect import DetectionTrainer
-
+def ultralytics_overrides(run: Run) -> dict[str, Any]:
+    """The recipe in the names of Ultralytics' trainer."""
     recipe = yaml.safe_load(PARITY.read_text())["model"]
     optimizer, schedule = recipe["optimizer"], recipe["schedule"]
-    overrides = {
+    return {
         "model": str(run.weights), "data": str(run.data), "epochs": run.epochs, "imgsz": run.image_size,
         "batch": run.batch, "nbs": run.batch, "optimizer": "AdamW", "lr0": run.lr, "momentum": optimizer["momentum"],
         "weight_decay": optimizer["weight_decay"], "lrf": schedule["final_lr_fraction"],
@@ -184,6 +203,13 @@ def train_ultralytics(run: Run) -> dict[str, Path]:
         "device": their_device(run), "workers": 1, "cache": "ram", "patience": run.epochs, "deterministic": False,
         "plots": False, "project": str(run.folder), "name": "run", **run.augment,
     }  # fmt: skip
+
+
+def train_ultralytics(run: Run) -> dict[str, Path]:
+    """Train with Ultralytics' ``DetectionTrainer``; its checkpoints by name."""
+    from ultralytics.engine import trainer as module
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
     no_download = mock.patch.object(module, "check_amp", lambda model: True)  # of a network to check with
     no_polars = mock.patch.object(DetectionTrainer, "read_results_csv", lambda self: {})  # a copy in the checkpoint
     no_final_validation = mock.patch.object(DetectionTrainer, "final_eval", lambda self: None)
@@ -192,7 +218,7 @@ def train_ultralytics(run: Run) -> dict[str, Path]:
         trainer.args.val = trainer.args.save = is_validated(trainer.epoch, run)
 
     with no_download, no_polars, no_final_validation:
-        trainer = DetectionTrainer(overrides=overrides)
+        trainer = DetectionTrainer(overrides=ultralytics_overrides(run))
         trainer.add_callback("on_train_epoch_start", validate_now_and_then)
         trainer.train()
     return {name: run.folder / "run" / "weights" / f"{name}.pt" for name in run.kept}
@@ -238,7 +264,7 @@ def validate_by_yolofit(loaded: LoadedNetwork, run: Run) -> dict[str, float]:
     for batch in build_validation_loader(dataset, run.batch, 0):
         evaluation.update(network, batch.to(torch.device(run.device)), "fp32")
     results = evaluation.compute()
-    return {"map50_95": results.map50_95, "map50": results.map50}
+    return {"map50_95": results.map50_95, "map50": results.map50, **evaluation.losses()}
 
 
 def validate_by_ultralytics(loaded: LoadedNetwork, run: Run, path: Path) -> dict[str, float]:
@@ -256,6 +282,8 @@ def validate_by_ultralytics(loaded: LoadedNetwork, run: Run, path: Path) -> dict
 
 def train_and_validate(run: Run) -> None:
     """One run, in a process of its own: output goes to ``log.txt`` of its folder, what it found to ``result.json``."""
+    run.folder.mkdir()
+    copy_data(run.source, run.data.parent)
     log = os.open(run.folder / "log.txt", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -265,10 +293,18 @@ def train_and_validate(run: Run) -> None:
     except BaseException:
         result = {"error": traceback.format_exc()[-3000:]}
     leave_result(run, result)
+    shutil.rmtree(run.data.parent)
+
+
+def log_of(run: Run) -> str:
+    """What a run has printed."""
+    log = run.folder / "log.txt"
+    return log.read_text() if log.exists() else ""
 
 
 def leave_result(run: Run, result: dict[str, Any]) -> None:
     """Write a run's ``result.json``, which is there as a whole or not at all."""
+    run.folder.mkdir(exist_ok=True)
     partial = run.folder / "result.partial"
     partial.write_text(json.dumps(result))
     partial.replace(run.folder / "result.json")
@@ -277,51 +313,50 @@ def leave_result(run: Run, result: dict[str, Any]) -> None:
 def trained_and_validated(run: Run) -> dict[str, Any]:
     """Curves, mAP of each checkpoint by each validator, and the seconds of training."""
     start_seconds = time.perf_counter()
-    checkpoints = {"yolofit": train_yolofit, "ultralytics": train_ultralytics}[run.trainer](run)
+    train = {"yolofit": train_yolofit, "ultralytics": train_ultralytics}[run.trainer]
+    with ARMS[run.arm].exchange(run):
+        checkpoints = train(run)
     train_seconds = time.perf_counter() - start_seconds
     validated = {}
     for name, path in checkpoints.items():
         loaded = load_network(path, "checkpoint")
-        validated[name] = {
-            "yolofit": validate_by_yolofit(loaded, run),
-            "ultralytics": validate_by_ultralytics(loaded, run, run.folder / f"{name}.pt"),
-        }
+        validated[name] = {"yolofit": validate_by_yolofit(loaded, run)}
+        if "ultralytics" in run.validators:
+            validated[name]["ultralytics"] = validate_by_ultralytics(loaded, run, run.folder / f"{name}.pt")
     return {"train_seconds": train_seconds, "validated": validated, "curves": read_curves(run)}
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each data set, epoch kept and validator: either trainer's mAP50-95 over the seeds, and the paired gap."""
+    """For each data set, epoch kept and validator: mAP50-95 of every arm over the seeds, and the gaps of the first."""
     summary: dict[str, Any] = {}
     for data in sorted({run["data"] for run in runs}):
         for kept in runs[0]["validated"]:
-            for validator in TRAINERS:
-                maps = {
-                    trainer: {
-                        run["seed"]: run["validated"][kept][validator]["map50_95"]
-                        for run in runs
-                        if (run["data"], run["trainer"]) == (data, trainer)
-                    }
-                    for trainer in TRAINERS
-                }
-                row = {trainer: spread(list(values.values())) for trainer, values in maps.items()}
-                pairs = sorted(maps["yolofit"].keys() & maps["ultralytics"].keys())
-                row["gap"] = spread([maps["yolofit"][seed] - maps["ultralytics"][seed] for seed in pairs])
-                summary[f"{data}, {kept} epoch, validated by {validator}"] = row
+            for validator in runs[0]["validated"][kept]:
+                maps: dict[str, dict[int, float]] = {}
+                for run in runs:
+                    if run["data"] == data:
+                        value = run["validated"][kept][validator]["map50_95"]
+                        maps.setdefault(run["trainer"], {})[run["seed"]] = value
+                summary[f"{data}, {kept} epoch, validated by {validator}"] = _gaps(maps)
     return summary
 
 
-def spread(values: list[float]) -> dict[str, Any]:
-    """Mean and standard deviation, with the values."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values) if values else None, "standard_deviation": deviation, "values": values}
+def _gaps(maps: dict[str, dict[int, float]]) -> dict[str, Any]:
+    """Mean and deviation of each arm, and of every two of them the differences by seed."""
+    row: dict[str, Any] = {arm: spread(list(values.values())) for arm, values in maps.items()}
+    for first, other in itertools.combinations([arm for arm in ARMS if arm in maps], 2):
+        values = paired(maps[first], maps[other])
+        row[f"{first} less {other}"] = compared(values) | {"values": values}
+    return row
 
 
-def make_runs(options: argparse.Namespace, folder: Path) -> list[Run]:
-    """Copy the data, write the first weights; the runs, ours and theirs of a seed one after the other."""
+def make_runs(options: argparse.Namespace, folder: Path, finished: list[dict[str, Any]]) -> list[Run]:
+    """Write the first weights; the runs that have not finished, the arms of a seed one after the other."""
     runs = []
+    have = {(run["data"], run["seed"], run["trainer"]) for run in finished}
     for data in options.data:
         if data == "synthetic":
-            config = SyntheticConfig(options.images, max(options.images // 3, 8), options.image_size)
+            config = SyntheticConfig(options.images, options.validation_images, max(options.image_size, 96))
             source = generate_pcb_dataset(folder / "synthetic", config)
         else:
             source = Path(data)
@@ -329,17 +364,17 @@ def make_runs(options: argparse.Namespace, folder: Path) -> list[Run]:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             weights = folder / f"{name}-{seed}" / "yolo11n.pt"
             weights.parent.mkdir()
-            write_first_weights(weights, source, seed, options.image_size)
-            for trainer in TRAINERS:
-                place = folder / f"{name}-{seed}-{trainer}"
-                runs.append(
-                    Run(
-                        trainer, name, seed, copy_data(source, place / "data"), weights, place, options.device,
-                        options.precision, options.epochs, options.image_size, options.batch, options.lr,
-                        min(10, options.epochs // 5), options.plain, options.validate_every,
-                    )
-                )  # fmt: skip
-                place.mkdir(exist_ok=True)
+            write_first_weights(weights, source, seed - seed % options.orders, options.image_size)
+            runs += [
+                Run(
+                    arm, name, seed, source, weights, folder / f"{name}-{seed}-{arm.replace(' ', '_')}",
+                    options.device, options.precision, options.epochs, options.image_size, options.batch, options.lr,
+                    min(10, options.epochs // 5), options.plain, options.validate_every,
+                    VALIDATORS if options.both_validators else VALIDATORS[:1],
+                )
+                for arm in options.arms
+                if (name, seed, arm) not in have
+            ]  # fmt: skip
     return runs
 
 
@@ -362,7 +397,7 @@ def train_all(
         for run in ended:
             exit_code = running.pop(run.folder.name).exitcode
             if not (run.folder / "result.json").exists():  # killed, by the system or by a fault of some library
-                leave_result(run, {"error": f"exit code {exit_code}: {(run.folder / 'log.txt').read_text()[-2000:]}"})
+                leave_result(run, {"error": f"exit code {exit_code}: {log_of(run)[-2000:]}"})
         now = time.perf_counter()
         if ended or now > saved + SAVE_SECONDS:
             saved = now
@@ -377,10 +412,10 @@ def train_all(
 def collect(begun: list[Run], earlier: list[dict[str, Any]]) -> dict[str, Any]:
     """What the runs that have begun have to show: results, errors, and the curves of those that have not ended.
 
-    ``earlier``: results of other seeds, which go first.
+    ``earlier``: results of earlier calls, which go first.
     """
     finished, unfinished, failed = list(earlier), [], {}
-    for run in sorted(begun, key=lambda run: (run.data_name, run.seed, run.trainer)):
+    for run in sorted(begun, key=lambda run: (run.data_name, run.seed, run.arm)):
         file = run.folder / "result.json"
         result = json.loads(file.read_text()) if file.exists() else None
         if result is None:
@@ -399,43 +434,49 @@ def collect(begun: list[Run], earlier: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["synthetic"], help="`synthetic`, or paths of data.yaml files")
-    parser.add_argument("--images", type=int, default=160, help="training images of `synthetic`")
+    parser.add_argument("--images", type=int, default=900, help="training images of `synthetic`")
+    parser.add_argument("--validation-images", type=int, default=2000, help="of `synthetic`")
+    parser.add_argument("--arms", nargs="+", default=["yolofit", "ultralytics"], choices=list(ARMS), metavar="ARM")
+    parser.add_argument("--orders", type=int, default=1, help="seeds of order on each of the first weights")
+    parser.add_argument("--both-validators", action="store_true", help="let Ultralytics' validator measure, too")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"))
-    parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--image-size", type=int, default=320)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=0.002)
     parser.add_argument("--plain", action="store_true", help="augment nothing")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--add-to", type=Path, help="result of the same command with other seeds, to be added to")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
-    parser.add_argument("--validate-every", type=int, default=1, help="epochs; a divisor of --epochs")
+    parser.add_argument("--validate-every", type=int, help="epochs; a divisor of --epochs; default: the last only")
     parser.add_argument("--deadline", type=float, default=math.inf, help="seconds after which runs are broken off")
     start_help = "forkserver imports once for all; spawn, should CUDA not like it, once in each process"
     parser.add_argument("--start", default="forkserver", choices=("forkserver", "spawn"), help=start_help)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    options.validate_every = options.validate_every or options.epochs
     if options.epochs % options.validate_every:
         parser.error("--validate-every: the last epoch must be one of those")
     what = (
         f"yolo11n from random weights, {options.epochs} epochs at {options.image_size}, batch {options.batch}, "
+        f"{options.images} drawn boards, "
         f"lr {options.lr}, {options.precision}, {'nothing augmented, ' * options.plain}else as configs/parity.yaml"
     )
-    earlier = json.loads(options.add_to.read_text()) if options.add_to else {}
-    source = {"added_to": {key: earlier[key] for key in ("command", "machine")}} if earlier else {}
+    earlier = json.loads(options.out.read_text()) if options.out and options.out.exists() else {"runs": []}
+    if earlier.get("what", what) != what:
+        parser.error(f"--out: {options.out}: holds runs of another setting ({earlier['what']}): give another file")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # loaders of runs broken off still end
         os.environ |= {"YOLOFIT_CACHE": folder, "YOLO_CONFIG_DIR": folder, "OMP_NUM_THREADS": "1"}
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask for GPUs before a fork must not start CUDA
         # Ultralytics writes its settings when first imported: now, lest the runs do so all at once.
         subprocess.run([sys.executable, "-c", "import ultralytics"], check=True)
-        runs = make_runs(options, Path(folder))
+        runs = make_runs(options, Path(folder), earlier["runs"])
         start_seconds = time.perf_counter()
 
         def save(begun: list[Run]) -> None:
-            wall = {"wall_seconds": time.perf_counter() - start_seconds}
-            write(options.out, what, wall | source | collect(begun, earlier.get("runs", [])), quiet=True)
+            wall = {"wall_seconds": time.perf_counter() - start_seconds + earlier.get("wall_seconds", 0)}
+            write(options.out, what, wall | collect(begun, earlier["runs"]), quiet=True)
 
         train_all(runs, options.jobs, options.deadline, options.start, save)
 
