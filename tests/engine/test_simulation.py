@@ -70,6 +70,15 @@ def test_simulate_step__gradients_exist_already_when_it_accumulates() -> None:
     assert sum(accumulated.values()) - sum(single.values()) == pytest.approx(accumulated["gradients"], rel=0.05)
 
 
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_simulate_step__captured_graphs_keep_gradients_and_one_more_copy_of_the_images(accumulates: bool) -> None:
+    eager = simulate_step(SMALL, 4, "none", accumulates=accumulates)
+    captured = simulate_step(replace(SMALL, cuda_graphs=True), 4, "none", accumulates=accumulates)
+    image_bytes = 4 * 3 * IMAGE_SIZE**2
+    assert captured["inputs"] - eager["inputs"] == pytest.approx(image_bytes, rel=0.05)  # and a few hundred bytes of boxes
+    assert captured["gradients"] == pytest.approx(captured["weights"], rel=0.02)
+
+
 def test_simulate_step__half_precision_halves_activations_and_copies_weights() -> None:
     fp32, fp16, bf16 = (
         simulate_step(replace(SMALL, precision=precision), 8, "none", accumulates=True)
