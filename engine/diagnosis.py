@@ -11,7 +11,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-from data.memory import VALIDATION_WORKERS, worker_count
+from data.memory import PREFETCH, VALIDATION_WORKERS, WORKER_BYTES, worker_count
+from data.ring import blocks_per_worker
 from data.sampler import image_sizes
 from engine.machine import Gpu, Machine, free_disk_bytes
 from engine.memory.host import Platform, available_cores
@@ -27,12 +28,9 @@ PLATFORM_NAMES: dict[Platform, str] = {
 BF16_CAPABILITY = (8, 0)  # NVIDIA's Ampere
 BUSY_SHARE = 0.1
 """Part of a GPU's memory that other programs may hold without a remark."""
-WINDOWS_PER_WORKER = 3
-"""Windows that each worker keeps: two ahead, and the one in use (`data.ring`)."""
-WORKER_BYTES: dict[Platform, int] = dict.fromkeys(("linux", "wsl"), 64 * MIB)
-"""RAM of a worker beside its windows; measured: 50 MiB, for it shares what the trainer has loaded."""
+FORKING_PLATFORMS: tuple[Platform, ...] = ("linux", "wsl")
 SPAWNED_WORKER_BYTES = 600 * MIB
-"""The same where processes cannot be forked, and each loads everything again."""
+"""RAM of a worker beside its windows where processes cannot be forked, and each loads everything again."""
 RUN_BYTES = 3 * GIB
 """Disk space of a run: three checkpoints of the largest network."""
 CACHE_GAIN = 1.2
@@ -64,7 +62,7 @@ class Needs:
     @property
     def loader_bytes(self) -> int:
         """Bytes of all windows that the workers of training and validation keep ready."""
-        num_windows = WINDOWS_PER_WORKER * (self.workers + min(self.workers, VALIDATION_WORKERS))
+        num_windows = blocks_per_worker(PREFETCH) * (self.workers + min(self.workers, VALIDATION_WORKERS))
         return num_windows * self.batch_size * 3 * self.image_size**2
 
 
@@ -219,14 +217,17 @@ def _check_cores(machine: Machine, needs: Needs) -> Finding:
 
 
 def _check_ram(machine: Machine, needs: Needs) -> Finding:
-    worker_bytes = WORKER_BYTES.get(machine.platform, SPAWNED_WORKER_BYTES)
+    worker_bytes = WORKER_BYTES if machine.platform in FORKING_PLATFORMS else SPAWNED_WORKER_BYTES
     num_workers = needs.workers + min(needs.workers, VALIDATION_WORKERS)
     needed_bytes = needs.loader_bytes + num_workers * worker_bytes
     evidence = f"the loader needs {format_bytes(needed_bytes)}; {format_bytes(machine.ram_available_bytes)} free"
     if needed_bytes <= machine.ram_available_bytes:
         return Finding("RAM", evidence)
     return Finding(
-        "RAM", evidence, f"lower data.workers (each keeps {WINDOWS_PER_WORKER} windows of data.batch_size)", "problem"
+        "RAM",
+        evidence,
+        f"lower data.workers (each keeps {blocks_per_worker(PREFETCH)} windows of data.batch_size)",
+        "problem",
     )
 
 

@@ -1,7 +1,7 @@
 """Detection metrics over a validation set: COCO's average precision, and what users of YOLO look at besides.
 
 Average precision is COCO's own, from faster-coco-eval, but for one default: 100 detections an image would cut
-crowded ones. Ultralytics' AP interpolates differently; the two are up to 0.01 apart where boxes are few.
+crowded ones. Ultralytics' AP interpolates differently (docs/troubleshooting.md has how far they are apart).
 
 Precision, recall and F1 over confidence follow Ultralytics: boxes of one class match at IoU 0.5, and the
 operating point is the confidence of the best smoothed mean F1. The confusion matrix matches across classes.
