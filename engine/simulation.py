@@ -238,7 +238,7 @@ class _Simulation:
     def _update(self) -> None:
         self.accumulation.normalise(self.optimizer, self.scaler)
         grad_norm = clip_gradients(gradients_of(self.optimizer), self.spec.optimizer.max_grad_norm)
-        finite = grad_norm.isfinite()
+        finite = grad_norm.isfinite() & self.statistics.are_finite()
         step_if(finite, self.optimizer, self.optimizer.step)
         self.statistics.restore_unless(finite)
         self.ema.update(self.network, 1, finite)
