@@ -55,19 +55,23 @@ class AccumulationWindow:
         self._totals = self._totals + totals
 
     def normalise(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Tensor:
-        """Turn the accumulated sums into the window's gradient: unscale, correct once, add up over the ranks.
+        """Turn the accumulated sums into the window's gradient: correct once, add up over the ranks, unscale.
+
+        The loss scale goes last: the scaler looks for inf and NaN in the sum over the ranks, so all find the same; and
+        it can be asked once, so nothing may run out of memory after it.
 
         Returns:
             Float (3,) on the device: box, cls and dfl loss of the window.
         """
-        scaler.unscale_(optimizer)
         totals = torch.cat([self._totals, self._totals.new_full((1,), self.num_images)])
         all_reduce_sum([totals])
         normaliser = totals[3].clamp(min=MIN_NORMALISER)
         gradients = gradients_of(optimizer)
         torch._foreach_mul_(gradients, totals[4] / normaliser / self.scale)
         all_reduce_sum(gradients)
-        return totals[:3] / normaliser
+        losses = totals[:3] / normaliser
+        scaler.unscale_(optimizer)
+        return losses
 
 
 def back_propagate(sums: LossSums, gains: LossGains, scale: Tensor, scaler: torch.amp.GradScaler) -> Tensor:

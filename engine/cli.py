@@ -198,12 +198,16 @@ class CommandLine(LightningCLI):
             self.config_init.memory,
             plan=ahead.plan if ahead else None,
             budget_bytes=ahead.budget_bytes if ahead else None,
-            adapt=lambda: memory.lower("VRAM is spilling", self.model.step.num_steps_taken),
+            adapt=self._adapt,
         )
         memory.on_recovery = lambda sentence: monitor.mark(OOM_RECOVERY)
         if ahead is not None:
             memory.what_fits = ahead.what_fits
         return monitor
+
+    def _adapt(self) -> str:
+        self.model.step.ask_for_less("VRAM is spilling")
+        return "the next step ends with lower settings, on all devices alike"
 
     def save_config(self) -> None:
         """Write ``config.yaml``, complete and fit to run again, and ``plan.json`` into the run folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from data.batch import Batch
 from models.network import batch_norms
 from models.recompute import apply_recompute
+from tests.helpers.faults import OutOfMemoryAt
 from tests.helpers.runs import run_together
 from tests.helpers.training import flat_weights, make_network, make_step, make_window, relative_error
 
@@ -70,17 +72,23 @@ def test_run__several_processes_equal_one(level: str, cuts: list[int], tmp_path:
     assert NUM_STEPS * num_gradients <= ranks[0]["num_reduced"] <= NUM_STEPS * (num_gradients + 20)
 
 
-def train_with_a_fault(rank: int, folder: str) -> None:
-    """Memory runs out on the second rank only, in the second window."""
+def train_with_a_fault(rank: int, folder: str, place: str) -> None:
+    """Memory runs out on the second rank only, in the second window; or spills there, before it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     network = make_network(dtype=torch.float64)
     step = make_step(network, micro_batch_size=2)
     for seed in range(NUM_STEPS):
-        if rank == 1 and seed == 1:
+        is_disturbed = rank == 1 and seed == 1
+        if is_disturbed and place == "backward":
             handle = network.model[5].register_full_backward_hook(run_out)
-        step.run(make_window(COUNTS, seed=seed).split(2)[rank])
-        if rank == 1 and seed == 1:
+        if is_disturbed and place == "spill":
+            step.ask_for_less("VRAM is spilling")
+        # The ranks agree that they have accumulated, add up their losses, then their gradients: the other one waits.
+        runs_out = is_disturbed and place == "exchange"
+        with OutOfMemoryAt(2, lambda func: func.namespace == "c10d") if runs_out else nullcontext():
+            step.run(make_window(COUNTS, seed=seed).split(2)[rank])
+        if is_disturbed and place == "backward":
             handle.remove()
     state = {"weights": flat_weights(network), "memory": step.memory.state_dict()}
     torch.save(state, f"{folder}/{rank}.pt")
@@ -93,15 +101,22 @@ def run_out(layer: torch.nn.Module, *_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
 
+CAUSES = {
+    "backward": ["another device ran out of memory", "CUDA out of memory (tried to allocate 3.00 GiB)"],
+    "exchange": ["CUDA out of memory (tried to allocate 2.00 GiB)"] * 2,
+    "spill": ["VRAM is spilling"] * 2,
+}
+
+
 @pytest.mark.slow
-def test_run__adapts_on_all_ranks_together(tmp_path: Path) -> None:
-    run_together(train_with_a_fault, (str(tmp_path),), 2)
+@pytest.mark.parametrize("place", CAUSES)
+def test_run__adapts_on_all_ranks_together(place: str, tmp_path: Path) -> None:
+    run_together(train_with_a_fault, (str(tmp_path), place), 2)
     states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert relative_error(states[1]["weights"], train("none", rank=None)) <= 1e-10
     assert torch.equal(states[0]["weights"], states[1]["weights"])
     assert [state["memory"]["current"]["recompute"] for state in states] == ["elementwise"] * 2
-    causes = [state["memory"]["history"][0]["cause"] for state in states]
-    assert causes == ["another device ran out of memory", "CUDA out of memory (tried to allocate 3.00 GiB)"]
+    assert [state["memory"]["history"][0]["cause"] for state in states] == CAUSES[place]
 
 
 def test_run__with_batch_norm_over_devices_is_plain_in_one_process() -> None:

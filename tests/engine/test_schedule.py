@@ -87,3 +87,9 @@ def test_apply__never_negative_and_never_above_the_base_rate(epochs: int, steps:
     for step in range(epochs * steps + 2):
         schedule.apply(optimizer, step, lr=0.5, momentum=0.9)
         assert 0 <= optimizer.param_groups[0]["lr"] <= 0.5
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0])
+def test_schedule_config__rejects_a_momentum_that_would_never_fade(momentum: float) -> None:
+    with pytest.raises(ValueError, match=rf"model\.schedule\.warmup_momentum: {momentum}: must be in \[0, 1\)"):
+        ScheduleConfig(warmup_momentum=momentum)
