@@ -44,7 +44,7 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Learn which folder the first process has chosen; take over ``trainer.max_steps``.
 
-        A run that goes on under Lightning's own limit would count the epoch again whose end its checkpoint was saved at.
+        A run that goes on under Lightning's own limit would count an epoch again that its checkpoint is the end of.
         """
         self.path = trainer.strategy.broadcast(self.path)
         loop = trainer.fit_loop.epoch_loop
