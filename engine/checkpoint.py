@@ -13,7 +13,6 @@ from typing import Any, cast, get_args
 import torch
 from torch import nn
 
-from engine.checkpoint_io import verify_checkpoint
 from engine.errors import ConfigError
 from models.network import NetworkName, build_network
 from models.saved_weights import SavedWeights, WeightsError, read_weights
@@ -54,14 +53,25 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     return checkpoint
 
 
-def num_steps_of(path: Path) -> int:
-    """How many windows a run had behind it when it wrote this checkpoint, for ``--ckpt_path``.
+def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
+    """Refuse weights that tell other things apart than the data set does. Numbers count: names may be translated.
+
+    Args:
+        theirs: Names of the file's classes.
+        ours: Names of the data set's classes.
+        key: The option that named the file, for messages.
 
     Raises:
-        ConfigError: If it is missing, damaged, or not a yolofit checkpoint.
+        ConfigError: If there are more classes on one side, or a name stands for another number.
     """
-    verify_checkpoint(path, "--ckpt_path")
-    return read_checkpoint(path, "--ckpt_path")["global_step"]
+    remedy = "use the data.yaml that it was trained with"
+    if len(theirs) != len(ours):
+        counts = f"it has {len(theirs)} classes ({_some(theirs)}), the data set {len(ours)} ({_some(ours)})"
+        raise ConfigError(f"{key}: {counts}: {remedy}")
+    for number, name in enumerate(ours):
+        if theirs[number] != name and name in theirs:
+            places = f"{name} is its class {theirs.index(name)}, the data set's {number}"
+            raise ConfigError(f"{key}: {places}: {remedy}")
 
 
 def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str) -> Transfer:
@@ -148,3 +158,7 @@ def _num_classes(saved: SavedWeights) -> int:
     if len(counts) != 1:
         raise WeightsError("has no detection head: its number of classes is not to be found")
     return counts.pop()
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -28,17 +28,18 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self.failure: str | None = None
-        """Why the newest checkpoint could not be written; None if it could."""
+        self.failures: dict[str, str] = {}
+        """By file, why its newest content could not be written; those that could be are not in it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; if the disk refuses, say so and let training go on: the next one may succeed."""
         try:
             write_checkpoint(checkpoint, Path(path))
-            self.failure = None
+            self.failures.pop(str(path), None)
         except OSError as error:
-            self.failure = f"{path}: cannot be written ({error.strerror}): what was saved before is still there"
-            log.warning(self.failure)
+            failure = f"{path}: cannot be written ({error.strerror}): what was saved before is still there"
+            self.failures[str(path)] = failure
+            log.warning(failure)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Verify a checkpoint and read it.

@@ -19,10 +19,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from engine.advice import PaceAdvisor
 from engine.auto import MemoryAhead, settle_memory, settle_without_plan
-from engine.checkpoint import num_steps_of
 from engine.checkpoint_io import SafeCheckpointIO
 from engine.datamodule import DetectionData
 from engine.errors import ConfigError
+from engine.going_on import check_settings, read_state, settings_of
 from engine.loggers import check_logger_packages, combined_loggers
 from engine.memory.config import MemoryConfig
 from engine.module import Detector
@@ -166,6 +166,7 @@ class CommandLine(LightningCLI):
             else:
                 settle_without_plan(self.config)
             check_sync_batchnorm(self.config)
+            self._set_seed()  # again, so that the first weights do not depend on what was drawn until here
             super().instantiate_classes()
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
@@ -178,8 +179,10 @@ class CommandLine(LightningCLI):
         callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
         if not self.writes_run:
             return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
-        self.num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
-        folder = prepare_run_folder(config.run, config.ckpt_path)
+        self.model.settings = settings_of(self.config)
+        if config.ckpt_path is not None:
+            self.num_steps_behind = self._go_on(config.ckpt_path)
+        folder = prepare_run_folder(config.run, config.ckpt_path, self.num_steps_behind)
         self.config.run.folder = folder
         advisor = PaceAdvisor(throughput, self.datamodule.workers)
         callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
@@ -189,6 +192,13 @@ class CommandLine(LightningCLI):
         return super().instantiate_trainer(
             callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
         )
+
+    def _go_on(self, path: Path) -> int:
+        """Compare this run with the checkpoint that it goes on from; returns the optimizer steps behind that."""
+        checkpoint = read_state(path)
+        for note in check_settings(path, checkpoint, self.model.settings, self.datamodule.class_names):
+            rank_zero_only(print)(f"note: {note}")
+        return checkpoint["global_step"]
 
     def _memory_monitor(self, folder: Path) -> MemoryMonitor:
         """The monitor of a run's memory, which shares what is known ahead and can lower the model's settings."""
@@ -217,7 +227,9 @@ class CommandLine(LightningCLI):
         try:
             if self.memory_ahead is not None:
                 self.memory_ahead.save(self.config.run.folder)
-            self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
+            config = self.config.clone()
+            config.ckpt_path = None  # or the file would go on with this run instead of making it again
+            self.parser.save(config, path, skip_unset=False, overwrite=True, multifile=False)
         except OSError as error:
             message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"
             raise ConfigError(message) from error
@@ -235,7 +247,8 @@ def check_numbers(config: Namespace) -> None:
         "run.patience": (0, MAX_NUMBER),
     }
     for key, (low, high) in limits.items():
-        if (value := config[key]) is None or not low <= value <= high:
+        value = config[key]
+        if value is None or isinstance(value, bool) or not low <= value <= high:
             raise ConfigError(f"{key}: {value}: must be between {low} and {high}")
 
 

@@ -203,9 +203,10 @@ class DetectionData(L.LightningDataModule):
         """Where training starts or goes on: the epoch, and the windows of it that a resumed run has behind it."""
         loop = self.trainer.fit_loop
         progress = loop.epoch_loop.batch_progress
-        if progress.is_last_batch:  # the checkpoint was written at the end of an epoch, validation included
-            return loop.epoch_progress.current.ready, 0
-        return loop.epoch_progress.current.processed, progress.current.processed
+        epoch = loop.epoch_progress.current
+        if progress.is_last_batch or epoch.processed == epoch.ready:  # the checkpoint was written at an epoch's end
+            return epoch.ready, 0
+        return epoch.processed, progress.current.processed
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the size of a micro-batch: what fits in training fits in validation."""

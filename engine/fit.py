@@ -7,7 +7,7 @@ from engine.cli import CommandLine
 from engine.errors import TrainingError, run_command
 from engine.faults import explained_faults
 from engine.ranks import all_present
-from engine.run import CHECKPOINTS
+from engine.run import CHECKPOINTS, LAST
 
 
 def main(args: list[str] | None = None) -> CommandLine:
@@ -17,11 +17,11 @@ def main(args: list[str] | None = None) -> CommandLine:
     print_advice(advise_before(cli.config))
     if cli.memory_ahead is not None:
         print(cli.memory_ahead)
-    with explained_faults(cli.config.run.folder / CHECKPOINTS / "last.ckpt"), all_present():
+    with explained_faults(cli.config.run.folder / CHECKPOINTS / LAST), all_present():
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
-    if cli.checkpoint_io.failure:
-        raise TrainingError(cli.checkpoint_io.failure)
-    if cli.ckpt_path is not None and cli.trainer.global_step == cli.num_steps_behind:
+    for failure in cli.checkpoint_io.failures.values():
+        raise TrainingError(failure)
+    if cli.ckpt_path is not None and cli.trainer.global_step == cli.num_steps_behind and not cli.trainer.should_stop:
         max_epochs = cli.config.trainer.max_epochs
         print(
             f"nothing to train: {cli.ckpt_path} is the end of its run: go on with trainer.max_epochs above {max_epochs}"

@@ -110,6 +110,8 @@ class Detector(L.LightningModule):
         self.gains = loss
         self.max_skipped_windows = max_skipped_windows
         self.cuda_graphs = cuda_graphs
+        self.settings: dict[str, Any] = {}
+        """What the run was told, by key: kept in ``last.ckpt``, for those who go on from it."""
 
         self.network = build_network(network, len(class_names))
         if weights is not None:
@@ -131,6 +133,7 @@ class Detector(L.LightningModule):
         self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
         self.validation_summary: dict[str, float] = {}
         self._step_state: dict[str, Any] | None = None
+        self._former_steps_per_epoch: int | None = None
         self._last_window: Batch | None = None
 
     def _memory_settings(self, micro_batch_size: Any, level: Any, layers: dict[int, Level]) -> MemorySettings:
@@ -148,7 +151,11 @@ class Detector(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over the trainable parameters."""
-        return build_optimizer(self.network, self.optimizer_config, self.batch_size)
+        optimizer = build_optimizer(self.network, self.optimizer_config, self.batch_size)
+        self._group_settings = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+        return optimizer
 
     def on_fit_start(self) -> None:
         """Refuse a precision that the device does not have."""
@@ -181,7 +188,16 @@ class Detector(L.LightningModule):
         )
         if self._step_state is not None:
             self.step.load_state_dict(self._step_state)
+            self._adopt_settings()
         self.memory.agree_over_ranks(self.step.ranks)
+
+    def _adopt_settings(self) -> None:
+        """Where a run goes on with other settings than its checkpoint's: the optimizer's, and the schedule's place."""
+        for group, own in zip(self.optimizers().optimizer.param_groups, self._group_settings, strict=True):
+            group |= own
+        if self._former_steps_per_epoch:
+            num_epochs = self.step.num_steps_taken / self._former_steps_per_epoch
+            self.step.num_steps_taken = round(num_epochs * self.step.schedule.steps_per_epoch)
 
     def _schedule(self) -> Schedule:
         epochs = self.trainer.max_epochs
@@ -258,17 +274,29 @@ class Detector(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know: plain values only, so that loading never runs code."""
-        checkpoint["yolofit"] = self.description
+        checkpoint["yolofit"] = {**self.description, "settings": self.settings}
         if self.step is not None:
             self._record(self.step.settle())
             checkpoint["yolofit"]["step"] = self.step.state_dict()
+            checkpoint["yolofit"]["steps_per_epoch"] = self.step.schedule.steps_per_epoch
             checkpoint["yolofit"]["epoch_statistics"] = asdict(self.epoch_statistics)
+            checkpoint["yolofit"]["validation_summary"] = {
+                name: float(value) for name, value in self.validation_summary.items()
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
-        self._step_state = checkpoint["yolofit"].get("step")
-        if "epoch_statistics" in checkpoint["yolofit"]:
-            self.epoch_statistics = EpochStatistics(**checkpoint["yolofit"]["epoch_statistics"])
+        about = checkpoint["yolofit"]
+        self._step_state = about.get("step")
+        self._former_steps_per_epoch = about.get("steps_per_epoch")
+        self.validation_summary = about.get("validation_summary", {})
+        if "epoch_statistics" in about:
+            self.epoch_statistics = EpochStatistics(**about["epoch_statistics"])
+
+    def result(self) -> dict[str, Any]:
+        """What ``best.ckpt`` is made of: the averaged weights, by their names in ``last.ckpt``, and whose they are."""
+        state = {f"ema.network.{name}": tensor for name, tensor in self.ema.network.state_dict().items()}
+        return {"state_dict": state, "yolofit": self.description}
 
     @property
     def description(self) -> dict[str, Any]:

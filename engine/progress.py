@@ -45,7 +45,9 @@ class TrainingProgress(ProgressBar):
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._refreshed = 0.0
+        self._epoch: int | None = None  # the one at hand
         self._epoch_started = 0.0
+        self._first_step = 0  # of this epoch in this process: a run may go on in its middle
         self._pause_seconds: float | None = None  # of an epoch beside its steps: loader's start, validation
 
     def disable(self) -> None:
@@ -63,9 +65,17 @@ class TrainingProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the live line."""
-        self._epoch_started = time.monotonic()
-        description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self._open(description, int(trainer.num_training_batches), "waiting for the first images")
+        self._begin_epoch(trainer, 0)
+        self._open_epoch(trainer, 0, "waiting for the first images")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Open the live line where a run goes on in the middle of an epoch, or after a validation there."""
+        if self._epoch != trainer.current_epoch:
+            self._begin_epoch(trainer, batch_idx)
+        if self._live is None:
+            self._open_epoch(trainer, batch_idx)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,7 +106,8 @@ class TrainingProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's row."""
         self._close()
-        in_steps_seconds = self.throughput.seconds_per_step * int(trainer.num_training_batches)
+        num_steps = int(trainer.num_training_batches) - self._first_step
+        in_steps_seconds = self.throughput.seconds_per_step * num_steps
         self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
         if self._enabled:
             self._print(_row(self._cells(trainer, pl_module)))
@@ -116,7 +127,15 @@ class TrainingProgress(ProgressBar):
         except SystemExit:  # how rich answers a broken pipe, after it has led the output to nowhere
             log.warning("nobody reads the output any more: training goes on without it")
 
-    def _open(self, description: str, total: int, text: str = "") -> None:
+    def _begin_epoch(self, trainer: L.Trainer, first_step: int) -> None:
+        self._epoch, self._first_step = trainer.current_epoch, first_step
+        self._epoch_started = time.monotonic()
+
+    def _open_epoch(self, trainer: L.Trainer, num_steps_done: int, text: str = "") -> None:
+        description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._open(description, int(trainer.num_training_batches), text, num_steps_done)
+
+    def _open(self, description: str, total: int, text: str = "", completed: int = 0) -> None:
         self._close()
         if not self._enabled or not self.console.is_terminal:
             return
@@ -127,7 +146,7 @@ class TrainingProgress(ProgressBar):
             TextColumn("{task.fields[text]}"),
         )
         self._live = Progress(*columns, console=self.console, transient=True, auto_refresh=False)
-        self._task = self._live.add_task(description, total=total, text=text)
+        self._task = self._live.add_task(description, total=total, completed=completed, text=text)
         self._text_width = self.console.width - len(f"{description}  {total}/{total}  ") - BAR_WIDTH
         self._live.start()
         self._refreshed = 0.0  # the first step shows at once

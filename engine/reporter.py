@@ -17,6 +17,7 @@ import numpy as np
 
 from data.batch import Batch
 from data.index import ImageIndex
+from engine.best import read_best
 from engine.diagnosis import Finding
 from engine.loggers import send_pictures
 from engine.metrics import CONFUSION_CONFIDENCE, DetectionResults
@@ -26,8 +27,9 @@ from engine.report.html import REPORT, write_report
 from engine.report.labels_plot import draw_labels
 from engine.report.mistakes import ImageRecord, collect_records
 from engine.report.pictures import TILES, draw_mistakes, draw_train_batch, draw_validation_batch
-from engine.report.results_plots import best_epoch, draw_results, read_history
+from engine.report.results_plots import draw_results, read_history
 from engine.report.style import drawing
+from engine.run import BEST, CHECKPOINTS
 
 log = logging.getLogger(__name__)
 NUM_BATCHES = 3
@@ -66,12 +68,14 @@ class RunReporter(L.Callback):
         self._best: DetectionResults | None = None
         self._best_records: list[ImageRecord] = []
         self._best_epoch = 0
-        self._first_epoch = 0
-        """From which on this process has validated: a resumed run's are counted on."""
+        self._first_epoch = 1
+        """Of this process: a run that goes on counts on."""
+        self._has_begun = False
         self._is_done = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the statistics of the training boxes."""
+        self._has_begun, self._first_epoch = True, trainer.current_epoch + 1
         index = _train_index(trainer)
         if trainer.is_global_zero and index is not None:
             self._draw("labels.png", lambda path: draw_labels(index, pl_module.class_names, path))
@@ -105,7 +109,6 @@ class RunReporter(L.Callback):
         results = getattr(pl_module, "results", None)
         if trainer.sanity_checking or not trainer.is_global_zero or results is None:
             return
-        self._first_epoch = self._first_epoch or trainer.current_epoch + 1
         if self._best is None or np.nan_to_num(results.map50_95) > np.nan_to_num(self._best.map50_95):
             self._best, self._best_epoch = results, trainer.current_epoch + 1
             self._attempt("records of validation", lambda: self._keep_records(pl_module), "training is not affected")
@@ -115,8 +118,8 @@ class RunReporter(L.Callback):
         self._finish(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Report what there is, if an epoch was finished."""
-        if self._best is not None:
+        """Report what there is, if training had begun."""
+        if self._has_begun:
             reason = f"{type(exception).__name__}: {exception}".rstrip(": ")
             self._warnings.messages.append(f"the run ended early: {reason}")
             self._finish(trainer, pl_module)
@@ -173,22 +176,17 @@ class RunReporter(L.Callback):
         )
         if index is not None:
             facts.num_train_boxes_C = np.bincount(index.classes, minlength=num_classes)
+        best = read_best(self.folder / CHECKPOINTS / BEST)
+        facts.about_results = "" if best is None else f"best.ckpt holds {best}."
         if results is not None:
+            since = " since the run went on" if self._first_epoch > 1 else ""
             facts.about_results = (
-                f"Epoch {self._best_epoch}, the best one by mAP50-95{self._better_before()}, on "
-                f"{results.num_images:,} validation images: numbers by class, curves and pictures are of this epoch."
+                f"Epoch {self._best_epoch}, the best one by mAP50-95{since}, on {results.num_images:,} validation "
+                f"images: numbers by class, curves and pictures are of this epoch. {facts.about_results}"
             )
             best_f1 = np.nan_to_num(results.confidence, nan=CONFUSION_CONFIDENCE)
             facts.confidence = float(np.clip(best_f1, MIN_SHOWN_CONFIDENCE, CONFUSION_CONFIDENCE))
         return facts
-
-    def _better_before(self) -> str:
-        """That an epoch from before the run was resumed is better, whose detections are not known any more."""
-        history = self.folder / "metrics.csv"
-        best = best_epoch(read_history(history)) if history.is_file() else None
-        if best is None or best >= self._first_epoch:
-            return ""
-        return f" since the run was resumed (epoch {best} is better, and best.ckpt is of it)"
 
     def _send(self, trainer: L.Trainer) -> None:
         pictures = [path for pattern in PICTURES for path in sorted(self.folder.glob(pattern))]

@@ -1,4 +1,4 @@
-"""Stopping and going on: ``last.ckpt`` also in the middle of an epoch, every few minutes and when asked to stop.
+"""Stopping and going on: ``last.ckpt`` after every epoch, and within one every few minutes and when the run ends.
 
 A checkpoint falls between two windows, so a run that goes on from it takes the very steps that it would have taken: the
 weights are the same bit for bit. After the last window of an epoch, validation comes first and then the checkpoint
@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 
 from engine.errors import TrainingError
 from engine.faults import go_on
@@ -27,37 +28,48 @@ class Interrupted(TrainingError):
     """The run was asked to stop, and has saved where it was."""
 
 
-class MidEpochCheckpoints(L.Callback):
-    """Saves ``last.ckpt`` between two windows: when it is due, and before a run ends on Ctrl-C or SIGTERM."""
+class LastCheckpoint(Checkpoint):
+    """Saves ``last.ckpt`` at the end of every epoch, between two windows when it is due, and before a run ends."""
 
     def __init__(self, path: Path, minutes: float) -> None:
-        """Save to ``path`` every so many minutes; 0 only when asked to stop."""
+        """Save to ``path``, within an epoch every so many minutes; 0 only when it must."""
         self.path = path
         self.minutes = minutes
         self._signal: int | None = None
         self._former: dict[int, Any] = {}
         self._saved = time.monotonic()
+        self._saved_step = -1
+        self._max_steps = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Learn which folder the first process has chosen."""
+        """Learn which folder the first process has chosen; take over ``trainer.max_steps``.
+
+        A run that goes on under Lightning's own limit would count an epoch again that its checkpoint is the end of.
+        """
         self.path = trainer.strategy.broadcast(self.path)
+        loop = trainer.fit_loop.epoch_loop
+        self._max_steps, loop.max_steps = loop.max_steps, -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, and start the clock."""
-        self._saved = time.monotonic()
+        """Say where a run goes on; take over the signals, and start the clock."""
+        self._saved, self._saved_step = time.monotonic(), trainer.global_step
         self._former = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        self._check_max_steps(trainer)
+        if trainer.ckpt_path is not None and trainer.is_global_zero and not trainer.should_stop:
+            print(f"going on at {_position(trainer)}: {trainer.ckpt_path}")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is due; stop if asked to."""
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        """Save if it is due or the epoch ends early; stop if asked to."""
+        self._check_max_steps(trainer)
+        loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.is_last_batch:
             return
         agree = pl_module.step.ranks.any  # all of them save, or none
         must_stop = agree(self._signal is not None)
-        if must_stop or agree(self._is_due()):
-            trainer.save_checkpoint(self.path)
-            self._saved = time.monotonic()
+        if must_stop or loop.done or agree(self._is_due()):
+            self._save(trainer)
         if must_stop:
             self._stop()
 
@@ -67,8 +79,9 @@ class MidEpochCheckpoints(L.Callback):
             self._stop()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The epoch's own checkpoint is being written."""
-        self._saved = time.monotonic()
+        """Save, unless the epoch has ended early: it can be taken up again where that was."""
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or self._saved_step != trainer.global_step:
+            self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save what there is if the next window could not be had: the steps that were taken are not lost.
@@ -79,14 +92,23 @@ class MidEpochCheckpoints(L.Callback):
         progress = trainer.fit_loop.epoch_loop.batch_progress
         is_between_windows = progress.current.ready == progress.current.completed and not progress.is_last_batch
         is_ours = isinstance(exception, Interrupted | torch.AcceleratorError)
-        if trainer.training and is_between_windows and not is_ours and trainer.world_size == 1:
-            trainer.save_checkpoint(self.path)
+        has_news = self._saved_step not in (-1, trainer.global_step)
+        if trainer.training and is_between_windows and has_news and not is_ours and trainer.world_size == 1:
+            self._save(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved, self._saved_step = time.monotonic(), trainer.global_step
+
+    def _check_max_steps(self, trainer: L.Trainer) -> None:
+        if 0 <= self._max_steps <= trainer.global_step:
+            trainer.should_stop = True
 
     def _is_due(self) -> bool:
         return 0 < self.minutes * 60 <= time.monotonic() - self._saved
@@ -100,3 +122,11 @@ class MidEpochCheckpoints(L.Callback):
     def _stop(self) -> None:
         name = signal.Signals(self._signal).name if self._signal is not None else "another process"
         raise Interrupted(f"stopped by {name}: {go_on(self.path)}")
+
+
+def _position(trainer: L.Trainer) -> str:
+    """Where a run is that goes on, for people, who count from 1."""
+    epoch, windows = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    place = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+    is_within_epoch = epoch.processed < epoch.ready
+    return f"{place}, step {windows.completed + 1} of {trainer.num_training_batches}" if is_within_epoch else place

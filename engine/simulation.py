@@ -119,7 +119,8 @@ def network_on_meta(
     name: NetworkName, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
 ) -> tuple[nn.Module, WeightAverage, list[int]]:
     """A network in training mode, its average and its strides; shared, so leave it as it was."""
-    network = build_network(name, num_classes)
+    with torch.random.fork_rng(devices=[]):  # a plan leaves the run's random numbers as they are
+        network = build_network(name, num_classes)
     strides = head_strides(network)
     network = network.to("meta")
     average = WeightAverage(network, EmaConfig())

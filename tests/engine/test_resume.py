@@ -15,7 +15,7 @@ from data.dataset import TrainDataset
 from data.errors import DataError
 from engine.fit import main as fit
 from engine.report.memory_log import read_memory_log
-from engine.resume import Interrupted, MidEpochCheckpoints
+from engine.resume import Interrupted, LastCheckpoint
 from tests.helpers.runs import assert_same, final_state, make_boards, quickstart_arguments, rows_of
 
 EPOCHS = 3
@@ -98,11 +98,11 @@ def test_stop__names_a_checkpoint_only_if_it_is_there(name: str, shown: str, tmp
     """The disk may have refused it."""
     path = tmp_path / name / "last.ckpt"
     with pytest.raises(Interrupted, match=r"no checkpoint was written yet: start again$"):
-        MidEpochCheckpoints(path, 0)._stop()
+        LastCheckpoint(path, 0)._stop()
     path.parent.mkdir()
     path.touch()
     with pytest.raises(Interrupted) as caught:
-        MidEpochCheckpoints(path, 0)._stop()
+        LastCheckpoint(path, 0)._stop()
     assert str(caught.value).endswith(f": go on with the same command and --ckpt_path {shown.format(tmp_path)}")
 
 
