@@ -113,7 +113,8 @@ class PredictionFolder:
     def add(self, frame: Frame, found: Detections) -> None:
         """Write what was found in one frame."""
         height, width = frame.image.shape[:2]
-        drawn = cv2.cvtColor(draw_detections(frame.image, found, self.class_names), cv2.COLOR_RGB2BGR)
+        has_legend = frame.number is None  # frames of a video have one size
+        drawn = cv2.cvtColor(draw_detections(frame.image, found, self.class_names, has_legend), cv2.COLOR_RGB2BGR)
         if frame.number is None:
             is_png = frame.path.suffix.lower() == ".png" or max(drawn.shape) > MAX_JPEG_SIDE_PX
             suffix, how = (".png", []) if is_png else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 92])
