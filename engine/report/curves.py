@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from engine.metrics import COCO_RECALLS, CONFIDENCES, CONFUSION_CONFIDENCE, CONFUSION_IOU, DetectionResults
-from engine.report.style import BAD, INK, MUTED, class_colour, drawable_names, new_figure, shortened, tidy, title
+from engine.report.style import BAD, INK, MUTED, chart_colour, drawable_names, new_figure, shortened, tidy, title
 
 MAX_NAMED_CLASSES = 16
 """With more classes, single ones are thin grey lines without names."""
@@ -65,7 +65,7 @@ def _draw_classes(axes: Axes, results: DetectionResults, x: NDArray, curve: NDAr
     for c in present if len(present) > 1 else []:
         if len(present) <= MAX_NAMED_CLASSES:
             label = f"{shortened(names[c])} {values[c]}"
-            axes.plot(x, curve[c], color=class_colour(int(c)), linewidth=1.1, label=label)
+            axes.plot(x, curve[c], color=chart_colour(int(c)), linewidth=1.1, label=label)
         else:
             axes.plot(x, curve[c], color=MUTED, linewidth=0.6, alpha=0.6)
 
