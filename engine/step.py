@@ -189,7 +189,8 @@ class TrainingStep:
         *values, finite = pending.values.tolist()
         outcome = StepOutcome._make([*values, bool(finite)])
         self.num_steps_taken += outcome.finite
-        self.guard.record(outcome.finite, pending.names)
+        shares = [pending.names] if outcome.finite else self.ranks.gather(pending.names)
+        self.guard.record(outcome.finite, [name for names in shares for name in names])
         return outcome
 
     def _read_back(self, losses: Tensor, grad_norm: Tensor, finite: Tensor, names: list[str]) -> _Readback:
