@@ -65,7 +65,7 @@ class Evaluation:
 
     def losses(self) -> dict[str, float]:
         """Box, cls and dfl loss over all images of all ranks, normalised once."""
-        totals = Ranks().sum(self._totals).tolist()
+        totals = Ranks().sum(torch.as_tensor(self._totals).expand(4)).tolist()  # zeros on a rank without images
         normaliser = max(totals[3], MIN_NORMALISER)
         return {f"{name}_loss": total / normaliser for name, total in zip(("box", "cls", "dfl"), totals, strict=False)}
 

@@ -267,7 +267,8 @@ class Detector(L.LightningModule):
             return ""
         self.step.micro_step.release()  # whose memory the ordinary way needs, and whose gradients are dropped
         parts = [coloured(part.to(self.device)) for part in self._last_window.split(self.micro_batch_size)]
-        return find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
+        found = find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
+        return next(filter(None, self.step.ranks.gather(found)), "")
 
     def _learning_rate(self) -> float:
         return self.optimizers().optimizer.param_groups[0]["lr"]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from data.batch import Batch
@@ -40,7 +41,8 @@ class NonFiniteGuard:
         self.num_in_a_row = 0
 
     def record(self, finite: bool, names: Sequence[str]) -> None:
-        """Note whether a window's gradient was finite; ``names`` are the images of that window.
+        """Note whether a window's gradient was finite; ``names`` are the images of that window,
+        of all ranks.
 
         Raises:
             TrainingError: After ``max_in_a_row`` skipped windows without a good one between.
@@ -51,7 +53,8 @@ class NonFiniteGuard:
         self.num_skipped += 1
         self.num_in_a_row += 1
         shown = _some_of(names)
-        log.warning("optimizer step skipped (%d in all): its gradient is inf or NaN: %s", self.num_skipped, shown)
+        warn = rank_zero_only(log.warning)  # all ranks know the same
+        warn("optimizer step skipped (%d in all): its gradient is inf or NaN: %s", self.num_skipped, shown)
         if self.num_in_a_row >= self.max_in_a_row:
             where = self.diagnose()
             raise TrainingError(

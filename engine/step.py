@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
-from engine.accumulation import AccumulationWindow, back_propagate, gradients_of
+from engine.accumulation import AccumulationWindow, back_propagate, fill_missing_gradients, gradients_of
 from engine.carry_through import carry_through
 from engine.colour import coloured
 from engine.copy_ahead import copied_ahead
@@ -30,7 +30,7 @@ from engine.errors import TrainingError
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, clip_gradients, step_if
 from engine.precision import AUTOCAST_DTYPE, Precision, autocast
-from engine.ranks import Ranks
+from engine.ranks import Ranks, is_parallel
 from engine.recovery import MemorySettings, free_memory, retry
 from engine.rollback import BatchStatistics
 from engine.schedule import Schedule
@@ -151,6 +151,8 @@ class TrainingStep:
         for micro_batch in copied_ahead(window.split(self.memory.micro_batch_size), self.device):
             totals = self.micro_step.run(coloured(micro_batch), accumulation.scale, self.memory.settings)
             accumulation.add(totals)
+        if is_parallel():
+            fill_missing_gradients(self.optimizer)
         return accumulation
 
     def _undo(self) -> None:
@@ -228,8 +230,9 @@ class TrainingStep:
         *values, finite = pending.values.tolist()
         outcome = StepOutcome._make([*values, bool(finite)])
         self.num_steps_taken += outcome.finite
+        shares = [pending.names] if outcome.finite else self.ranks.gather(pending.names)
         try:
-            self.guard.record(outcome.finite, pending.names)
+            self.guard.record(outcome.finite, [name for names in shares for name in names])
         except TrainingError:
             self._undo()  # of the window that has begun, and of the look for the origin
             raise
