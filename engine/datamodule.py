@@ -18,7 +18,7 @@ from data.balance import BalanceConfig, image_repeats
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
 from data.dataset_yaml import read_dataset_yaml
-from data.index import ImageIndex, build_index
+from data.index import ImageIndex, build_index, check_objects
 from data.loader import build_train_loader, build_validation_loader
 from data.memory import (
     CacheMode,
@@ -128,8 +128,10 @@ class DetectionData(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Index images and labels of the splits that ``stage`` needs."""
         if stage == "fit":
+            index = self._index("train")
+            check_objects(self.dataset_yaml, index)
             self.train_dataset = TrainDataset(
-                self._index("train"),
+                index,
                 self.image_size,
                 self.augment,
                 self.seed,
