@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from data.batch import Batch
 from engine.checkpoint import load_weights, network_description
 from engine.colour import coloured
+from engine.datamodule import DetectionData
 from engine.ema import EmaConfig, WeightAverage
 from engine.errors import ConfigError, config_key
 from engine.evaluation import Evaluation
@@ -24,6 +26,7 @@ from engine.nonfinite import NonFiniteGuard, find_origin
 from engine.optim import OptimizerConfig, build_optimizer
 from engine.precision import Precision, assert_fp32, build_scaler, check_precision
 from engine.recovery import MemorySettings, in_parts
+from engine.run import MONITOR
 from engine.run_logs import MetricsCsv
 from engine.schedule import Schedule, ScheduleConfig
 from engine.statistics import EpochStatistics
@@ -150,6 +153,11 @@ class Detector(L.LightningModule):
         """The optimizer over the trainable parameters."""
         return build_optimizer(self.network, self.optimizer_config, self.batch_size)
 
+    def setup(self, stage: str) -> None:
+        """Look at the validation set, now that it is known."""
+        if isinstance(self.trainer.datamodule, DetectionData):
+            self.evaluation.prepare(self.trainer.datamodule.validation_dataset.source.index)
+
     def on_fit_start(self) -> None:
         """Refuse a precision that the device does not have."""
         check_precision(self.precision_name, self.device)
@@ -232,6 +240,12 @@ class Detector(L.LightningModule):
         losses = {f"val/{name}": value for name, value in self.evaluation.losses().items()}
         self.validation_summary = losses | self.results.summary()
         self.log_dict(self.validation_summary, logger=False)
+        self.log(MONITOR, self._score(), logger=False)
+
+    def _score(self) -> float:
+        """What epochs are compared by: mAP50-95; without objects, newer is better, but worse than anything measured."""
+        score = self.results.map50_95
+        return -1 / (1 + self.trainer.global_step) if isnan(score) else score
 
     def _record(self, outcome: StepOutcome | None) -> None:
         """Note the outcome of a window, which arrives one window late, and log it now and then."""

@@ -106,7 +106,7 @@ class RunReporter(L.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or results is None:
             return
         self._first_epoch = self._first_epoch or trainer.current_epoch + 1
-        if self._best is None or np.nan_to_num(results.map50_95) > np.nan_to_num(self._best.map50_95):
+        if self._best is None or not results.map50_95 <= self._best.map50_95:  # NaN, without objects: the newest
             self._best, self._best_epoch = results, trainer.current_epoch + 1
             self._attempt("records of validation", lambda: self._keep_records(pl_module), "training is not affected")
 

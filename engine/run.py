@@ -16,7 +16,8 @@ from engine.folder_lock import lock_folder
 from engine.resume import MidEpochCheckpoints
 from engine.run_logs import EventFiles, MetricsCsv
 
-MONITOR = "val/map50_95"
+MONITOR = "score"
+"""What `engine.module.Detector` calls the number by which epochs are compared; more is better."""
 CHECKPOINTS = "checkpoints"
 
 
