@@ -81,8 +81,9 @@ def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str)
     """
     try:
         saved = read_weights(path)
-        if saved.network is not None and _base(saved.network) != ours["network"]:
-            remedy = "set model.network to it" if _base(saved.network) in get_args(NetworkName) else "use other weights"
+        base = saved.network and base_network(saved.network)
+        if base and base != ours["network"]:
+            remedy = "set model.network to it" if base in get_args(NetworkName) else "use other weights"
             raise WeightsError(f"holds a {saved.network}, the run's network is a {ours['network']}: {remedy}")
         return transfer_weights(network, saved, ours["class_names"])
     except WeightsError as error:
@@ -138,7 +139,7 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
     return LoadedNetwork(network.eval(), saved.network, names, saved.image_size or default_image_size)
 
 
-def _base(network: str) -> str:
+def base_network(network: str) -> str:
     """``yolo11n`` of ``yolo11n-seg``: the same up to the head."""
     return network.split("-")[0]
 
