@@ -98,9 +98,49 @@ def build_index(dataset: DatasetYaml, split: str, cache_folder: Path | None = No
         DataError: If the split has no usable image or no label files, or a label is malformed.
     """
     table = scan_split(dataset, split, cache_folder, workers)
-    _report_rejects(dataset, split, table)
-    _report_notices(dataset, split, table)
+    check_split(dataset, split, table)
+    _report_repairs(dataset, split, table)
     return index_of(table)
+
+
+def check_split(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
+    """Refuse a split with wrong labels, without a usable image, or without a label file.
+
+    Args:
+        dataset: As in `build_index`.
+        split: As in `build_index`.
+        table: What `scan_split` has found.
+
+    Raises:
+        DataError: Naming the first of them.
+    """
+    labels = [reject.message for reject in table.rejects.values() if reject.is_label]
+    if labels:
+        others = f" (and {len(labels) - 1} more label files are wrong: {_hint(dataset)})" if len(labels) > 1 else ""
+        raise DataError(f"{labels[0]}{others}")
+    if len(table.rejects) == len(table):
+        first_reject = next(iter(table.rejects.values())).message
+        raise DataError(f"{dataset.file}: none of the {len(table)} {split} images can be used: {first_reject}")
+    if _notice_counts(table)[UNLABELLED] == len(table) - len(table.rejects):
+        first = next(row for row in range(len(table)) if row not in table.rejects)
+        expected = label_candidates(table.path(first))[0]
+        raise DataError(
+            f"{dataset.file}: no {split} image has a label file: {table.path(first)} needs {expected} (or a .xml file "
+            "of Pascal VOC; COCO: name the .json file in data.yaml)"
+        )
+
+
+def check_objects(dataset: DatasetYaml, index: ImageIndex) -> None:
+    """Refuse training images without a single object.
+
+    Raises:
+        DataError: Saying so.
+    """
+    if not len(index.classes):
+        raise DataError(
+            f"{dataset.file}: no object in any of the {len(index)} train images: there is nothing to learn: label some "
+            f"(python -m engine.inspect --root {dataset.file} shows what was read)"
+        )
 
 
 def scan_split(dataset: DatasetYaml, split: str, cache_folder: Path | None = None, workers: int = 1) -> ScanTable:
@@ -220,30 +260,20 @@ def _merge(known: ScanTable, scanned: ScanTable, rows: np.ndarray, sources: tupl
     return dataclasses.replace(table, sources=sources, origin=None)
 
 
-def _report_rejects(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
-    """Refuse wrong labels and a split without images; warn of images that are left out."""
-    labels = [reject.message for reject in table.rejects.values() if reject.is_label]
-    images = [reject.message for reject in table.rejects.values() if not reject.is_label]
-    hint = f"python -m engine.inspect --root {dataset.file} lists them all"
-    if labels:
-        others = f" (and {len(labels) - 1} more label files are wrong: {hint})" if len(labels) > 1 else ""
-        raise DataError(f"{labels[0]}{others}")
-    if len(images) == len(table):
-        raise DataError(f"{dataset.file}: none of the {len(table)} {split} images can be used: {images[0]}")
-    if images:
-        logger.warning("%s: %d images left out: %s (%s)", split, len(images), images[0], hint)
+def _hint(dataset: DatasetYaml) -> str:
+    return f"python -m engine.inspect --root {dataset.file} lists them all"
 
 
-def _report_notices(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
-    """Warn of what was repaired; refuse a split in which no image has a label file."""
-    counts = dict(zip(NOTICE_KINDS, table.notices.sum(axis=0, dtype=np.int64).tolist(), strict=True))
-    if counts[UNLABELLED] == len(table) - len(table.rejects):
-        first = next(row for row in range(len(table)) if row not in table.rejects)
-        expected = label_candidates(table.path(first))[0]
-        raise DataError(
-            f"{dataset.file}: no {split} image has a label file: {table.path(first)} needs {expected} (or a .xml file "
-            "of Pascal VOC; COCO: name the .json file in data.yaml)"
-        )
+def _notice_counts(table: ScanTable) -> dict[str, int]:
+    return dict(zip(NOTICE_KINDS, table.notices.sum(axis=0, dtype=np.int64).tolist(), strict=True))
+
+
+def _report_repairs(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
+    """Warn of images that are left out, and of what was repaired."""
+    if table.rejects:
+        first = next(iter(table.rejects.values())).message
+        logger.warning("%s: %d images left out: %s (%s)", split, len(table.rejects), first, _hint(dataset))
+    counts = _notice_counts(table)
     if any(counts.values()):
         logger.warning("%s: %s", split, ", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
 

@@ -17,10 +17,12 @@ import numpy as np
 from rich.progress import track
 
 from data.dataset_yaml import DatasetYaml
-from data.index import ImageIndex, index_of, scan_split
+from data.errors import DataError
+from data.index import ImageIndex, check_objects, check_split, index_of, scan_split
 from data.labels import NOTICE_KINDS
 from data.scan_table import ScanTable
 
+TRAINING_SPLITS = ("train", "val")
 SIZE_EDGES_PX = (8, 16, 32, 96)  # the first stride of the network, its second, and COCO's small and medium
 SIZE_NAMES = ("below 8 px", "8 to 16 px", "16 to 32 px", "32 to 96 px", "96 px and more")
 ROBOFLOW_NAME = re.compile(r"(.+)\.rf\.\w+\.\w+$")  # Roboflow adds .rf.<hash> to each copy of a picture
@@ -39,7 +41,7 @@ class SplitFacts:
     left_out: list[str]
     """Images that cannot be used, a line each."""
     refused: list[str]
-    """Label files that are wrong, a line each; training stops at the first."""
+    """Label files that are wrong, a line each."""
     notices: dict[str, int]
     """What is put right, by kind."""
     boxes_per_class: list[int]
@@ -65,6 +67,8 @@ class DatasetFacts:
     """Groups of files with the same content in different splits."""
     related: list[list[str]]
     """Copies that Roboflow made of one picture, in different splits."""
+    refusals: dict[str, str]
+    """Splits that a command that uses them refuses, and what it says. Training uses ``train`` and ``val``."""
 
 
 def inspect_dataset(
@@ -82,9 +86,18 @@ def inspect_dataset(
         The facts; and the usable images of each split.
 
     Raises:
-        DataError: If a split cannot be listed. Bad files are among the facts.
+        DataError: If ``train`` or ``val`` cannot be listed. Bad files are among the facts.
     """
-    tables = {split: scan_split(dataset, split, cache_folder, workers) for split in dataset.splits}
+    tables, refusals = {}, {}
+    for split in dict.fromkeys((*TRAINING_SPLITS, *dataset.splits)):
+        try:
+            if split in dataset.splits:
+                tables[split] = scan_split(dataset, split, cache_folder, workers)
+            _check(dataset, split, tables)
+        except DataError as error:
+            if split in TRAINING_SPLITS and split in dataset.splits and split not in tables:
+                raise
+            refusals[split] = str(error)
     indices = {split: index_of(table) for split, table in tables.items()}
     names = dataset.names
     splits = {split: _split_facts(tables[split], indices[split], len(names), image_size) for split in tables}
@@ -98,7 +111,16 @@ def inspect_dataset(
         duplicates={split: _within(split, groups) for split in tables},
         leaks=[[path for _, path in group] for group in groups if _num_splits(group) > 1],
         related=_related_across_splits(files, groups),
+        refusals=refusals,
     ), indices
+
+
+def _check(dataset: DatasetYaml, split: str, tables: dict[str, ScanTable]) -> None:
+    """Refuse what the command refuses that uses a split."""
+    dataset.sources(split)
+    check_split(dataset, split, tables[split])
+    if split == "train":
+        check_objects(dataset, index_of(tables[split]))
 
 
 def box_sizes_px(index: ImageIndex, image_size: int) -> np.ndarray:

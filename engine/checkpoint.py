@@ -66,7 +66,7 @@ def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
     """
     remedy = "use the data.yaml that it was trained with"
     if len(theirs) != len(ours):
-        counts = f"it has {len(theirs)} classes ({_some(theirs)}), the data set {len(ours)} ({_some(ours)})"
+        counts = f"it has {len(theirs)} classes ({some(theirs)}), the data set {len(ours)} ({some(ours)})"
         raise ConfigError(f"{key}: {counts}: {remedy}")
     for number, name in enumerate(ours):
         if theirs[number] != name and name in theirs:
@@ -91,8 +91,9 @@ def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str)
     """
     try:
         saved = read_weights(path)
-        if saved.network is not None and _base(saved.network) != ours["network"]:
-            remedy = "set model.network to it" if _base(saved.network) in get_args(NetworkName) else "use other weights"
+        base = saved.network and base_network(saved.network)
+        if base and base != ours["network"]:
+            remedy = "set model.network to it" if base in get_args(NetworkName) else "use other weights"
             raise WeightsError(f"holds a {saved.network}, the run's network is a {ours['network']}: {remedy}")
         return transfer_weights(network, saved, ours["class_names"])
     except WeightsError as error:
@@ -148,7 +149,7 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
     return LoadedNetwork(network.eval(), saved.network, names, saved.image_size or default_image_size)
 
 
-def _base(network: str) -> str:
+def base_network(network: str) -> str:
     """``yolo11n`` of ``yolo11n-seg``: the same up to the head."""
     return network.split("-")[0]
 
@@ -160,5 +161,5 @@ def _num_classes(saved: SavedWeights) -> int:
     return counts.pop()
 
 
-def _some(names: list[str], most: int = 3) -> str:
+def some(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

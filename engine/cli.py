@@ -20,8 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from engine.advice import PaceAdvisor
 from engine.auto import MemoryAhead, settle_memory, settle_without_plan
 from engine.checkpoint_io import SafeCheckpointIO
-from engine.datamodule import DetectionData
+from engine.datamodule import DetectionData, Split
 from engine.errors import ConfigError
+from engine.file_defaults import parse_with_file
 from engine.going_on import check_settings, read_state, settings_of
 from engine.loggers import check_logger_packages, combined_loggers
 from engine.memory.config import MemoryConfig
@@ -126,6 +127,7 @@ class CommandLine(LightningCLI):
         parser.add_argument("--ckpt_path", type=Path | None, help="Checkpoint to resume or to validate.")
         if not self.writes_run:
             parser.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print JSON only.")
+            parser.add_argument("--split", type=Split, default="val", help="Images to validate on.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("trainer.max_epochs", "data.max_epochs")
         for key in ("batch_size", "micro_batch_size", "image_size"):
@@ -138,7 +140,7 @@ class CommandLine(LightningCLI):
         for file in files:
             check_config_file(file)
         try:
-            self.config = parser.parse_args(args)
+            self.config = parse_with_file(parser, args)
         except ArgumentError as error:
             raise ConfigError(explain(str(error), _known_keys(parser), files)) from error
         check_numbers(self.config)

@@ -18,7 +18,7 @@ from data.balance import BalanceConfig, image_repeats
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
 from data.dataset_yaml import read_dataset_yaml
-from data.index import ImageIndex, build_index
+from data.index import ImageIndex, build_index, check_objects
 from data.loader import build_train_loader, build_validation_loader
 from data.memory import (
     CacheMode,
@@ -38,6 +38,7 @@ from engine.machine import free_disk_bytes, shm_free_bytes
 from engine.memory.host import available_cores, ram_available_bytes
 from models import cache_folder
 
+Split = Literal["train", "val", "test"]
 SYNTHETIC = "synthetic"
 MAX_MULTI_SCALE = 0.9
 
@@ -111,6 +112,7 @@ class DetectionData(L.LightningDataModule):
         self.rectangular_validation = rectangular_validation
         self.workers = workers
         self.validation_workers: int | None = None
+        self.validation_split: Split = "val"
         self.cache = cache
         self.balance = balance
         self.augment = augment
@@ -128,8 +130,10 @@ class DetectionData(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Index images and labels of the splits that ``stage`` needs."""
         if stage == "fit":
+            index = self._index("train")
+            check_objects(self.dataset_yaml, index)
             self.train_dataset = TrainDataset(
-                self._index("train"),
+                index,
                 self.image_size,
                 self.augment,
                 self.seed,
@@ -139,7 +143,8 @@ class DetectionData(L.LightningDataModule):
                 reduced_decoding=self.reduced_decoding,
             )
             self._plan_loading()
-        self.validation_dataset = ValidationDataset(self._index("val"), self.image_size, self.rectangular_validation)
+        index = self._index(self.validation_split)
+        self.validation_dataset = ValidationDataset(index, self.image_size, self.rectangular_validation)
 
     def _index(self, split: str) -> ImageIndex:
         return build_index(self.dataset_yaml, split, index_folder(), max(self.workers, 1))

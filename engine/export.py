@@ -181,6 +181,8 @@ def main(args: list[str] | None = None) -> Path:
     parser.add_argument("--nms", action="store_true", help="onnx: reduce overlapping boxes within the file")
     parser.add_argument("--conf", type=float, default=0.25, help="with --nms: least score (default: %(default)s)")
     parser.add_argument("--iou", type=float, default=NmsConfig.iou, help="with --nms: greatest overlap of two boxes")
+    most = "with --nms: boxes of a class in an image (default: %(default)s)"
+    parser.add_argument("--max_detections", type=int, default=1000, help=most)
     options = parser.parse_args(args)
     if options.nms and options.format != "onnx":
         raise ConfigError(f"--nms: goes with --format onnx, not {options.format}: leave one of them out")
@@ -189,7 +191,7 @@ def main(args: list[str] | None = None) -> Path:
     if output.exists() and not options.overwrite:
         raise ConfigError(f"--output: {output}: is there already: choose another, or add --overwrite")
     try:
-        nms = NmsConfig(confidence=options.conf, iou=options.iou) if options.nms else None
+        nms = NmsConfig(options.conf, options.iou, max_detections=options.max_detections) if options.nms else None
     except ValueError as error:
         raise ConfigError(str(error).replace("model.nms.confidence", "--conf").replace("model.nms.", "--")) from error
     export(loaded, options.format, output, nms)

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from data.batch import Batch
 from engine.checkpoint import load_weights, network_description
 from engine.colour import coloured
+from engine.datamodule import DetectionData
 from engine.ema import EmaConfig, WeightAverage
 from engine.errors import ConfigError, config_key
 from engine.evaluation import Evaluation
@@ -156,6 +157,11 @@ class Detector(L.LightningModule):
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
         return optimizer
+
+    def setup(self, stage: str) -> None:
+        """Look at the validation set, now that it is known."""
+        if isinstance(self.trainer.datamodule, DetectionData):
+            self.evaluation.prepare(self.trainer.datamodule.validation_dataset.source.index)
 
     def on_fit_start(self) -> None:
         """Refuse a precision that the device does not have."""

@@ -81,7 +81,7 @@ class Predictor:
         for start in range(0, len(tiles), MAX_BATCH):
             some = tiles[start : start + MAX_BATCH]
             found += self._detect_batch([image[t.top : t.bottom, t.left : t.right] for t in some])
-        return merge(found, tiles, height, width, self.nms.iou, self.nms.max_detections)
+        return merge(found, tiles, height, width, self.nms.iou, self.nms.limit)
 
     def _detect_batch(self, images: list[np.ndarray]) -> list[Detections]:
         squares, geometries = [], []

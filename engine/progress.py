@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 import lightning as L
@@ -184,7 +184,7 @@ class TrainingProgress(ProgressBar):
         return (
             f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
             *(f"{float(metrics[f'train/{name}_loss']):.2f}" for name in ("box", "cls", "dfl")),
-            *(f"{float(metrics.get(key, nan)):.4f}" for key in ("val/map50", "val/map50_95")),
+            *(_score(float(metrics.get(key, nan))) for key in ("val/map50", "val/map50_95")),
             f"{self.throughput.images_per_second:.0f}",
             f"{self.throughput.data_wait_share:.0%}",
             gpu_gib(module.device),
@@ -203,6 +203,11 @@ def format_duration(seconds: float) -> str:
     """Hours, minutes and seconds, such as ``1:02:03`` or, after four days, ``100:00:00``."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _score(score: float) -> str:
+    """A dash where there was no validation, or no object to find in it."""
+    return "-" if isnan(score) else f"{score:.4f}"
 
 
 def gpu_gib(device: torch.device) -> str:

@@ -109,7 +109,8 @@ class RunReporter(L.Callback):
         results = getattr(pl_module, "results", None)
         if trainer.sanity_checking or not trainer.is_global_zero or results is None:
             return
-        if self._best is None or np.nan_to_num(results.map50_95) > np.nan_to_num(self._best.map50_95):
+        # As for best.ckpt: the newest epoch while nothing was found, or could be measured.
+        if self._best is None or not self._best.map50_95 > 0 or results.map50_95 > self._best.map50_95:
             self._best, self._best_epoch = results, trainer.current_epoch + 1
             self._attempt("records of validation", lambda: self._keep_records(pl_module), "training is not affected")
 

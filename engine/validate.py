@@ -1,13 +1,15 @@
-"""Validate weights: ``python -m engine.validate --config FILE --ckpt_path CKPT [--json]``.
+"""Validate weights: ``python -m engine.validate --data.root data.yaml --ckpt_path CKPT [--split test] [--json]``.
 
-The file may be a checkpoint of yolofit, an Ultralytics ``.pt`` or safetensors. Which network it holds is in it.
+The file may be a checkpoint of yolofit, an Ultralytics ``.pt`` or safetensors. Its network is taken, and the image size
+that it was trained with, unless a configuration or the command line gives another.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 
-from engine.checkpoint import EXAMPLE, check_classes, load_network
+from engine.checkpoint import EXAMPLE, check_classes, load_network, some
 from engine.cli import CommandLine
 from engine.errors import ConfigError, run_command
 from engine.metrics import DetectionResults
@@ -22,11 +24,30 @@ def main(args: list[str] | None = None) -> DetectionResults:
     cli.config.model.network, cli.config.model.weights = loaded.name, None
     cli.build()
     check_classes(loaded.class_names, cli.datamodule.class_names, "--ckpt_path")
+    cli.datamodule.validation_split = cli.config.split
+    _say_other_names(loaded.class_names, cli.datamodule.class_names)
     cli.model.ema.network.load_state_dict(loaded.network.state_dict())
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     results = cli.model.results
-    print(json.dumps(results.as_dict()) if cli.config_init.json else results.table())
+    how = {
+        "network": loaded.name,
+        "image_size": cli.datamodule.image_size,
+        "precision": cli.model.precision_name,
+        "split": cli.config.split,
+    }
+    if cli.config.json:
+        print(json.dumps(how | results.as_dict()))
+    else:
+        images = f"{results.num_images} {how['split']} images with {results.num_truth_C.sum()} objects"
+        print(f"{cli.ckpt_path}: {how['network']} at {how['image_size']} px in {how['precision']}: {images}")
+        print(results.table())
     return results
+
+
+def _say_other_names(theirs: list[str], ours: list[str]) -> None:
+    other = [f"{a} is {b} here" for a, b in zip(theirs, ours, strict=True) if a != b]
+    if other:
+        print(f"note: {len(other)} classes have other names in the file: {some(other)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
