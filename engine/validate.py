@@ -11,6 +11,7 @@ from engine.checkpoint import EXAMPLE, load_network
 from engine.cli import CommandLine
 from engine.errors import ConfigError, run_command
 from engine.metrics import DetectionResults
+from engine.trainer_keys import explained_by_lightning
 
 
 def main(args: list[str] | None = None) -> DetectionResults:
@@ -23,7 +24,8 @@ def main(args: list[str] | None = None) -> DetectionResults:
     cli.build()
     _check_classes(loaded.class_names, cli.datamodule.class_names)
     cli.model.ema.network.load_state_dict(loaded.network.state_dict())
-    cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    with explained_by_lightning():
+        cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     results = cli.model.results
     print(json.dumps(results.as_dict()) if cli.config_init.json else results.table())
     return results
