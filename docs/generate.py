@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.cli import OWN_KEY_INSTEAD, ULTRALYTICS_KEYS, CommandLine
+from engine.cli import CommandLine
+from engine.cli_errors import ULTRALYTICS_KEYS
 from engine.migrate import LEFT_OUT, RENAMED
+from engine.trainer_keys import OWN_KEY_INSTEAD
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))

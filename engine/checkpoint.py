@@ -162,4 +162,5 @@ def _num_classes(saved: SavedWeights) -> int:
 
 
 def some(names: list[str], most: int = 3) -> str:
+    """The first of several names, for messages."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -31,7 +31,7 @@ from data.memory import (
     plan_loading,
     worker_count,
 )
-from data.sampler import STRIDE_PX, image_sizes
+from data.sampler import STRIDE_PX, WindowSampler, image_sizes
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.errors import ConfigError
 from engine.machine import free_disk_bytes, shm_free_bytes
@@ -145,6 +145,15 @@ class DetectionData(L.LightningDataModule):
             self._plan_loading()
         index = self._index(self.validation_split)
         self.validation_dataset = ValidationDataset(index, self.image_size, self.rectangular_validation)
+
+    def count_batches(self, num_devices: int) -> tuple[int, int]:
+        """Optimizer steps of an epoch, and batches of a validation, before the run begins."""
+        index, num_images = self._index("train"), len(self._index("val"))
+        repeats = image_repeats(index, tuple(self.class_names), self.balance)
+        windows = WindowSampler(
+            len(index), self.batch_size, self.seed, shuffle=True, num_replicas=num_devices, repeats=repeats
+        )
+        return len(windows), -(-num_images // (self.micro_batch_size * num_devices))
 
     def _index(self, split: str) -> ImageIndex:
         return build_index(self.dataset_yaml, split, index_folder(), max(self.workers, 1))

@@ -8,6 +8,7 @@ from engine.errors import TrainingError, run_command
 from engine.faults import explained_faults
 from engine.ranks import all_present
 from engine.run import CHECKPOINTS, LAST
+from engine.trainer_keys import explained_by_lightning
 
 
 def main(args: list[str] | None = None) -> CommandLine:
@@ -17,7 +18,7 @@ def main(args: list[str] | None = None) -> CommandLine:
     print_advice(advise_before(cli.config))
     if cli.memory_ahead is not None:
         print(cli.memory_ahead)
-    with explained_faults(cli.config.run.folder / CHECKPOINTS / LAST), all_present():
+    with explained_faults(cli.config.run.folder / CHECKPOINTS / LAST), all_present(), explained_by_lightning():
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
     for failure in cli.checkpoint_io.failures.values():
         raise TrainingError(failure)

@@ -13,6 +13,7 @@ from engine.checkpoint import EXAMPLE, check_classes, load_network, some
 from engine.cli import CommandLine
 from engine.errors import ConfigError, run_command
 from engine.metrics import DetectionResults
+from engine.trainer_keys import explained_by_lightning
 
 
 def main(args: list[str] | None = None) -> DetectionResults:
@@ -27,7 +28,8 @@ def main(args: list[str] | None = None) -> DetectionResults:
     cli.datamodule.validation_split = cli.config.split
     _say_other_names(loaded.class_names, cli.datamodule.class_names)
     cli.model.ema.network.load_state_dict(loaded.network.state_dict())
-    cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    with explained_by_lightning():
+        cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     results = cli.model.results
     how = {
         "network": loaded.name,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Trainer
 
-from engine.cli import REFUSED_KEYS, CommandLine
+from engine.cli import CommandLine
+from engine.cli_errors import REFUSED_KEYS
 from engine.errors import ConfigError, DataError
 
 QUICKSTART = "--config=configs/quickstart.yaml"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine.cli import ULTRALYTICS_KEYS
+from engine.cli_errors import ULTRALYTICS_KEYS
 from engine.errors import ConfigError
 from engine.migrate import LEFT_OUT, OTHER_MODES, RENAMED, Translation, parse_command, read_args_yaml, translate
 
