@@ -98,6 +98,8 @@ def build_index(dataset: DatasetYaml, split: str, cache_folder: Path | None = No
         DataError: If the split has no usable image or no label files, or a label is malformed.
     """
     table = scan_split(dataset, split, cache_folder, workers)
+    for note in dataset.notes.get(split, ()):
+        logger.warning("%s", note)
     _report_rejects(dataset, split, table)
     _report_notices(dataset, split, table)
     return index_of(table)

@@ -178,6 +178,8 @@ class CommandLine(LightningCLI):
         callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
         if not self.writes_run:
             return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
+        for split in ("train", "val"):
+            self.datamodule.dataset_yaml.sources(split)  # before a run folder is made
         self.num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path)
         self.config.run.folder = folder
