@@ -17,9 +17,8 @@ import numpy as np
 from rich.progress import track
 
 from data.dataset_yaml import DatasetYaml
-from data.index import ImageIndex, index_of, scan_split
-from data.labels import NOTICE_KINDS
-from data.scan_table import ScanTable
+from data.index import ImageIndex, index_of, refusal, scan_split
+from data.scan_table import ScanTable, notice_counts
 
 SIZE_EDGES_PX = (8, 16, 32, 96)  # the first stride of the network, its second, and COCO's small and medium
 SIZE_NAMES = ("below 8 px", "8 to 16 px", "16 to 32 px", "32 to 96 px", "96 px and more")
@@ -40,6 +39,10 @@ class SplitFacts:
     """Images that cannot be used, a line each."""
     refused: list[str]
     """Label files that are wrong, a line each; training stops at the first."""
+    refusal: str | None
+    """Why the split cannot be trained on or validated with; None if it can."""
+    notes: tuple[str, ...]
+    """What was found elsewhere than data.yaml says, a line each."""
     notices: dict[str, int]
     """What is put right, by kind."""
     boxes_per_class: list[int]
@@ -63,6 +66,8 @@ class DatasetFacts:
     """Per split: groups of files with the same content."""
     leaks: list[list[str]]
     """Groups of files with the same content in different splits."""
+    missing: dict[str, str]
+    """Per split that data.yaml names and that is not there: a line."""
     related: list[list[str]]
     """Copies that Roboflow made of one picture, in different splits."""
 
@@ -87,7 +92,7 @@ def inspect_dataset(
     tables = {split: scan_split(dataset, split, cache_folder, workers) for split in dataset.splits}
     indices = {split: index_of(table) for split, table in tables.items()}
     names = dataset.names
-    splits = {split: _split_facts(tables[split], indices[split], len(names), image_size) for split in tables}
+    splits = {split: _split_facts(dataset, split, tables[split], indices[split], image_size) for split in tables}
     groups = _same_content(tables)
     files = [(split, table.path(row)) for split, table in tables.items() for row in range(len(table))]
     return DatasetFacts(
@@ -96,6 +101,7 @@ def inspect_dataset(
         image_size=image_size,
         splits=splits,
         duplicates={split: _within(split, groups) for split in tables},
+        missing=dataset.missing,
         leaks=[[path for _, path in group] for group in groups if _num_splits(group) > 1],
         related=_related_across_splits(files, groups),
     ), indices
@@ -109,14 +115,16 @@ def box_sizes_px(index: ImageIndex, image_size: int) -> np.ndarray:
     return (index.boxes_xyxy_rel[:, 2:] - index.boxes_xyxy_rel[:, :2]) * per_box
 
 
-def _split_facts(table: ScanTable, index: ImageIndex, num_classes: int, image_size: int) -> SplitFacts:
+def _split_facts(
+    dataset: DatasetYaml, split: str, table: ScanTable, index: ImageIndex, image_size: int
+) -> SplitFacts:
+    num_classes = dataset.num_classes
     counts = np.diff(index.box_offsets)
     image_of_box = np.repeat(np.arange(len(index)), counts)
     pairs = np.unique(image_of_box * num_classes + index.classes)
     bins = np.digitize(np.sqrt(box_sizes_px(index, image_size).prod(axis=1)), SIZE_EDGES_PX)
     sizes, frequencies = np.unique(index.sizes_hw, axis=0, return_counts=True)
     frequent = np.argsort(-frequencies, kind="stable")[:5]
-    notices = table.notices.sum(axis=0, dtype=np.int64).tolist()
     return SplitFacts(
         num_images=len(index),
         num_boxes=len(index.classes),
@@ -124,7 +132,9 @@ def _split_facts(table: ScanTable, index: ImageIndex, num_classes: int, image_si
         max_boxes_per_image=int(counts.max(initial=0)),
         left_out=[reject.message for reject in table.rejects.values() if not reject.is_label],
         refused=[reject.message for reject in table.rejects.values() if reject.is_label],
-        notices={kind: count for kind, count in zip(NOTICE_KINDS, notices, strict=True) if count},
+        refusal=refusal(dataset, split, table),
+        notes=dataset.notes.get(split, ()),
+        notices=notice_counts(table),
         boxes_per_class=np.bincount(index.classes, minlength=num_classes).tolist(),
         images_per_class=np.bincount(pairs % num_classes, minlength=num_classes).tolist(),
         boxes_per_size=dict(zip(SIZE_NAMES, np.bincount(bins, minlength=len(SIZE_NAMES)).tolist(), strict=True)),

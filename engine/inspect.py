@@ -24,6 +24,7 @@ from engine.errors import ConfigError, run_command
 from engine.memory.host import available_cores
 from models import cache_folder
 
+TRAINING_SPLITS = ("train", "val")  # what training reads
 FEW_IMAGES = 10  # of a class, in training: too few to learn it from
 STRONG_IMBALANCE = 20
 MANY_TINY_SHARE = 0.05
@@ -49,8 +50,16 @@ def _bad_files(facts: DatasetFacts) -> Iterator[Finding]:
         if part.notices:
             evidence = ", ".join(f"{kind}: {count}" for kind, count in part.notices.items())
             yield Finding(f"{split} labels", evidence, "training does this itself: is it what you want?", "note")
-        if not part.refused and not part.left_out:
+        for note in part.notes:
+            yield Finding(f"{split} path", note, "correct data.yaml, if it is not what you want", "note")
+        if part.refusal and not part.refused:
+            yield Finding(f"{split} files", part.refusal, "training refuses to start", "problem")
+        elif not part.refused and not part.left_out:
             yield Finding(f"{split} files", f"{_count(part.num_images, 'image')} and their labels can be read")
+
+
+    for split, line in facts.missing.items():
+        yield Finding(f"{split} path", line, "needed only by who uses this split", "note")
 
 
 def _repeated_images(facts: DatasetFacts) -> Iterator[Finding]:
@@ -186,6 +195,7 @@ def main(args: list[str] | None = None) -> None:
     if options.image_size < 1:
         raise ConfigError(f"--image_size: {options.image_size}: must be at least 1")
     dataset = read_dataset_yaml(options.root)
+    dataset.sources("train")
     facts, indices = inspect_dataset(dataset, options.image_size, cache_folder() / "index", options.workers)
     if options.json:
         json.dump(asdict(facts), sys.stdout, indent=2)
@@ -204,17 +214,18 @@ def main(args: list[str] | None = None) -> None:
         except OSError as error:
             raise ConfigError(f"--output: {options.output}: cannot be written ({error.strerror})") from error
         print(f"pictures: {', '.join(str(file) for file in files)}", file=sys.stderr)
-    dataset.sources("val")  # training refuses to start without it
+    dataset.sources("val")  # training refuses to start without it, too
     _refuse(facts)
 
 
 def _refuse(facts: DatasetFacts) -> None:
-    refused = [line for part in facts.splits.values() for line in part.refused]
+    parts = [facts.splits[split] for split in TRAINING_SPLITS]
+    refused = [line for part in parts for line in part.refused]
     if refused:
         raise ConfigError(f"{_count(len(refused), 'label file')} would stop training: {refused[0]}")
-    for split, part in facts.splits.items():
-        if not part.num_images:
-            raise ConfigError(f"none of the {split} images can be used: {part.left_out[0]}")
+    for part in parts:
+        if part.refusal:
+            raise ConfigError(part.refusal)
 
 
 if __name__ == "__main__":
