@@ -25,10 +25,10 @@ from data.coco import CocoFile
 from data.dataset_yaml import DatasetYaml
 from data.errors import DataError
 from data.index_file import IndexFileError, index_file_path, load_table, reload_table, save_table
-from data.labels import NOTICE_KINDS, UNLABELLED
+from data.labels import UNLABELLED
 from data.listing import Listing, label_candidates, list_coco, list_file, list_folder, stamp_of
-from data.scan import ScanTask, scan_images
-from data.scan_table import Origin, ScanTable, Source, concatenate, offsets_of, ragged_rows
+from data.scan import LabelRules, ScanTask, scan_images
+from data.scan_table import Origin, ScanTable, Source, concatenate, notice_counts, offsets_of, ragged_rows
 
 COCO_SUFFIX = ".json"
 
@@ -99,7 +99,7 @@ def build_index(dataset: DatasetYaml, split: str, cache_folder: Path | None = No
     """
     table = scan_split(dataset, split, cache_folder, workers)
     check_split(dataset, split, table)
-    _report_repairs(dataset, split, table)
+    _warn(dataset, split, table)
     return index_of(table)
 
 
@@ -121,7 +121,7 @@ def check_split(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
     if len(table.rejects) == len(table):
         first_reject = next(iter(table.rejects.values())).message
         raise DataError(f"{dataset.file}: none of the {len(table)} {split} images can be used: {first_reject}")
-    if _notice_counts(table)[UNLABELLED] == len(table) - len(table.rejects):
+    if notice_counts(table).get(UNLABELLED) == len(table) - len(table.rejects):
         first = next(row for row in range(len(table)) if row not in table.rejects)
         expected = label_candidates(table.path(first))[0]
         raise DataError(
@@ -156,8 +156,8 @@ def scan_split(dataset: DatasetYaml, split: str, cache_folder: Path | None = Non
         DataError: If a source cannot be listed; what is wrong with single images is in the table.
     """
     sources = dataset.sources(split)
-    what = {"names": dataset.names, "root": str(dataset.root), "sources": [str(source) for source in sources]}
-    key = json.dumps(what)
+    what = {"names": dataset.names, "key points": dataset.num_keypoint_values, "root": str(dataset.root)}
+    key = json.dumps(what | {"sources": [str(source) for source in sources]})
     file = index_file_path(cache_folder, dataset.file, split) if cache_folder else None
     known = _load_if_valid(file, key)
     table = _update(dataset, split, known, workers)
@@ -184,6 +184,7 @@ def _load_if_valid(file: Path | None, key: str) -> ScanTable | None:
 
 def _update(dataset: DatasetYaml, split: str, known: ScanTable | None, workers: int) -> ScanTable:
     """The table of a split: rows of ``known`` where the files have not changed, scanned ones elsewhere."""
+    rules = LabelRules(dataset.names, dataset.num_keypoint_values)
     known = known or concatenate([])
     known_rows = _rows_by_source(known)
     coco = functools.cache(lambda file: CocoFile(file, dataset.root, dataset.names))
@@ -208,7 +209,7 @@ def _update(dataset: DatasetYaml, split: str, known: ScanTable | None, workers: 
             tasks.append(ScanTask(path, listing.stamps[position], objects))
         rows.append(found)
         sources.append(Source(str(source), stamp, len(found)))
-    scanned = scan_images(tasks, dataset.names, workers, f"scanning {split}")
+    scanned = scan_images(tasks, rules, workers, f"scanning {split}")
     return _merge(known, scanned, np.concatenate(rows), tuple(sources))
 
 
@@ -260,22 +261,19 @@ def _merge(known: ScanTable, scanned: ScanTable, rows: np.ndarray, sources: tupl
     return dataclasses.replace(table, sources=sources, origin=None)
 
 
-def _hint(dataset: DatasetYaml) -> str:
-    return f"python -m engine.inspect --root {dataset.file} lists them all"
-
-
-def _notice_counts(table: ScanTable) -> dict[str, int]:
-    return dict(zip(NOTICE_KINDS, table.notices.sum(axis=0, dtype=np.int64).tolist(), strict=True))
-
-
-def _report_repairs(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
-    """Warn of images that are left out, and of what was repaired."""
+def _warn(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
+    """Tell what was found elsewhere, left out and put right."""
+    for note in dataset.notes.get(split, ()):
+        logger.warning("%s", note)
     if table.rejects:
         first = next(iter(table.rejects.values())).message
         logger.warning("%s: %d images left out: %s (%s)", split, len(table.rejects), first, _hint(dataset))
-    counts = _notice_counts(table)
-    if any(counts.values()):
-        logger.warning("%s: %s", split, ", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+    if counts := notice_counts(table):
+        logger.warning("%s: %s", split, ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+
+
+def _hint(dataset: DatasetYaml) -> str:
+    return f"python -m engine.inspect --root {dataset.file} lists them all"
 
 
 def index_of(table: ScanTable) -> ImageIndex:

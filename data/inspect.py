@@ -19,8 +19,7 @@ from rich.progress import track
 from data.dataset_yaml import DatasetYaml
 from data.errors import DataError
 from data.index import ImageIndex, check_objects, check_split, index_of, scan_split
-from data.labels import NOTICE_KINDS
-from data.scan_table import ScanTable
+from data.scan_table import ScanTable, notice_counts
 
 TRAINING_SPLITS = ("train", "val")
 SIZE_EDGES_PX = (8, 16, 32, 96)  # the first stride of the network, its second, and COCO's small and medium
@@ -42,6 +41,8 @@ class SplitFacts:
     """Images that cannot be used, a line each."""
     refused: list[str]
     """Label files that are wrong, a line each."""
+    notes: tuple[str, ...]
+    """What was found elsewhere than data.yaml says, a line each."""
     notices: dict[str, int]
     """What is put right, by kind."""
     boxes_per_class: list[int]
@@ -65,6 +66,8 @@ class DatasetFacts:
     """Per split: groups of files with the same content."""
     leaks: list[list[str]]
     """Groups of files with the same content in different splits."""
+    missing: dict[str, str]
+    """Per split that data.yaml names and that is not there: a line."""
     related: list[list[str]]
     """Copies that Roboflow made of one picture, in different splits."""
     refusals: dict[str, str]
@@ -100,7 +103,7 @@ def inspect_dataset(
             refusals[split] = str(error)
     indices = {split: index_of(table) for split, table in tables.items()}
     names = dataset.names
-    splits = {split: _split_facts(tables[split], indices[split], len(names), image_size) for split in tables}
+    splits = {split: _split_facts(dataset, split, tables[split], indices[split], image_size) for split in tables}
     groups = _same_content(tables)
     files = [(split, table.path(row)) for split, table in tables.items() for row in range(len(table))]
     return DatasetFacts(
@@ -109,6 +112,7 @@ def inspect_dataset(
         image_size=image_size,
         splits=splits,
         duplicates={split: _within(split, groups) for split in tables},
+        missing=dataset.missing,
         leaks=[[path for _, path in group] for group in groups if _num_splits(group) > 1],
         related=_related_across_splits(files, groups),
         refusals=refusals,
@@ -131,14 +135,16 @@ def box_sizes_px(index: ImageIndex, image_size: int) -> np.ndarray:
     return (index.boxes_xyxy_rel[:, 2:] - index.boxes_xyxy_rel[:, :2]) * per_box
 
 
-def _split_facts(table: ScanTable, index: ImageIndex, num_classes: int, image_size: int) -> SplitFacts:
+def _split_facts(
+    dataset: DatasetYaml, split: str, table: ScanTable, index: ImageIndex, image_size: int
+) -> SplitFacts:
+    num_classes = dataset.num_classes
     counts = np.diff(index.box_offsets)
     image_of_box = np.repeat(np.arange(len(index)), counts)
     pairs = np.unique(image_of_box * num_classes + index.classes)
     bins = np.digitize(np.sqrt(box_sizes_px(index, image_size).prod(axis=1)), SIZE_EDGES_PX)
     sizes, frequencies = np.unique(index.sizes_hw, axis=0, return_counts=True)
     frequent = np.argsort(-frequencies, kind="stable")[:5]
-    notices = table.notices.sum(axis=0, dtype=np.int64).tolist()
     return SplitFacts(
         num_images=len(index),
         num_boxes=len(index.classes),
@@ -146,7 +152,8 @@ def _split_facts(table: ScanTable, index: ImageIndex, num_classes: int, image_si
         max_boxes_per_image=int(counts.max(initial=0)),
         left_out=[reject.message for reject in table.rejects.values() if not reject.is_label],
         refused=[reject.message for reject in table.rejects.values() if reject.is_label],
-        notices={kind: count for kind, count in zip(NOTICE_KINDS, notices, strict=True) if count},
+        notes=dataset.notes.get(split, ()),
+        notices=notice_counts(table),
         boxes_per_class=np.bincount(index.classes, minlength=num_classes).tolist(),
         images_per_class=np.bincount(pairs % num_classes, minlength=num_classes).tolist(),
         boxes_per_size=dict(zip(SIZE_NAMES, np.bincount(bins, minlength=len(SIZE_NAMES)).tolist(), strict=True)),

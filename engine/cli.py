@@ -172,6 +172,8 @@ class CommandLine(LightningCLI):
             foreign = [callback for callback in foreign if not isinstance(callback, Checkpoint)]
             callbacks = [throughput, *progress, *foreign]
             return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
+        for split in ("train", "val"):
+            self.datamodule.dataset_yaml.sources(split)  # before a run folder is made
         check_callbacks(foreign, has_validation=trainer.limit_val_batches != 0)
         check_distinct([*foreign, *default_callbacks(config.run.folder, config.run)])
         self._check_shares()

@@ -25,6 +25,7 @@ from engine.errors import ConfigError, run_command
 from engine.memory.host import available_cores
 from models import cache_folder
 
+TRAINING_SPLITS = ("train", "val")  # what training reads
 FEW_IMAGES = 10  # of a class, in training: too few to learn it from
 STRONG_IMBALANCE = 20
 MANY_TINY_SHARE = 0.05
@@ -55,8 +56,13 @@ def _bad_files(facts: DatasetFacts) -> Iterator[Finding]:
         if part.notices:
             evidence = ", ".join(f"{kind}: {count}" for kind, count in part.notices.items())
             yield Finding(f"{split} labels", evidence, "training does this itself: is it what you want?", "note")
+        for note in part.notes:
+            yield Finding(f"{split} path", note, "correct data.yaml, if it is not what you want", "note")
         if split not in facts.refusals and not part.left_out:
             yield Finding(f"{split} files", f"{_count(part.num_images, 'image')} and their labels can be read")
+    for split, line in facts.missing.items():
+        if split not in facts.refusals:
+            yield Finding(f"{split} path", line, "needed only by who uses this split", "note")
 
 
 def _repeated_images(facts: DatasetFacts) -> Iterator[Finding]:
@@ -192,6 +198,7 @@ def main(args: list[str] | None = None) -> None:
     if options.image_size < 1:
         raise ConfigError(f"--image_size: {options.image_size}: must be at least 1")
     dataset = read_dataset_yaml(options.root)
+    dataset.sources("train")
     facts, indices = inspect_dataset(dataset, options.image_size, cache_folder() / "index", options.workers)
     if options.json:
         json.dump(asdict(facts), sys.stdout, indent=2)

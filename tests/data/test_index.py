@@ -53,6 +53,36 @@ def test_build_index__warns_once_with_counts(dataset_writer: object, caplog: pyt
     ]
 
 
+def test_build_index__pose_rows_by_data_yaml(dataset_writer: object, tmp_path: Path) -> None:
+    """The index that was kept without ``kpt_shape`` does not hold for data.yaml with it."""
+    file = dataset_writer([(16, 16)], ["0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 0.55"])
+    boxes = lambda: build_index(read_dataset_yaml(file), "train", tmp_path / "cache").labels(0)[0].tolist()  # noqa: E731
+    np.testing.assert_allclose(boxes(), [[0.2, 0.2, 0.55, 0.55]], atol=1e-6)
+    file.write_text(file.read_text() + "kpt_shape: [2, 2]\n")
+    np.testing.assert_allclose(boxes(), [[0.4, 0.4, 0.6, 0.6]], atol=1e-6)
+
+
+def test_build_index__tells_that_all_polygons_may_be_key_points(
+    dataset_writer: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    pose, polygon = "0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 0.55\n", "0 0.8 0.8 0.9 0.8 0.9 0.9\n"
+    file = dataset_writer([(16, 16)] * 2, [pose, pose])
+    build_index(read_dataset_yaml(file), "train")
+    assert "2 of these, that may be boxes with key points (if so, give kpt_shape in data.yaml)" in caplog.text
+    caplog.clear()
+    (file.parent / "train/labels/001.txt").write_text(polygon)
+    build_index(read_dataset_yaml(file), "train")
+    assert "2 polygons and rotated boxes reduced to boxes" in caplog.text and "key points" not in caplog.text
+
+
+def test_build_index__tells_where_it_found_the_split(dataset_writer: object, caplog: pytest.LogCaptureFixture) -> None:
+    file = dataset_writer([(16, 16)], ["0 0.5 0.5 0.2 0.2"])
+    file.write_text("train: /content/boards/train/images\nnames: [a]\n")
+    assert len(build_index(read_dataset_yaml(file), "train")) == 1
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"{file}: train is '/content/boards/train/images', which is not there: {file.parent}")
+
+
 def test_build_index__folders_are_searched_in_depth_and_sorted(tmp_path: Path) -> None:
     images = tmp_path / "images"
     names = ["c/3.bmp", "b/2.jpg", "a.PNG", "b/1.tiff", "ünïcode name.webp"]

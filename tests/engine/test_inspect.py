@@ -276,3 +276,32 @@ def test_main__shows_any_name_as_it_is(root: Path, tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     assert all(name in said for name in ("[/b]", "cap [smd]", "$x^$", ":cat:"))
     assert (tmp_path / "report" / "examples_train.png").exists()
+
+
+def test_main__without_any_label_file_says_that_training_refuses(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root.parent / "valid/labels").rename(root.parent / "valid/annotated")
+    with pytest.raises(ConfigError, match=r"no val image has a label file: .*6\.png needs .*labels/6\.txt"):
+        main([f"--root={root}", "--workers=1"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "problem val files" in said and "2 images and their labels can be read" not in said
+
+
+def test_main__test_split_that_is_not_there_or_wrong_does_not_stop_training(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root.write_text(f"{root.read_text()}\ntest: ../test/images\n")
+    main([f"--root={root}", "--workers=1"])
+    assert "note test path" in " ".join(capsys.readouterr().out.split())
+    (root.parent / "test/images").mkdir(parents=True)
+    (root.parent / "test/images/a.png").write_bytes(picture(30))
+    (root.parent / "test/images/a.txt").write_text("0 0.5")
+    main([f"--root={root}", "--workers=1"])
+    assert "1 wrong label file" in capsys.readouterr().out
+
+
+def test_main__tells_where_it_found_a_split(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root.write_text(f"train: /content/set/train/images\nval: valid/images\n{CLASSES}")
+    main([f"--root={root}", "--workers=1"])
+    assert "note train path" in " ".join(capsys.readouterr().out.split())
