@@ -174,6 +174,10 @@ def translate(
         ConfigError: If a value is none that Ultralytics would take.
     """
     run = Run(_numbers(arguments, place), num_images, num_classes, is_complete)
+    for key, words in WORDS.items():
+        value = run.arguments.get(key, words[0])
+        if not isinstance(value, Unread) and str(value).lower() not in words:
+            raise ConfigError(f"{place}: {key} is {plain(value)}: give one of {', '.join(words)}")
     result = Translation()
     rest = dict(run.arguments)
     for keys, group in GROUPS.items():
@@ -329,7 +333,7 @@ def _optimizer(given: dict[str, Any], run: Run, result: Translation) -> None:
     if name == "auto":
         _auto_optimizer(given, run, result)
     else:
-        ours, remark = OPTIMIZERS.get(name, ("adamw", "not an optimizer of Ultralytics: AdamW is taken"))
+        ours, remark = OPTIMIZERS[name]
         result.becomes(f"optimizer={given['optimizer']}", {"model.optimizer.name": ours}, remark)
         for key, setting, default in (("lr0", "lr", LR), ("momentum", "momentum", MOMENTUM)):
             shown = f"{key}={given.get(key, default)}" if key in given else f"{key} ({default} by default)"
@@ -500,6 +504,8 @@ OPTIMIZERS = {
     },
 }
 """Ours by their names, in lower case, and a remark."""
+WORDS = {"optimizer": ("auto", *OPTIMIZERS), "amp": ("true", "false", "fp16", "bf16", "fp32")}
+"""What Ultralytics takes for keys that are words, in lower case."""
 GROUPS: dict[tuple[str, ...], Callable[[dict[str, Any], Run, Translation], None]] = {
     ("model", "pretrained"): _model,
     ("batch", "nbs", "accumulate"): _batch,
@@ -536,6 +542,8 @@ def _numbers(arguments: dict[str, Any], place: str) -> dict[str, Any]:
         value = arguments[key]
         if isinstance(value, Unread) or (key == "multi_scale" and isinstance(value, bool)):
             continue
+        if isinstance(value, bool) and key in RENAMED and key not in WHOLE_NUMBERS:
+            value = result[key] = float(value)  # of a probability, as Ultralytics takes it
         values = value if key in ("imgsz", "scale") and isinstance(value, list) and value else [value]
         if not all(_is_number(one) for one in values):
             raise ConfigError(f"{place}: {key} is {plain(value)}: give a number")

@@ -108,13 +108,13 @@ def main(args: list[str] | None = None) -> None:
     options = _parser().parse_args(args)
     machine = examine_machine()
     translation = _translation(options, machine)
-    root = options.data or (translation and translation.settings.get("data.root"))
+    root = translation.settings.get("data.root") if translation else options.data
     if not root:
         raise ConfigError(f"DATA.yaml: missing: {_where_data_may_be(translation)}")
     facts = _facts_if_there(root) if translation else examine_data(root)
     settings = suggest(root, facts, machine)
     if translation:
-        settings |= translation.settings | {"data.root": str(root)}
+        settings |= translation.settings
     output = options.output or Path(f"{Path(root).absolute().parent.name}.yaml")
     if output.exists():
         raise ConfigError(f"--output: {output}: exists: choose another file")
@@ -202,7 +202,9 @@ def _translation(options: argparse.Namespace, machine: Machine) -> Translation |
         return None
     if "device" not in arguments and not machine.gpus:
         arguments["device"] = "cpu"  # which Ultralytics takes then, and leaves amp off
-    facts = _facts_if_there(options.data or arguments.get("data"))
+    if options.data or isinstance(arguments.get("data"), str):
+        arguments["data"] = str(Path(options.data or arguments["data"]).expanduser())
+    facts = _facts_if_there(arguments.get("data"))
     return translate(
         arguments,
         num_classes=facts.num_classes if facts else None,
@@ -214,7 +216,7 @@ def _translation(options: argparse.Namespace, machine: Machine) -> Translation |
 
 def _facts_if_there(root: Any) -> DataFacts | None:
     """Facts about a data set that need not be on this machine."""
-    return examine_data(root) if isinstance(root, str) and Path(root).is_file() else None
+    return examine_data(root) if isinstance(root, str) and Path(root).exists() else None
 
 
 def _where_data_may_be(translation: Translation | None) -> str:
@@ -257,8 +259,9 @@ def _check(text: str, translation: Translation | None) -> None:
         check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale)
     except (ConfigError, DataError, ValueError) as error:
         lines = translation.lines if translation else []
-        was = next((f"{line.theirs}: " for line in lines if any(key in str(error) for key in line.settings)), "")
-        raise ConfigError(f"{was}{error}") from error
+        found = ((str(error).find(key), line.theirs) for line in lines for key in line.settings)
+        was = [f"{theirs}: " for position, theirs in sorted(found) if position >= 0][:1]  # of the key with the mistake
+        raise ConfigError(f"{''.join(was)}{error}") from error
 
 
 def _tell(

@@ -149,6 +149,10 @@ def test_new__names_what_was_written_by_whom_in_errors(args_yaml: Callable[..., 
     with pytest.raises(ConfigError, match=rule) as error:
         main(["--from-args", str(source), "--output", str(output)])
     assert "my.yaml" not in str(error.value) and "new.yaml" not in str(error.value) and not output.exists()
+    source.write_text(source.read_text().replace("perspective: 0.1", "perspective: 0.0"))
+    source.write_text(source.read_text().replace("multi_scale: 0.0", "multi_scale: 0.01"))
+    with pytest.raises(ConfigError, match=r"^multi_scale=0\.01: data\.multi_scale: 0\.01: is less than 32 pixels of"):
+        main(["--from-args", str(source), "--output", str(output)])
     source.write_text(source.read_text().replace("epochs: 100", "epochs: many"))
     with pytest.raises(ConfigError, match=rf"^--from-args: {source}: epochs is many: give a number"):
         main(["--from-args", str(source), "--output", str(output)])
@@ -173,6 +177,22 @@ def test_new__uses_what_the_data_set_has_for_the_optimizer(
         main(["--from-command", f"yolo train data='{data_yaml}' epochs={epochs}", "--output", str(output)])
         assert yaml.safe_load(output.read_text())["model"]["optimizer"]["name"] == name
     assert "MuSGD" in capsys.readouterr().out and "MuSGD" in output.read_text()
+
+
+def test_new__takes_the_data_set_that_is_named_before_the_command(
+    data_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "my.yaml"
+    main([str(data_yaml), "--from-command", "yolo train data=elsewhere.yaml", "--output", str(output)])
+    assert yaml.safe_load(output.read_text())["data"]["root"] == str(data_yaml)
+    said = capsys.readouterr().out
+    assert "12 training images" in said and "elsewhere" not in said
+
+
+def test_new__takes_a_tilde_for_the_home(data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(data_yaml.parent))
+    main(["--from-command", "YOLO('yolo11n.pt').train(data='~/data.yaml')", "--output", str(tmp_path / "my.yaml")])
+    assert yaml.safe_load((tmp_path / "my.yaml").read_text())["data"]["root"] == str(data_yaml)
 
 
 def test_new__keeps_what_was_left_out_in_the_file(tmp_path: Path) -> None:
