@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from engine.cli import CommandLine
 from engine.cli_errors import ULTRALYTICS_KEYS
-from engine.migrate import LEFT_OUT, RENAMED
+from engine.migrate import GROUPS, LEFT_OUT, NO_EFFECT, RENAMED
 from engine.trainer_keys import OWN_KEY_INSTEAD
 
 DOCS = Path(__file__).parent
@@ -99,10 +99,16 @@ def configuration() -> str:
 
 def _migrated_keys() -> str:
     known = {action.dest for action in CommandLine(["--data.root=any"]).parser._actions}
-    renamed = [(f"`{theirs}`", f"`{ours}`") for theirs, ours in sorted(RENAMED.items()) if ours in known]
+    renamed = [(f"`{theirs}`", f"`{ours}`") for theirs, (ours, _) in sorted(RENAMED.items()) if ours in known]
     left_out = [(f"`{key}`", reason) for key, (_, reason) in sorted(LEFT_OUT.items())]
     first, second = _table(("theirs", "ours"), renamed), _table(("theirs", "why it becomes nothing"), left_out)
-    return f"Only the name changes:\n\n{first}\n{second}"
+    grouped = ", ".join(f"`{key}`" for key in sorted(key for keys in GROUPS for key in keys))
+    others = ", ".join(f"`{key}`" for key in sorted(NO_EFFECT))
+    return (
+        f"Only the name changes:\n\n{first}\n{second}\n"
+        f"Translated with their value, as above: {grouped}.\n\n"
+        f"Without effect on the training of a detector: {others}.\n"
+    )
 
 
 def _accumulation_errors() -> str:

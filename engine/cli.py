@@ -183,7 +183,7 @@ class CommandLine(LightningCLI):
             self.num_steps_behind = self._go_on(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path, self.num_steps_behind)
         self.config.run.folder = folder
-        advisor = PaceAdvisor(throughput, self.datamodule.workers)
+        advisor = PaceAdvisor(throughput)
         callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
         callbacks.append(WorkerAdapter(throughput))
         callbacks += default_callbacks(folder, config.run)

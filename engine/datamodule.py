@@ -26,6 +26,7 @@ from data.memory import (
     change_workers,
     fit_validation,
     measure_volume,
+    next_workers,
     open_caches,
     open_recent_images,
     plan_loading,
@@ -33,6 +34,7 @@ from data.memory import (
 )
 from data.sampler import STRIDE_PX, WindowSampler, image_sizes
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from engine.diagnosis import LoaderInUse
 from engine.errors import ConfigError
 from engine.machine import free_disk_bytes, shm_free_bytes
 from engine.memory.host import available_cores, ram_available_bytes
@@ -166,6 +168,7 @@ class DetectionData(L.LightningDataModule):
         self.volume = replace(volume, largest_size=image_sizes(self.image_size, self.multi_scale)[-1])
         self.validation_workers, host = self._fit_validation()
         self.loading = plan_loading(host, self.volume, self.cache, self.workers)
+        self._first_epoch: int | None = None  # in which caches are filled
         open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
         self.repeats = image_repeats(index, tuple(self.class_names), self.balance)
 
@@ -197,9 +200,31 @@ class DetectionData(L.LightningDataModule):
         open_recent_images(self.train_dataset, plan)
         return True
 
+    def loader_in_use(self) -> LoaderInUse:
+        """What prepares training images now, and what it could be: for advice."""
+        plan, host, source = self.loading, self._host(), self.train_dataset.source
+        kept = source.files if plan.cache == "files" else source.cache
+        is_given_up = plan.cache != "none" and kept is not None and kept.is_closed
+        cache = "none" if is_given_up else plan.cache
+        wanted = plan.workers
+        if self.has_auto_workers and self.trainer.current_epoch + 1 < self.max_epochs:
+            wanted = next_workers(1.0, plan.workers, host.cores, ram_available_bytes() < plan.floor_bytes)
+        fitting = plan_loading(host, self.volume, "auto", plan.workers).cache if self.cache == "none" else "none"
+        return LoaderInUse(
+            workers=plan.workers,
+            cores=host.cores,
+            cache=cache,
+            next_workers=change_workers(plan, host, self.volume, wanted).workers,
+            most_workers=change_workers(plan, host, self.volume, max(host.cores - 1, 1)).workers,
+            is_cache_given_up=is_given_up,
+            is_filling_cache=cache != "none" and self.trainer.current_epoch == self._first_epoch,
+            cache_that_fits=fitting if fitting in ("ram", "disk") else "",
+        )
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Windows of ``batch_size`` images, shuffled anew each epoch."""
         epoch, start_window = self._position()
+        self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
         return build_train_loader(
             self.train_dataset,
             self.batch_size,

@@ -11,7 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-from data.memory import PREFETCH, VALIDATION_WORKERS, WORKER_BYTES, worker_count
+from data.memory import PREFETCH, VALIDATION_WORKERS, WORKER_BYTES, Cache, worker_count
 from data.ring import blocks_per_worker
 from data.sampler import image_sizes
 from engine.machine import Gpu, Machine, free_disk_bytes
@@ -66,6 +66,33 @@ class Needs:
         return num_windows * self.batch_size * 3 * self.image_size**2
 
 
+@dataclass(frozen=True)
+class LoaderInUse:
+    """What prepares the training images of a process at the moment, and what it could be."""
+
+    workers: int
+    """That are at work."""
+    cores: int
+    """That this process may use."""
+    cache: Cache
+    """In use: none where it was not wanted, had no room, or was given up."""
+    next_workers: int
+    """Of the next epoch if training waits; differs where ``data.workers`` is auto (`engine.workers`)."""
+    most_workers: int
+    """For which there are cores and RAM."""
+    is_cache_given_up: bool = False
+    """Whether RAM ran so short that the cache was dropped."""
+    is_filling_cache: bool = False
+    """Whether this is the epoch in which images are read for the first time."""
+    cache_that_fits: Literal["ram", "disk", ""] = ""
+    """What would hold all images decoded, where the user has switched the cache off."""
+
+    def text(self) -> str:
+        """In one line."""
+        given_up = ", given up as RAM ran short" if self.is_cache_given_up else ""
+        return f"{self.workers} workers, {self.cores} cores, cache {self.cache}{given_up}"
+
+
 def needs_of(config: Any) -> Needs:
     """The needs of a configuration that `engine.cli` has parsed."""
     return Needs(
@@ -99,35 +126,42 @@ def check_needs(machine: Machine, needs: Needs) -> list[Finding]:
     ]
 
 
-def diagnose_throughput(data_wait_share: float, workers: int, cores: int, cached: bool = False) -> Finding:
+def diagnose_throughput(data_wait_share: float, loader: LoaderInUse) -> Finding:
     """Whether the loader or the device sets the pace, and what would help by how much.
 
     A step takes as long as the slower of the two: the loader, whose speed is in proportion to its workers,
-    and the device, which was busy while training did not wait. Without workers the two take turns.
+    and the device, which was busy while training did not wait. Without workers the two take turns. What happens
+    without the user is told, never advised.
 
     Args:
         data_wait_share: Part of the training time, 0 to 1, spent waiting for the loader.
-        workers: Of the loader.
-        cores: That this process may use.
-        cached: Whether decoded images come from RAM already.
+        loader: What prepares the images now.
     """
     what = "pace of training"
-    evidence = f"training waits for data {data_wait_share:.0%} of the time ({workers} workers, {cores} cores)"
+    evidence = f"training waits for data {data_wait_share:.0%} of the time ({loader.text()})"
     if data_wait_share < DATA_BOUND_SHARE:
         return Finding(what, f"the device sets it: {evidence}")
     evidence = f"the loader sets it: {evidence}"
+    if loader.is_filling_cache:
+        return Finding(what, f"{evidence}; nothing to set: the cache is being filled, later epochs find images there")
+    if loader.next_workers != loader.workers:
+        change = f"data.workers is auto and becomes {loader.next_workers} with the next epoch"
+        return Finding(what, f"{evidence}; nothing to set: {change}")
     device_share = max(1 - data_wait_share, 0.01)
-    loader_share = 1.0 if workers else data_wait_share
-    enough_workers = ceil(loader_share * max(workers, 1) / device_share)
-    best_workers = min(enough_workers, max(cores - 1, 1))  # one core is for the training itself
-    if best_workers > workers:
-        step_share = max(device_share, loader_share * max(workers, 1) / best_workers)
-        remedy = f"set data.workers to {best_workers}: about {1 / step_share:.1f} times as fast"
+    loader_share = 1.0 if loader.workers else data_wait_share
+    enough_workers = ceil(loader_share * max(loader.workers, 1) / device_share)
+    best_workers = min(enough_workers, loader.most_workers)
+    if best_workers > loader.workers:
+        step_share = max(device_share, loader_share * max(loader.workers, 1) / best_workers)
+        room = "for which there are cores and RAM"
+        remedy = f"set data.workers to {best_workers}, {room}: about {1 / step_share:.1f} times as fast"
         return Finding(what, evidence, remedy, "note")
     remedy = "lower data.image_size, or train where there are more cores"
-    if not cached:
+    if loader.cache_that_fits:
         gain = 1 / max(device_share, loader_share / CACHE_GAIN)
-        remedy = f"keep the images decoded in RAM: about {gain:.1f} times as fast; or {remedy}"
+        place = {"ram": "in RAM", "disk": "on the disk"}[loader.cache_that_fits]
+        cached = f"set data.cache to {loader.cache_that_fits}, as all images fit decoded {place}"
+        remedy = f"{cached}: about {gain:.1f} times as fast; or {remedy}"
     return Finding(what, evidence, remedy, "note")
 
 

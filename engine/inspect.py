@@ -25,7 +25,6 @@ from engine.errors import ConfigError, run_command
 from engine.memory.host import available_cores
 from models import cache_folder
 
-TRAINING_SPLITS = ("train", "val")  # what training reads
 FEW_IMAGES = 10  # of a class, in training: too few to learn it from
 STRONG_IMBALANCE = 20
 MANY_TINY_SHARE = 0.05

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.cli import CommandLine
-from engine.diagnosis import check_machine, check_needs, diagnose_throughput, needs_of
+from engine.diagnosis import LoaderInUse, check_machine, check_needs, diagnose_throughput, needs_of
 from engine.doctor import main
 from engine.machine import examine_machine
 
@@ -29,7 +29,7 @@ def test_check_needs__a_gpu_that_is_not_there_is_a_problem() -> None:
 
 
 def test_diagnose_throughput__tells_waiting_from_computing() -> None:
-    waiting = diagnose_throughput(0.5, workers=2, cores=8)
-    computing = diagnose_throughput(0.01, workers=2, cores=8)
+    loader = LoaderInUse(workers=2, cores=8, cache="none", next_workers=2, most_workers=7)
+    waiting, computing = diagnose_throughput(0.5, loader), diagnose_throughput(0.01, loader)
     assert waiting.severity != "ok" and "workers" in waiting.remedy
     assert computing.severity == "ok"
