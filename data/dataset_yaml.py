@@ -23,7 +23,7 @@ import yaml
 
 from data.coco import read_category_names
 from data.errors import DataError
-from data.moved import MovedPaths, is_absolute, parts_of
+from data.moved import find_place, is_absolute, parts_of
 from data.text import is_encodable, read_text
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # and how they are called
@@ -233,7 +233,8 @@ class _SourceFinder:
         if not is_absolute(written):
             num_kept = len(parts_of(written))
             written = f"{self._written_root}/{written}"
-        return MovedPaths([self._file.parent, self.root, Path.cwd()]).find(written, num_kept)
+        place = find_place((self._file.parent, self.root, Path.cwd()), written, num_kept)
+        return place.path(written) if place else None
 
     def _note(self, key: str, written: str, found: Path) -> str:
         return f"{self._file}: {key} is {written!r}, which is not there: {found} is used instead"

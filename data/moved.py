@@ -7,43 +7,44 @@ data set has been copied.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
 
 
-class MovedPaths:
-    """Finds paths of one file; what was left out of the first one that is found is left out of the others, too.
+class Place(NamedTuple):
+    """Where paths of another machine are on this one.
 
-    A shorter end would be another file: ``train/1.jpg`` must not become ``1.jpg``.
+    Found for one path of a file, it holds for the others: a shorter end would be another file, for ``train/1.jpg``
+    must not become ``1.jpg``.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        """Prepare.
+    folder: Path
+    num_left_out: int
+    """Parts at the beginning of each path."""
 
-        Args:
-            folders: Where the ends of paths may begin, the likeliest first.
-        """
-        self._folders = tuple(dict.fromkeys(folders))
-        self._place: tuple[Path, int] | None = None
+    def path(self, written: str) -> Path:
+        """What a path means here."""
+        return self.folder.joinpath(*parts_of(written)[self.num_left_out :])
 
-    def find(self, written: str, num_kept: int = 1) -> Path | None:
-        """What is there for a path as it is written.
 
-        Args:
-            written: The path, in the notation of any system.
-            num_kept: How many parts at its end must stay.
+def find_place(folders: Sequence[Path], written: str, num_kept: int = 1) -> Place | None:
+    """Where a path of another machine is on this one: the longest end of it that is there.
 
-        Returns:
-            The path of this machine; None if nothing is there.
-        """
-        parts = parts_of(written)
-        places = [self._place] if self._place else _places(self._folders, len(parts) - num_kept)
-        for folder, num_left_out in places:
-            candidate = folder.joinpath(*parts[num_left_out:])
-            if num_left_out < len(parts) and os.path.exists(candidate):  # noqa: PTH110  Path raises for long names
-                self._place = folder, num_left_out
-                return candidate
-        return None
+    Args:
+        folders: Where the end may begin, the likeliest folder first.
+        written: The path, in the notation of any system.
+        num_kept: How many parts at its end must stay; at least one.
+
+    Returns:
+        The place; None if nothing is there.
+    """
+    for num_left_out in range(len(parts_of(written)) - max(num_kept, 1) + 1):
+        for folder in folders:
+            place = Place(folder, num_left_out)
+            if os.path.exists(place.path(written)):  # noqa: PTH110  Path raises for what is too long for a name
+                return place
+    return None
 
 
 def is_absolute(written: str) -> bool:
@@ -57,9 +58,3 @@ def parts_of(written: str) -> tuple[str, ...]:
     path = PureWindowsPath(written) if is_windows else PurePosixPath(written)
     return tuple(part for part in path.parts if part not in (path.anchor, ".."))
 
-
-def _places(folders: Sequence[Path], max_left_out: int) -> Iterator[tuple[Path, int]]:
-    """Where to look, for the longest end first: a folder, and how many parts are left out."""
-    for num_left_out in range(max_left_out + 1):
-        for folder in folders:
-            yield folder, num_left_out

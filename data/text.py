@@ -33,10 +33,13 @@ def marked_encoding(content: bytes) -> str | None:
     return next((encoding for mark, encoding in MARKS if content.startswith(mark)), None)
 
 
-def is_encodable(text: str) -> bool:
-    """Whether text can be encoded: JSON and YAML can hold halves of characters, which no file and screen takes."""
+def is_encodable(text: str, errors: str = "strict") -> bool:
+    """Whether text can be encoded: JSON and YAML can hold halves of characters, which no file and screen takes.
+
+    With ``errors`` "surrogateescape" also if it stands for the name of a file that is no UTF-8.
+    """
     try:
-        text.encode()
+        text.encode(errors=errors)
     except UnicodeEncodeError:
         return False
     return True
