@@ -21,12 +21,12 @@ from engine.best import read_best
 from engine.diagnosis import Finding
 from engine.loggers import send_pictures
 from engine.metrics import CONFUSION_CONFIDENCE, DetectionResults
-from engine.report.curves import draw_confusion, draw_curves
+from engine.report.curves import curve_pictures
 from engine.report.facts import RunFacts
 from engine.report.html import REPORT, write_report
 from engine.report.labels_plot import draw_labels
 from engine.report.mistakes import ImageRecord, collect_records
-from engine.report.pictures import TILES, draw_mistakes, draw_train_batch, draw_validation_batch
+from engine.report.pictures import TILES, draw_found, draw_mistakes, draw_train_batch, draw_truth
 from engine.report.results_plots import draw_results, read_history
 from engine.report.style import drawing
 from engine.run import BEST, CHECKPOINTS
@@ -140,7 +140,9 @@ class RunReporter(L.Callback):
         facts = self._facts(trainer, module)
         self._draw_images(facts, module.class_names)
         consequence = "the pictures in the run folder are there all the same"
-        self._attempt("pictures in the loggers", lambda: self._send(trainer), consequence)
+        for path in self._pictures():
+            send = partial(send_pictures, trainer.loggers, [path], trainer.global_step)
+            self._attempt(f"{path.name} for the loggers", send, consequence)
         if self._attempt(REPORT, lambda: write_report(facts), consequence):
             print(f"report: {self.folder / REPORT}")
 
@@ -148,9 +150,8 @@ class RunReporter(L.Callback):
         history, results = self.folder / "metrics.csv", self._best
         if history.is_file():
             self._draw("results.png", lambda path: draw_results(read_history(history), path))
-        if results is not None:
-            self._draw("PR_curve.png", lambda path: draw_curves(results, path.parent))
-            self._draw("confusion_matrix.png", lambda path: draw_confusion(results, path.parent))
+        for name, draw in (curve_pictures(results) if results is not None else {}).items():
+            self._draw(name, draw)
 
     def _draw_images(self, facts: RunFacts, class_names: list[str]) -> None:
         records, confidence = self._best_records, facts.confidence
@@ -158,8 +159,8 @@ class RunReporter(L.Callback):
             return
         for number in range(min(NUM_BATCHES, -(-len(records) // TILES))):
             shown = records[number * TILES : (number + 1) * TILES]
-            draw = partial(draw_validation_batch, shown, class_names, confidence)
-            self._draw(f"val_batch{number}_labels.jpg", draw)
+            self._draw(f"val_batch{number}_labels.jpg", partial(draw_truth, shown, class_names, confidence))
+            self._draw(f"val_batch{number}_pred.jpg", partial(draw_found, shown, class_names, confidence))
         mistakes = partial(draw_mistakes, records, class_names, confidence)
         facts.num_wrong_images = self._draw("worst_mistakes.jpg", mistakes) or 0
 
@@ -189,9 +190,8 @@ class RunReporter(L.Callback):
             facts.confidence = float(np.clip(best_f1, MIN_SHOWN_CONFIDENCE, CONFUSION_CONFIDENCE))
         return facts
 
-    def _send(self, trainer: L.Trainer) -> None:
-        pictures = [path for pattern in PICTURES for path in sorted(self.folder.glob(pattern))]
-        send_pictures(trainer.loggers, pictures, trainer.global_step)
+    def _pictures(self) -> list[Path]:
+        return [path for pattern in PICTURES for path in sorted(self.folder.glob(pattern))]
 
     def _draw(self, name: str, draw: Callable[[Path], Any]) -> Any:
         with drawing():
@@ -202,9 +202,8 @@ class RunReporter(L.Callback):
         try:
             return make()
         except Exception as error:  # whatever it is: the weights are worth more than a picture
-            log.warning(
-                "%s: %s cannot be made (%s: %s): %s", self.folder, what, type(error).__name__, error, consequence
-            )
+            cause = " ".join(f"{type(error).__name__}: {error}".split())  # one line
+            log.warning("%s: %s cannot be made (%s): %s", self.folder, what, cause, consequence)
             log.debug("the cause", exc_info=error)
             return None
 

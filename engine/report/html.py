@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from engine.report.compact import compact
 from engine.report.facts import RunFacts, environment_rows, memory_rows, plan_rows, run_warnings
 from engine.report.page import PAGE, STYLE
 from engine.report.results_plots import draw_panel, read_history, shown_panels
@@ -23,7 +24,6 @@ from engine.report.style import drawing, new_figure
 
 log = logging.getLogger(__name__)
 REPORT = "report.html"
-MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 MAX_NARROW_CLASSES = 12
 """With more classes, a confusion matrix is too fine for the width of a phone, and is scrolled there."""
 SHOWN_KEYS = (
@@ -237,7 +237,8 @@ def _picture(path: Path, caption: str = "", wide: bool = False) -> str:
     """A picture of the run folder; nothing if it is not there. On a phone, wide ones are scrolled."""
     if not path.is_file():
         return ""
-    image = _image(path.read_bytes(), MIME_TYPES[path.suffix], caption or path.stem.replace("_", " "))
+    picture = compact(path, "WEBP")
+    image = _image(picture.content, picture.mime_type, caption or path.stem.replace("_", " "))
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure{" class=wide" if wide else ""}><div class="scroll">{image}</div>{text}</figure>'
 

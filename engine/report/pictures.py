@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,39 +53,37 @@ class Tile:
 
 def draw_train_batch(batch: Batch, class_names: Sequence[str], path: Path) -> None:
     """Draw the first images of a window as the network gets them, with their boxes."""
-    names = [shortened(name) for name in drawable_names(class_names)]
+    names = _names(class_names)
     boxes, classes, owners = (tensor.numpy() for tensor in (batch.boxes_xyxy_px, batch.classes, batch.image_index))
     tiles = []
     for i in range(min(len(batch), TILES)):
         mine = owners == i
         marks = [_class_mark(box, c, names) for box, c in zip(boxes[mine], classes[mine], strict=True)]
         tiles.append(Tile(batch.images[i].permute(1, 2, 0).numpy(), drawable_text(Path(batch.names[i]).name), marks))
-    save_sheet(tiles, path, _class_legend(tiles, names))
+    save_sheet(tiles, path, _class_legend({mark.class_id for tile in tiles for mark in tile.marks}, names))
 
 
-def draw_validation_batch(
-    records: Sequence[ImageRecord], class_names: Sequence[str], confidence: float, labels_path: Path
-) -> None:
-    """Draw the truth of some images, and into another file their detections, in the same places.
-
-    Args:
-        records: At most `TILES` images.
-        class_names: By class id.
-        confidence: Detections above it are drawn.
-        labels_path: For the truth, ending in ``_labels.jpg``; the detections go beside it, into ``_pred.jpg``.
-    """
-    names = [shortened(name) for name in drawable_names(class_names)]
-    truth, found = [], []
+def draw_truth(records: Sequence[ImageRecord], class_names: Sequence[str], confidence: float, path: Path) -> None:
+    """Draw the truth of at most `TILES` images, under the same legend as `draw_found`."""
+    names = _names(class_names)
+    tiles = []
     for record in records:
         image, caption = _read(record.path)
         marks = [_class_mark(row[:4], int(row[4]), names) for row in record.truth]
-        truth.append(Tile(image, f"{caption} (truth)", marks))
-        shown = record.detections[record.detections[:, 5] > confidence][::-1]  # the surest on top
+        tiles.append(Tile(image, f"{caption} (truth)", marks))
+    save_sheet(tiles, path, _record_legend(records, names, confidence))
+
+
+def draw_found(records: Sequence[ImageRecord], class_names: Sequence[str], confidence: float, path: Path) -> None:
+    """Draw the detections in the same images, in the same places, above a confidence."""
+    names = _names(class_names)
+    tiles = []
+    for record in records:
+        image, caption = _read(record.path)
+        shown = _shown(record, confidence)[::-1]  # the surest on top
         marks = [_class_mark(row[:4], int(row[4]), names, f" {row[5]:.2f}") for row in shown]
-        found.append(Tile(image, f"{caption} (found)", marks))
-    legend = _class_legend([*truth, *found], names)
-    save_sheet(truth, labels_path, legend)
-    save_sheet(found, labels_path.with_name(labels_path.name.replace("_labels", "_pred")), legend)
+        tiles.append(Tile(image, f"{caption} (found)", marks))
+    save_sheet(tiles, path, _record_legend(records, names, confidence))
 
 
 def draw_mistakes(records: Sequence[ImageRecord], class_names: Sequence[str], confidence: float, path: Path) -> int:
@@ -97,7 +95,7 @@ def draw_mistakes(records: Sequence[ImageRecord], class_names: Sequence[str], co
         confidence: Detections above it count.
         path: Where the picture goes; not written if there are no mistakes.
     """
-    names = [shortened(name) for name in drawable_names(class_names)]
+    names = _names(class_names)
     judged = [(judge(record, confidence), record) for record in records]
     wrong = sorted((pair for pair in judged if pair[0].severity > 0), key=lambda pair: -pair[0].severity)
     tiles = []
@@ -133,10 +131,18 @@ def save_sheet(
     sheet.save(path, quality=JPEG_QUALITY)
 
 
-def _class_legend(tiles: Sequence[Tile], names: Sequence[str]) -> Legend:
-    """The classes in some tiles."""
-    present = sorted({mark.class_id for tile in tiles for mark in tile.marks})
-    return {names[c]: class_colour(c) for c in present}
+def _class_legend(class_ids: Iterable[int], names: Sequence[str]) -> Legend:
+    return {names[c]: class_colour(c) for c in sorted(class_ids)}
+
+
+def _record_legend(records: Sequence[ImageRecord], names: Sequence[str], confidence: float) -> Legend:
+    """The classes that are true or found in some images."""
+    columns = [part[:, 4] for record in records for part in (record.truth, _shown(record, confidence))]
+    return _class_legend({int(c) for column in columns for c in column}, names)
+
+
+def _shown(record: ImageRecord, confidence: float) -> NDArray:
+    return record.detections[record.detections[:, 5] > confidence]
 
 
 def _draw_tile(tile: Tile, tile_px: int) -> Image.Image:
@@ -162,6 +168,10 @@ def _draw_marks(pen: ImageDraw.ImageDraw, marks: Sequence[Mark], gain: float, si
     for mark, box in zip(marks[::-1], boxes[::-1], strict=True):
         if mark.text:
             labels.write(mark.text, box, mark.colour)
+
+
+def _names(class_names: Sequence[str]) -> list[str]:
+    return [shortened(name) for name in drawable_names(class_names)]
 
 
 def _class_mark(box: NDArray, class_id: int, names: Sequence[str], more: str = "") -> Mark:

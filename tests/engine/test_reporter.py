@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.dataset_yaml import read_dataset_yaml
 from data.index import build_index
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
-from engine import reporter as reporter_module
 from engine.diagnosis import Finding
+from engine.report import curves
 from engine.reporter import RunReporter
+from engine.run_logs import EventFiles
 from tests.helpers.report import write_history
 from tests.helpers.results import make_metrics, make_pictures
 from tests.helpers.training import make_window
@@ -87,8 +89,12 @@ def files(folder: Path) -> set[str]:
 
 
 def test_reporter__leaves_what_users_of_this_field_expect(folder: Path, index: object) -> None:
-    run(folder, make_trainer(index), make_module())
+    events = EventFiles(folder.parent / "events")
+    run(folder, make_trainer(index, loggers=[events]), make_module())
+    events.finalize("success")
     assert files(folder) == EXPECTED | {"metrics.csv"}
+    tags = EventAccumulator(events.log_dir).Reload().Tags()["images"]
+    assert set(tags) == {f"pictures/{Path(name).stem}" for name in EXPECTED - {"report.html"}}
     assert all((folder / name).stat().st_size > 2_000 for name in EXPECTED)
 
 
@@ -103,12 +109,12 @@ def test_reporter__survives_a_picture_that_cannot_be_drawn(
     def fail(*args: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(reporter_module, "draw_curves", fail)
+    monkeypatch.setattr(curves, "_draw_pr", fail)
     with caplog.at_level(logging.WARNING, logger="engine.reporter"):
         run(folder, make_trainer(index), make_module())
     (message,) = caplog.messages
     assert "PR_curve.png cannot be made (OSError: No space left on device): training is not affected" in message
-    assert EXPECTED - files(folder) == {"PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png"}
+    assert EXPECTED - files(folder) == {"PR_curve.png"}
     assert "No space left on device" in (folder / "report.html").read_text()
 
 

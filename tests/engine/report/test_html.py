@@ -17,7 +17,7 @@ from PIL import Image
 from engine.memory.probe import MemorySample
 from engine.memory.units import GIB
 from engine.report import html
-from engine.report.curves import draw_confusion, draw_curves
+from engine.report.curves import curve_pictures
 from engine.report.facts import RunFacts, memory_rows, plan_rows, run_warnings
 from engine.report.html import write_report
 from engine.report.memory_log import MemoryLog
@@ -47,8 +47,8 @@ def facts(tmp_path: Path) -> RunFacts:
     (tmp_path / "config.yaml").write_text(f"data:\n  root: {HOSTILE_NAME!r}\n  batch_size: 32\n", encoding="utf-8")
     results = make_metrics(NAMES).compute()
     with drawing():
-        draw_curves(results, tmp_path)
-        draw_confusion(results, tmp_path)
+        for name, draw in curve_pictures(results).items():
+            draw(tmp_path / name)
     return RunFacts(
         folder=tmp_path,
         heading=f"yolo11l, {HOSTILE_NAME}",
