@@ -42,6 +42,11 @@ class BatchStatistics:
         for tensors, saved in zip(self._tensors_by_kind(), self._saved, strict=True):
             _unflatten(torch.where(good, _flatten(tensors), saved), tensors)
 
+    @property
+    def needs_several_values(self) -> bool:
+        """Whether some BatchNorm takes its statistics from this process' micro-batches alone."""
+        return any(norm.training and not isinstance(norm, nn.SyncBatchNorm) for norm in self._norms)
+
     def are_finite(self) -> Tensor:
         """Scalar bool on the device: whether no running statistic is inf or NaN."""
         return _flatten(self._statistics()).isfinite().all()

@@ -12,7 +12,7 @@ from there on, it is carried through (`engine.carry_through`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -35,7 +35,7 @@ from engine.recovery import MemorySettings, free_memory, retry
 from engine.rollback import BatchStatistics
 from engine.schedule import Schedule
 from models.loss import DetectionLoss, LossGains, LossSums
-from models.network import network_input, raw_predictions
+from models.network import head_strides, network_input, raw_predictions
 
 Result = TypeVar("Result")
 MAX_FAILURES = 10
@@ -120,8 +120,11 @@ class TrainingStep:
         parameter = next(network.parameters())
         self.device = parameter.device
         records = cuda_graphs and can_record(network)
-        self.micro_step = RecordedMicroStep(self._forward_backward, list(network.parameters()), records)
+        self._buffers = [(module._buffers, name) for module in network.modules() for name in module._buffers]
+        parameters = list(network.parameters())
+        self.micro_step = RecordedMicroStep(self._forward_backward, parameters, records, self._tensors_in_place)
         scaler.scale(torch.zeros((), device=self.device))  # makes its state: in a step, memory may run out half-way
+        self._coarsest_px = max(head_strides(network))
         self._input_dtype = parameter.dtype if precision == "fp32" else AUTOCAST_DTYPE[precision]
 
     def run(self, window: Batch) -> StepOutcome | None:
@@ -146,14 +149,28 @@ class TrainingStep:
 
     def _accumulate(self, window: Batch) -> AccumulationWindow:
         """Forward and backward passes of all micro-batches of a window."""
+        micro_batches = window.split(self.memory.micro_batch_size)
+        self._check_sizes(micro_batches)
         self.batch_statistics.save()
         accumulation = AccumulationWindow(len(window), len(window.classes), self.device)
-        for micro_batch in copied_ahead(window.split(self.memory.micro_batch_size), self.device):
+        for micro_batch in copied_ahead(micro_batches, self.device):
             totals = self.micro_step.run(coloured(micro_batch), accumulation.scale, self.memory.settings)
             accumulation.add(totals)
         if is_parallel():
             fill_missing_gradients(self.optimizer)
         return accumulation
+
+    def _check_sizes(self, micro_batches: list[Batch]) -> None:
+        """Refuse a micro-batch of which BatchNorm would see one value per channel, which have no variance."""
+        if not self.batch_statistics.needs_several_values:
+            return
+        for micro_batch in micro_batches:
+            num_images, _, height_px, width_px = micro_batch.images.shape
+            if num_images * (height_px // self._coarsest_px) * (width_px // self._coarsest_px) == 1:
+                raise TrainingError(
+                    f"data.image_size: {height_px} x {width_px} px: a micro-batch of a single image leaves BatchNorm "
+                    "one value per channel, which has no variance: use larger images, or set model.freeze_batch_norm"
+                )
 
     def _undo(self) -> None:
         """Drop what a window that is not used has left behind."""
@@ -207,6 +224,14 @@ class TrainingStep:
         recorded once and launched again: see `engine.cuda_graphs`.
         """
         return back_propagate(self.loss_sums(micro_batch), self.gains, scale, self.scaler)
+
+    def _tensors_in_place(self) -> Iterator[Tensor]:
+        """What a micro-step reads or changes in place beside parameters and gradients."""
+        for buffers, name in self._buffers:  # many times as fast as `Module.buffers`
+            if (buffer := buffers[name]) is not None:
+                yield buffer
+        if self.scaler.is_enabled():
+            yield self.scaler._scale
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
         """Forward pass and un-normalised loss of one micro-batch on the device, its colours changed already."""

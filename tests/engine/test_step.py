@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from engine.errors import TrainingError
 from engine.nonfinite import NonFiniteGuard
@@ -97,6 +99,62 @@ def test_run__skipping_equals_never_having_seen_the_window() -> None:
     for ours, theirs in zip(batch_norms(plain), batch_norms(poisoned), strict=True):
         assert torch.equal(ours.running_var, theirs.running_var)
         assert torch.equal(ours.num_batches_tracked, theirs.num_batches_tracked)
+
+
+def spoil(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    norm.running_var.data[3] = float("nan")  # as a variance that overflows
+
+
+def test_run__skips_a_window_that_spoils_only_the_statistics(caplog: pytest.LogCaptureFixture) -> None:
+    network = make_network(frozen=False)
+    step = make_step(network)
+    before = copy_of(network)
+    with network.model[0].bn.register_forward_hook(spoil), caplog.at_level(logging.WARNING):
+        step.run(make_window(COUNTS))
+        outcome = step.settle()
+    assert not outcome.finite and math.isfinite(outcome.grad_norm)
+    assert "BatchNorm" in caplog.text
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+        assert torch.equal(step.ema.network.state_dict()[name], tensor), name
+    step.run(make_window(COUNTS))
+    assert step.settle().finite and step.num_steps_taken == 1
+
+
+@pytest.mark.parametrize("recompute", ["none", "elementwise", "block"])
+def test_run__refuses_one_value_per_channel_at_every_level(recompute: str) -> None:
+    network = make_network(frozen=False)
+    step = make_step(network, micro_batch_size=2)
+    step.memory._set(2, recompute)
+    before = copy_of(network).state_dict()
+    with pytest.raises(TrainingError, match=r"^data\.image_size: 32 x 32 px: a micro-batch of a single image .*larger"):
+        step.run(make_window([1, 1, 1], image_size=32))  # 2 images, then 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    step.run(make_window([1, 1], image_size=32))
+    assert step.settle().finite
+
+
+def test_run__takes_one_value_per_channel_where_statistics_are_frozen() -> None:
+    step = make_step(make_network(frozen=True), micro_batch_size=1)
+    step.run(make_window([1], image_size=32))
+    assert step.settle().finite
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_run__ends_with_the_statistics_of_the_last_good_window(at: int) -> None:
+    """``last.ckpt`` may be written on the way out, while the window after the skipped ones is under way."""
+    network = make_network(frozen=False)
+    step = make_step(network, guard=NonFiniteGuard(max_in_a_row=1))
+    step.guard.diagnose = lambda: str(network(torch.rand(4, 3, 64, 64)).keys())  # moves them too
+    for seed in range(at - 1):
+        step.run(make_window(COUNTS, seed=seed))
+    step.settle()
+    before = copy_of(network).state_dict()
+    poison(network, float("nan"), 1)
+    step.run(make_window(COUNTS))
+    with pytest.raises(TrainingError):
+        step.run(make_window(COUNTS, seed=7))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_run__ends_after_too_many_bad_windows() -> None:
