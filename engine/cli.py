@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from engine.advice import PaceAdvisor
-from engine.auto import MemoryAhead, settle_memory, settle_without_plan
+from engine.auto import MemoryAhead, count_devices, settle_memory, settle_without_plan
 from engine.checkpoint import num_steps_of
 from engine.checkpoint_io import SafeCheckpointIO
 from engine.datamodule import DetectionData
@@ -27,6 +27,7 @@ from engine.loggers import check_logger_packages, combined_loggers
 from engine.memory.config import MemoryConfig
 from engine.module import Detector
 from engine.monitor import MemoryMonitor
+from engine.processes import WindowParallel, check_shares, strategy_for
 from engine.progress import TrainingProgress
 from engine.report.memory_log import OOM_RECOVERY
 from engine.reporter import RunReporter
@@ -161,23 +162,31 @@ class CommandLine(LightningCLI):
             ConfigError: If the configuration turns out to be wrong.
         """
         try:
+            self._strategy = self._settle_processes()
             if self.writes_run:
                 self.memory_ahead = settle_memory(self.config)
             else:
                 settle_without_plan(self.config)
-            check_sync_batchnorm(self.config)
             super().instantiate_classes()
         except ValueError as error:
             raise ConfigError(" ".join(str(error).split())) from error
         return self
+
+    def _settle_processes(self) -> WindowParallel | str:
+        """How the processes of the run work together; what they cannot do is refused."""
+        check_sync_batchnorm(self.config)
+        num_processes = count_devices(self.config.trainer)
+        check_shares(self.config.data.batch_size, num_processes)
+        return strategy_for(self.config.trainer.strategy, num_processes)
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """The trainer with our loggers and callbacks, and the run folder if the command has one."""
         config = self.config_init
         throughput = Throughput()
         callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
+        kwargs["strategy"] = self._strategy
         if not self.writes_run:
-            return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
+            return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False, **kwargs)
         self.num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path)
         self.config.run.folder = folder
@@ -187,7 +196,7 @@ class CommandLine(LightningCLI):
         callbacks += default_callbacks(folder, config.run)
         logger = combined_loggers(config.trainer.logger, default_loggers(folder, self.num_steps_behind))
         return super().instantiate_trainer(
-            callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
+            callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder, **kwargs
         )
 
     def _memory_monitor(self, folder: Path) -> MemoryMonitor:
@@ -257,21 +266,16 @@ def check_config_file(path: Path) -> None:
 
 
 def check_sync_batchnorm(config: Namespace) -> None:
-    """Refuse BatchNorm over devices where torch or recomputation cannot do it.
+    """Refuse BatchNorm over devices: they would have to meet in every layer, also when one has run out of memory.
 
     Raises:
-        ConfigError: On a CPU, or with a recompute level that takes a layer's forward pass twice.
+        ConfigError: With what helps small micro-batches instead.
     """
-    if not config.trainer.sync_batchnorm:
-        return
-    if config.trainer.accelerator == "cpu":
-        raise ConfigError("trainer.sync_batchnorm: true: torch has it for GPUs only: leave it out")
-    levels = {config.model.recompute, *(config.model.recompute_layers or {}).values()}
-    if levels != {"none"}:
+    if config.trainer.sync_batchnorm:
         raise ConfigError(
-            f"trainer.sync_batchnorm: true: model.recompute is {config.model.recompute}, but devices can normalise "
-            "together only in layers that keep everything: set model.recompute: none, or leave "
-            "trainer.sync_batchnorm out"
+            "trainer.sync_batchnorm: true: a device that has fewer images, or runs out of memory, would leave the "
+            "others waiting in a layer: leave it out, and raise data.micro_batch_size with model.recompute: auto, or "
+            "set model.freeze_batch_norm: true"
         )
 
 

@@ -6,18 +6,21 @@ from engine.advice import advise_before, print_advice
 from engine.cli import CommandLine
 from engine.errors import TrainingError, run_command
 from engine.faults import explained_faults
+from engine.processes import beginning_together, speaking_once
 from engine.ranks import all_present
 from engine.run import CHECKPOINTS
 
 
 def main(args: list[str] | None = None) -> CommandLine:
     """Train as configured; returns the finished command line, for its trainer and model."""
-    cli = CommandLine(args, writes_run=True).build()
-    cli.save_config()
-    print_advice(advise_before(cli.config))
-    if cli.memory_ahead is not None:
+    with beginning_together():
+        cli = CommandLine(args, writes_run=True).build()
+        cli.save_config()
+    if cli.trainer.is_global_zero:
+        print_advice(advise_before(cli.config))
+    if cli.trainer.is_global_zero and cli.memory_ahead is not None:
         print(cli.memory_ahead)
-    with explained_faults(cli.config.run.folder / CHECKPOINTS / "last.ckpt"), all_present():
+    with speaking_once(), explained_faults(cli.config.run.folder / CHECKPOINTS / "last.ckpt"), all_present():
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
     if cli.checkpoint_io.failure:
         raise TrainingError(cli.checkpoint_io.failure)
