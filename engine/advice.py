@@ -13,6 +13,7 @@ from rich import get_console
 from rich.console import Console
 from rich.text import Text
 
+from engine.auto import device_of
 from engine.diagnosis import (
     DATA_BOUND_SHARE,
     Finding,
@@ -35,9 +36,10 @@ RELIEF_SHARE = DATA_BOUND_SHARE / 2
 def advise_before(config: Any) -> list[Finding]:
     """What this machine lacks for a configuration that `engine.cli` has parsed: problems first, then notes.
 
-    Of a machine's GPUs nothing is said to those who train on the CPU.
+    Of a machine's GPUs only the one that this process trains on is looked at.
     """
-    machine, needs = examine_machine(), needs_of(config)
+    device = device_of(config.trainer)
+    machine, needs = examine_machine([device] if device.type == "cuda" else []), needs_of(config)
     findings = check_needs(machine, needs)
     if needs.accelerator != "cpu":
         findings = check_machine(machine) + findings

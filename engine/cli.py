@@ -29,6 +29,8 @@ from engine.memory.config import MemoryConfig
 from engine.module import Detector
 from engine.monitor import MemoryMonitor
 from engine.paths import expand_paths
+from engine.processes import WindowParallel, strategy_for
+from engine.processes import check_shares as check_shares_of_processes
 from engine.progress import TrainingProgress
 from engine.report.memory_log import OOM_RECOVERY
 from engine.reporter import RunReporter
@@ -148,11 +150,11 @@ class CommandLine(LightningCLI):
             ConfigError: If the configuration turns out to be wrong.
         """
         try:
+            self._strategy = self._settle_processes()
             if self.writes_run:
                 self.memory_ahead = settle_memory(self.config)
             else:
                 settle_without_plan(self.config)
-            check_sync_batchnorm(self.config)
             self._set_seed()  # again, so that the first weights do not depend on what was drawn until here
             with explained_by_lightning():
                 super().instantiate_classes()
@@ -160,18 +162,26 @@ class CommandLine(LightningCLI):
             raise ConfigError(reason_in(str(error))) from error
         return self
 
+    def _settle_processes(self) -> WindowParallel | str:
+        """How the processes of the run work together; what they cannot do is refused."""
+        check_sync_batchnorm(self.config)
+        num_processes = count_devices(self.config.trainer)
+        check_shares_of_processes(self.config.data.batch_size, num_processes)
+        return strategy_for(self.config.trainer.strategy, num_processes)
+
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """The trainer with our loggers and callbacks, and the run folder if the command has one."""
         config = self.config_init
         trainer = config.trainer
         foreign = trainer.callbacks or []
         foreign = list(foreign) if isinstance(foreign, Sequence) else [foreign]
+        kwargs["strategy"] = self._strategy
         throughput = Throughput()
         progress = [] if trainer.enable_progress_bar is False else [TrainingProgress(throughput)]
         if not self.writes_run:
             foreign = [callback for callback in foreign if not isinstance(callback, Checkpoint)]
             callbacks = [throughput, *progress, *foreign]
-            return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
+            return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False, **kwargs)
         for split in ("train", "val"):
             self.datamodule.dataset_yaml.sources(split)  # before a run folder is made
         check_callbacks(foreign, has_validation=trainer.limit_val_batches != 0)
@@ -189,7 +199,7 @@ class CommandLine(LightningCLI):
         callbacks += default_callbacks(folder, config.run)
         logger = combined_loggers(config.trainer.logger, default_loggers(folder, self.num_steps_behind))
         return super().instantiate_trainer(
-            callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
+            callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder, **kwargs
         )
 
     def _go_on(self, path: Path) -> int:
@@ -260,21 +270,16 @@ def check_numbers(config: Namespace) -> None:
 
 
 def check_sync_batchnorm(config: Namespace) -> None:
-    """Refuse BatchNorm over devices where torch or recomputation cannot do it.
+    """Refuse BatchNorm over devices: they would have to meet in every layer, also when one has run out of memory.
 
     Raises:
-        ConfigError: On a CPU, or with a recompute level that takes a layer's forward pass twice.
+        ConfigError: With what helps small micro-batches instead.
     """
-    if not config.trainer.sync_batchnorm:
-        return
-    if config.trainer.accelerator == "cpu":
-        raise ConfigError("trainer.sync_batchnorm: true: torch has it for GPUs only: leave it out")
-    levels = {config.model.recompute, *(config.model.recompute_layers or {}).values()}
-    if levels != {"none"}:
+    if config.trainer.sync_batchnorm:
         raise ConfigError(
-            f"trainer.sync_batchnorm: true: model.recompute is {config.model.recompute}, but devices can normalise "
-            "together only in layers that keep everything: set model.recompute: none, or leave "
-            "trainer.sync_batchnorm out"
+            "trainer.sync_batchnorm: true: a device that has fewer images, or runs out of memory, would leave the "
+            "others waiting in a layer: leave it out, and raise data.micro_batch_size with model.recompute: auto, or "
+            "set model.freeze_batch_norm: true"
         )
 
 

@@ -6,6 +6,7 @@ from engine.advice import advise_before, print_advice
 from engine.cli import CommandLine
 from engine.errors import TrainingError, run_command
 from engine.faults import explained_faults
+from engine.processes import beginning_together, speaking_once
 from engine.ranks import all_present
 from engine.run import CHECKPOINTS, LAST
 from engine.trainer_keys import explained_by_lightning
@@ -13,12 +14,15 @@ from engine.trainer_keys import explained_by_lightning
 
 def main(args: list[str] | None = None) -> CommandLine:
     """Train as configured; returns the finished command line, for its trainer and model."""
-    cli = CommandLine(args, writes_run=True).build()
-    cli.save_config()
-    print_advice(advise_before(cli.config))
-    if cli.memory_ahead is not None:
+    with beginning_together():
+        cli = CommandLine(args, writes_run=True).build()
+        cli.save_config()
+    if cli.trainer.is_global_zero:
+        print_advice(advise_before(cli.config))
+    if cli.trainer.is_global_zero and cli.memory_ahead is not None:
         print(cli.memory_ahead)
-    with explained_faults(cli.config.run.folder / CHECKPOINTS / LAST), all_present(), explained_by_lightning():
+    last = cli.config.run.folder / CHECKPOINTS / LAST
+    with speaking_once(), explained_faults(last), all_present(), explained_by_lightning():
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
     for failure in cli.checkpoint_io.failures.values():
         raise TrainingError(failure)

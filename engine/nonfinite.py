@@ -41,7 +41,7 @@ class NonFiniteGuard:
         self.num_in_a_row = 0
 
     def record(self, finite: bool, names: Sequence[str]) -> None:
-        """Note whether a window's gradient was finite; ``names`` are the images of that window, of all ranks.
+        """Note whether a window's gradient was finite; ``names`` are that window's images, of all ranks.
 
         Raises:
             TrainingError: After ``max_in_a_row`` skipped windows without a good one between.

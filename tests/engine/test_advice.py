@@ -225,7 +225,7 @@ def test_pace_advisor__takes_no_validation_for_waiting(clock: Clock) -> None:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def have(**facts: object) -> Machine:
         found = replace(examine_machine(), **facts)
-        monkeypatch.setattr(advice, "examine_machine", lambda: found)
+        monkeypatch.setattr(advice, "examine_machine", lambda devices: found)
         return found
 
     return have

@@ -39,7 +39,15 @@ def message_of(*args: str) -> str:
         ("--trainer.max_epochs=0", "trainer.max_epochs: 0: must be between 1 and 4294967295"),
         ("--run.patience=-1", "run.patience: -1: must be between 0 and 4294967295"),
         ("--trainer.precision=16-mixed", "trainer.precision: 16-mixed: yolofit does this itself: use model.precision"),
-        ("--trainer.sync_batchnorm=true", "trainer.sync_batchnorm: true: torch has it for GPUs only: leave it out"),
+        (
+            "--trainer.strategy=fsdp",
+            "trainer.strategy: fsdp: yolofit shares windows out among the devices itself, and weights are too small to "
+            "be shared out (docs/distributed.md): leave it out",
+        ),
+        (
+            "--trainer.devices=17",
+            "data.batch_size: 16: is less than the 17 devices that share it: raise it, or lower trainer.devices",
+        ),
         (
             "--data.micro_batch_size=99",
             "data.micro_batch_size: 99: is more than data.batch_size (16), the images of a whole optimizer step: "
@@ -80,11 +88,38 @@ def test_command_line__needs_a_place_for_the_drawn_boards(tmp_path: Path, monkey
     assert ": cannot be written (File exists): make room, or choose another folder (YOLOFIT_CACHE" in message
 
 
-def test_command_line__normalises_over_devices_only_where_nothing_is_computed_again() -> None:
-    gpu = ("--trainer.accelerator=auto", "--trainer.sync_batchnorm=true")
-    assert message_of(QUICKSTART, *gpu, "--model.recompute=block") == (
-        "trainer.sync_batchnorm: true: model.recompute is block, but devices can normalise together only in layers "
-        "that keep everything: set model.recompute: none, or leave trainer.sync_batchnorm out"
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+def test_command_line__refuses_to_normalise_over_devices(accelerator: str) -> None:
+    """Devices with other numbers of micro-batches would wait for each other in a layer, for ever."""
+    message = message_of(QUICKSTART, f"--trainer.accelerator={accelerator}", "--trainer.sync_batchnorm=true")
+    assert message.startswith("trainer.sync_batchnorm: true: a device that has fewer images")
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "ddp_spawn", "ddp_fork", "ddp_notebook", "single_device", "no_such"])
+def test_command_line__refuses_strategies_that_are_not_ours(name: str) -> None:
+    assert message_of(QUICKSTART, f"--trainer.strategy={name}").startswith(f"trainer.strategy: {name}: yolofit shares")
+
+
+@pytest.mark.parametrize("arguments", [("--trainer.devices=2",), ("--trainer.strategy=ddp", "--trainer.devices=2")])
+def test_command_line__takes_a_strategy_without_a_second_copy_of_the_gradients(arguments: tuple[str, ...]) -> None:
+    small = ("--data.synthetic.num_train=2", "--data.synthetic.num_val=1")
+    cli = CommandLine([QUICKSTART, *small, *arguments], writes_run=False).build()
+    strategy = cli.trainer.strategy
+    strategy.connect(cli.model)
+    strategy.configure_ddp()
+    assert strategy.model is cli.model and cli.trainer.world_size == 2
+
+
+def test_command_line__refuses_another_number_of_processes_than_torchrun_has_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of them would train alone, all on the first device."""
+    variables = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "3", "LOCAL_RANK": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert message_of(QUICKSTART) == (
+        "trainer.devices: torchrun has started 4 processes, the configuration asks for 1: add --trainer.devices 2 "
+        "--trainer.num_nodes 2"
     )
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from data.batch import Batch
+from engine.processes import share_state
 from models.network import batch_norms
 from models.recompute import apply_recompute
 from tests.helpers.faults import OutOfMemoryAt
@@ -161,6 +162,20 @@ def test_run__running_statistics_are_the_mean_of_all_ranks(tmp_path: Path) -> No
     for rank in ranks:
         assert relative_error(rank["network"], alone.mean(0)) <= 1e-6
     assert torch.equal(ranks[0]["average"], ranks[1]["average"])
+
+
+def weights_of_its_own_seed(rank: int) -> dict:
+    network = make_network(seed=rank)
+    own = flat_weights(network)
+    share_state(network)
+    return {"own": own, "shared": flat_weights(network)}
+
+
+@pytest.mark.slow
+def test_share_state__all_have_the_weights_of_the_first(tmp_path: Path) -> None:
+    ranks = both("weights_of_its_own_seed", tmp_path)
+    assert not torch.equal(ranks[0]["own"], ranks[1]["own"])
+    assert torch.equal(ranks[0]["shared"], ranks[0]["own"]) and torch.equal(ranks[1]["shared"], ranks[0]["own"])
 
 
 def train_with_an_optimizer_that_runs_out(rank: int) -> dict:
