@@ -14,8 +14,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from engine.matching import Pairs, greedy_match
+from engine.matching import Pairs, greedy_match, overlapping_pairs
 from engine.metrics import DetectionMetrics, DetectionResults
 from models.postprocess import Detections
 from tests.helpers.runs import run_together
@@ -377,6 +378,33 @@ def test_compute__two_processes_give_what_one_gives(tmp_path: Path) -> None:
         for rank in range(2):
             ours = torch.load(tmp_path / f"{case} {rank}.pt", weights_only=False)  # our own file
             assert_same(DetectionResults(**ours), reference)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    num_detections=st.integers(0, 40),
+    num_truth=st.integers(0, 30),
+    grid=st.sampled_from([0, 4, 20]),
+)
+def test_overlapping_pairs__are_those_of_every_pair(seed: int, num_detections: int, num_truth: int, grid: int) -> None:
+    """Also on a grid, with equal edges and IoUs at the limit, and for boxes without area or of NaN."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def boxes(count: int) -> Tensor:
+        corner, size = torch.rand(count, 2, generator=generator) * 30, torch.rand(count, 2, generator=generator) * 25
+        rows = torch.cat([corner, corner + size], 1)
+        rows = (rows * grid / 30).round() if grid else rows
+        rows[torch.rand(count, generator=generator) < 0.05] = torch.nan
+        return rows
+
+    found, true = [boxes(num_detections), boxes(3)], [boxes(num_truth), boxes(2)]
+    pairs = overlapping_pairs(found, true, 0.45)
+    expected = [(box_iou(a, b) >= 0.45).nonzero() for a, b in zip(found, true, strict=True)]
+    indices = torch.cat([expected[0], expected[1] + torch.tensor([num_detections, num_truth])])
+    np.testing.assert_array_equal(np.stack([pairs.detection_P, pairs.truth_P], 1), indices)
+    iou = [box_iou(a, b)[tuple(e.T)] for a, b, e in zip(found, true, expected, strict=True)]
+    np.testing.assert_array_equal(pairs.iou_P, torch.cat(iou))
 
 
 def loop_match(pairs: Pairs, scores_D: np.ndarray) -> np.ndarray:
