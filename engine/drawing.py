@@ -60,7 +60,8 @@ def draw_detections(
     if not has_legend or all(is_named):
         return np.asarray(canvas)
     legend = {f"{names[c]}: {count}": class_colour(c) for c, count in Counter(classes).most_common()}
-    return np.vstack([canvas, draw_legend(legend, canvas.width, max(MIN_FONT_PX + 2, round(side / 90)))])
+    strip = draw_legend(legend, canvas.width, max(MIN_FONT_PX + 2, round(side / 90)))
+    return np.vstack([np.asarray(canvas), np.asarray(strip)])
 
 
 def draw_boxes(draw: ImageDraw.ImageDraw, boxes: NDArray, colours: Sequence[str], line_px: int) -> None:

@@ -165,12 +165,12 @@ def _confidence(facts: RunFacts) -> str:
 
 
 def _predictions(facts: RunFacts) -> str:
-    pairs = ""
-    for number in range(3):
-        truth, found = (facts.folder / f"val_batch{number}_{kind}.jpg" for kind in ("labels", "pred"))
-        pairs += _picture(truth, "What is true.", wide=True)
-        pairs += _picture(found, f"Found above confidence {facts.confidence:.2f}.", wide=True)
-    return f'<div class="pair">{pairs}</div>' if pairs else ""
+    pairs = []
+    for truth in sorted(facts.folder.glob("val_batch*_labels.jpg")):
+        found = truth.with_name(truth.name.replace("_labels", "_pred"))
+        pair = _picture(truth, "What is true.", wide=True)
+        pairs.append(pair + _picture(found, f"Found above confidence {facts.confidence:.2f}.", wide=True))
+    return _first_open(pairs, "More validation images")
 
 
 def _mistakes(facts: RunFacts) -> str:
@@ -182,9 +182,9 @@ def _mistakes(facts: RunFacts) -> str:
 
 
 def _training_data(facts: RunFacts) -> str:
-    batches = "".join(_picture(path, wide=True) for path in sorted(facts.folder.glob("train_batch*.jpg")))
+    batches = [_picture(path, wide=True) for path in sorted(facts.folder.glob("train_batch*.jpg"))]
     note = _note("Training images as the network gets them.") if batches else ""
-    return _picture(facts.folder / "labels.png", wide=True) + note + (f'<div class="pair">{batches}</div>')
+    return _picture(facts.folder / "labels.png", wide=True) + note + _first_open(batches, "More training images")
 
 
 def _environment(facts: RunFacts) -> str:
@@ -227,6 +227,13 @@ def _lookup(config: Mapping[str, Any], key: str) -> Any:
 def _rows(rows: Sequence[tuple[str, str]]) -> str:
     cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
     return f'<table class="facts">{cells}</table>' if cells else ""
+
+
+def _first_open(parts: Sequence[str], rest: str) -> str:
+    """The first of some parts in full width, where names can be read, and the rest to be opened."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{parts[0]}<details><summary>{escape(rest)}</summary>{''.join(parts[1:])}</details>"
 
 
 def _note(text: str) -> str:
