@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -231,7 +231,8 @@ class TrainingStep:
             if (buffer := buffers[name]) is not None:
                 yield buffer
         if self.scaler.is_enabled():
-            yield self.scaler._scale
+            scale: Any = self.scaler._scale  # there since the beginning
+            yield scale
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
         """Forward pass and un-normalised loss of one micro-batch on the device, its colours changed already."""

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import yaml
 from data.batch import Batch
 from engine.evaluation import Evaluation
 from engine.fit import main as fit
+from engine.module import Detector
 from engine.step import TrainingStep
 from engine.validate import main as validate
 from tests.helpers.runs import make_boards, quickstart_arguments
@@ -233,3 +235,30 @@ def test_fit__goes_on_when_memory_runs_out_in_training_and_in_validation(
     memory = checkpoint["yolofit"]["step"]["memory"]
     assert memory["current"]["recompute"] == "elementwise"
     assert [lowering["step"] for lowering in memory["history"]] == [4]
+
+
+def test_fit__ends_if_an_optimizer_state_is_not_fp32_any_more(
+    data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TrainingStep.run
+
+    def spoil(self: TrainingStep, window: Batch) -> object:
+        outcome = run(self, window)
+        if len(window) == 4:  # the last of the epoch
+            state = next(iter(self.optimizer.state.values()))
+            state["exp_avg"] = state["exp_avg"].half()
+        return outcome
+
+    monkeypatch.setattr(TrainingStep, "run", spoil)
+    more = ("--trainer.max_epochs=1", "--data.workers=0", "--model.optimizer.name=adamw")
+    with pytest.raises(AssertionError, match=r"optimizer state exp_avg is torch\.float16"):
+        fit(arguments(data_yaml, tmp_path / "run", *more))
+
+
+def test_detector__gives_recordings_back_before_validation() -> None:
+    module = Detector(["a"], 4, 2, 64, network="yolo11n", recompute="none")
+    module.on_validation_start()  # a validation without training has none
+    released: list[bool] = []
+    module.step = SimpleNamespace(micro_step=SimpleNamespace(release=lambda: released.append(True)))
+    module.on_validation_start()
+    assert released == [True]

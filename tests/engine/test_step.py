@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.ema import EmaConfig, WeightAverage
 from engine.errors import TrainingError
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, build_optimizer
@@ -219,3 +220,25 @@ def test_assert_fp32__names_what_is_not() -> None:
         assert_fp32(network, step.optimizer)
     with pytest.raises(AssertionError, match=r"parameter model\.0\.conv\.weight is torch\.float16"):
         assert_fp32(network.half(), step.optimizer)
+
+
+def test_run__averages_weights_with_the_number_of_the_step() -> None:
+    """As docs/configuration.md has it: the decay at update t, from 1 on, is ``decay * (1 - exp(-t / ramp_steps))``."""
+    network = make_network()
+    ema = WeightAverage(network, EmaConfig(decay=0.9, ramp_steps=2.0))
+    step = make_step(network, ema=ema)
+    expected = flat_weights(network).double()
+    for t in (1, 2, 3):
+        step.run(make_window(COUNTS, seed=t))
+        decay = 0.9 * (1 - math.exp(-t / 2.0))
+        expected = decay * expected + (1 - decay) * flat_weights(network)
+    torch.testing.assert_close(flat_weights(ema.network).double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_state_dict__goes_on_with_lowered_settings() -> None:
+    step, other = (make_step(make_network(), micro_batch_size=4) for _ in range(2))
+    step.memory.lower("CUDA out of memory", step=0)
+    step.memory.lower("CUDA out of memory", step=0)
+    other.load_state_dict(step.state_dict())
+    assert (other.memory.micro_batch_size, other.memory.recompute) == (2, "elementwise")
+    assert other.memory.history == step.memory.history
