@@ -33,7 +33,7 @@ SECTIONS = {
 }
 TRAINER_KEYS = (
     "accelerator", "devices", "num_nodes", "max_epochs", "max_time", "log_every_n_steps", "check_val_every_n_epoch",
-    "deterministic", "sync_batchnorm", "logger", "callbacks", "limit_train_batches", "limit_val_batches",
+    "deterministic", "logger", "callbacks", "limit_train_batches", "limit_val_batches",
 )  # fmt: skip
 HEAD = """# Configuration
 
