@@ -165,7 +165,7 @@ def _label_folders(images: str) -> tuple[tuple[str, str], ...]:
     parts = Path(images).parts
     likely, others = [], []
     for mirrored, labels, suffix in MIRRORS:
-        if mirrored is None:
+        if mirrored is None or labels is None:
             likely.append((images + os.sep, suffix))
             continue
         positions = [position for position, part in enumerate(parts) if part.lower() == mirrored.lower()]
