@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from data.errors import DataError
 from data.labels import CROWD, REDUCED, PixelObjects, class_ids_by_name
@@ -176,7 +176,8 @@ def _find_images(file: Path, root: Path, names: list[str]) -> Callable[[str], Pa
 
 def _without_host(name: str) -> str:
     """The path of an address; other names as they are."""
-    return urlsplit(name).path if "://" in name else name
+    _, is_address, address = name.partition("://")
+    return address.partition("/")[2].partition("?")[0] if is_address else name
 
 
 def _without_quotes(name: str) -> str:
