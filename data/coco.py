@@ -7,6 +7,7 @@ numbers and flags may be written as text.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -14,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from data.errors import DataError
 from data.labels import CROWD, REDUCED, PixelObjects, class_ids_by_name
 from data.listing import is_file
-from data.moved import find_place, is_absolute, parts_of
+from data.moved import Place, find_place, is_absolute, parts_of
 from data.text import is_encodable
 
 MAX_COORDINATE_PX = 1e9  # also refuses nan and integers too long for a float
@@ -163,19 +164,29 @@ def _find_images(file: Path, root: Path, names: list[str]) -> Callable[[str], Pa
             if is_file(folder / name):
                 return folder.joinpath
     for name in names[:NUM_TRIED]:
-        for decode in (_without_host, lambda name: unquote(_without_host(name))):
+        for decode in (_without_host, _without_quotes):
             written = decode(name)
             is_whole = "://" not in name and not is_absolute(name) and not name.startswith("..")
             if place := find_place(folders, written, len(parts_of(written)) if is_whole else 1):
                 logger.warning("%s: image %r is found as %s, others likewise", file, name, place.path(written))
-                return lambda name, place=place, decode=decode: place.path(decode(name))
+                return functools.partial(_moved, place, decode)
     tried = ", ".join(str(folder) for folder in folders)
     raise DataError(f"{file}: no image {names[0]!r} in any of {tried}: put the images into one of these folders")
 
 
 def _without_host(name: str) -> str:
     """The path of an address; other names as they are."""
-    return urlsplit(name).path if "://" in name else name
+    _, is_address, address = name.partition("://")
+    return address.partition("/")[2].partition("?")[0] if is_address else name
+
+
+def _without_quotes(name: str) -> str:
+    """The same with spaces for %20, as names in addresses are written."""
+    return unquote(_without_host(name))
+
+
+def _moved(place: Place, decode: Callable[[str], str], name: str) -> Path:
+    return place.path(decode(name))
 
 
 def _size_hw(image: dict[str, Any]) -> tuple[int, int] | None:
@@ -212,12 +223,12 @@ def _is_crowd(value: Any, where: str) -> bool:
 def _corners(where: str, annotation: dict[str, Any], notices: Counter[str]) -> tuple[float, float, float, float]:
     """Corners in pixels of the box, or of the polygons of an annotation without a box."""
     box = annotation.get("bbox")
-    numbers = [_number(value) for value in box] if isinstance(box, list) else []
-    if not numbers and (points := _polygon_points(annotation.get("segmentation"))):
+    numbers = _numbers(box) if isinstance(box, list) else []
+    if not box and (points := _polygon_points(annotation.get("segmentation"))):
         notices[REDUCED] += 1
         xs, ys = points[0::2], points[1::2]
         return min(xs), min(ys), max(xs), max(ys)
-    if len(numbers) != 4 or None in numbers or numbers[2] < 0 or numbers[3] < 0:
+    if len(numbers) != 4 or numbers[2] < 0 or numbers[3] < 0:
         raise DataError(f"{where}: bbox is {str(box)[:60]}, not x, y, width, height in pixels: correct or remove it")
     x, y, width, height = numbers
     return x, y, x + width, y + height
@@ -228,6 +239,11 @@ def _polygon_points(segmentation: Any) -> list[float]:
     if not isinstance(segmentation, list):
         return []
     polygons = segmentation if all(isinstance(polygon, list) for polygon in segmentation) else [segmentation]
-    numbers = [_number(value) for polygon in polygons for value in polygon]
     is_whole = all(len(polygon) % 2 == 0 for polygon in polygons)
-    return [] if None in numbers or not is_whole else numbers
+    return _numbers([value for polygon in polygons for value in polygon]) if is_whole else []
+
+
+def _numbers(values: list[Any]) -> list[float]:
+    """The values as numbers; nothing if one of them is none."""
+    numbers = [number for number in map(_number, values) if number is not None]
+    return numbers if len(numbers) == len(values) else []

@@ -129,7 +129,7 @@ def _load(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: cannot be read ({error}): give a readable UTF-8 file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second for dates such as 2026-13-01
         raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not isinstance(document, yaml.MappingNode) or written is None:
         raise DataError(f"{file}: holds {type(content).__name__}, expected keys such as train, val and names")
     _check_keys(file, document)
     if isinstance(content.get("names"), list | dict):  # to YAML 0603 is the number 387, and no is false

@@ -78,7 +78,7 @@ def _decode(content: bytes) -> str:
     encoding = marked_encoding(content) or (declared[1].decode() if declared else "utf-8")
     if declared and encoding.lower().startswith(("utf-16", "utf_16", "utf16", "ucs")):
         encoding = "utf-8"  # the declaration could be read byte by byte
-    return content.decode(encoding)
+    return content.decode(encoding).lstrip()  # a declaration may not stand behind an empty line
 
 
 def _read_size(root: Element, where: str) -> tuple[int, int] | None:

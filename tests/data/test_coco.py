@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -185,10 +186,11 @@ def test_build_index__coco_names_of_another_machine(tmp_path: Path, prefix: str,
     assert "train: 1 images left out: " in caplog.text
 
 
-def test_build_index__coco_relative_names_are_never_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a/x.png", "a%20b/x.png", "http://[n/y.png", "/", ""])
+def test_build_index__coco_relative_names_are_never_cut(tmp_path: Path, name: str) -> None:
     """``a/x.png`` is not ``x.png``."""
-    with pytest.raises(DataError, match=r"no image 'a/x\.png' in any of"):
-        index_of(write(tmp_path, images=[{"id": 5, "file_name": "a/x.png"}], annotations=[]))
+    with pytest.raises(DataError, match=rf"no image '{re.escape(name)}' in any of"):
+        index_of(write(tmp_path, images=[{"id": 5, "file_name": name}], annotations=[]))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

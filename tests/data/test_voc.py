@@ -143,6 +143,11 @@ def test_read_voc__encodings(tmp_path: Path, declared: str | None, encoding: str
     assert read_voc(tmp_path / "x.xml", {"日本": 0}).rows == [(0, 1, 2, 3, 4)]
 
 
+def test_read_voc__empty_lines_before_the_declaration(tmp_path: Path) -> None:
+    (tmp_path / "x.xml").write_text(f'\n <?xml version="1.0"?><annotation>{box("a", 1, 2, 3, 4)}</annotation>')
+    assert read_voc(tmp_path / "x.xml", NAMES).rows == [(0, 1, 2, 3, 4)]
+
+
 @pytest.mark.parametrize("encoding", ["klingon", "base64", "ascii"])
 def test_read_voc__rejects_wrong_encodings(tmp_path: Path, encoding: str) -> None:
     text = f'<?xml version="1.0" encoding="{encoding}"?><annotation>{box("日本", 1, 2, 3, 4)}</annotation>'

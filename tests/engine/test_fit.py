@@ -16,6 +16,8 @@ import torch
 import yaml
 
 from data.batch import Batch
+from data.errors import DataError
+from engine.errors import ConfigError
 from engine.evaluation import Evaluation
 from engine.fit import main as fit
 from engine.module import Detector
@@ -262,3 +264,14 @@ def test_detector__gives_recordings_back_before_validation() -> None:
     module.step = SimpleNamespace(micro_step=SimpleNamespace(release=lambda: released.append(True)))
     module.on_validation_start()
     assert released == [True]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_fit__without_a_split_makes_no_run_folder(data_yaml: Path, tmp_path: Path, split: str) -> None:
+    """Only the splits that training reads must be there, and that is seen before anything is written."""
+    content = yaml.safe_load(data_yaml.read_text()) | {"path": str(data_yaml.parent), "test": "no/such/folder"}
+    file = tmp_path / "data.yaml"
+    file.write_text(yaml.safe_dump(content | {split: "no/such/folder"}))
+    with pytest.raises((ConfigError, DataError), match=rf"{split} is 'no/such/folder', but .* does not exist"):
+        fit(arguments(file, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

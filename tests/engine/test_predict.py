@@ -50,7 +50,7 @@ def test_find_files__folder_pattern_and_file(pictures: Path) -> None:
 
 @pytest.mark.parametrize("source", ["none", "none/*.jpg", "notes.txt"])
 def test_find_files__rejects_what_holds_nothing(source: str, pictures: Path) -> None:
-    message = f"--source: {pictures / source}: no picture or video there: give a file, folder or pattern of .avi .bmp"
+    message = f"--source: {pictures / source}: no picture or video there: give a file, folder or pattern of .avi"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         find_files(str(pictures / source))
 
