@@ -51,12 +51,10 @@ class LastCheckpoint(Checkpoint):
         self._max_steps, loop.max_steps = loop.max_steps, -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where a run goes on; take over the signals, and start the clock."""
+        """Take over the signals, and start the clock."""
         self._saved, self._saved_step = time.monotonic(), trainer.global_step
         self._former = {number: signal.signal(number, self._ask) for number in SIGNALS}
         self._check_max_steps(trainer)
-        if trainer.ckpt_path is not None and trainer.is_global_zero and not trainer.should_stop:
-            print(f"going on at {_position(trainer)}: {trainer.ckpt_path}")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -122,11 +120,3 @@ class LastCheckpoint(Checkpoint):
     def _stop(self) -> None:
         name = signal.Signals(self._signal).name if self._signal is not None else "another process"
         raise Interrupted(f"stopped by {name}: {go_on(self.path)}")
-
-
-def _position(trainer: L.Trainer) -> str:
-    """Where a run is that goes on, for people, who count from 1."""
-    epoch, windows = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
-    place = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-    is_within_epoch = epoch.processed < epoch.ready
-    return f"{place}, step {windows.completed + 1} of {trainer.num_training_batches}" if is_within_epoch else place

@@ -132,8 +132,7 @@ class TestLast:
                 trainer.should_stop = trainer.should_stop or trainer.global_step == STEPS + 2
 
         assert train(run, [0.1] * 3, more=(TimeIsUp(),)).global_step == read(run, "last")["global_step"] == STEPS + 2
-        train(run, [0.1] * 3, ckpt=last(run))
-        assert read(run, "last")["global_step"] == read(run, "last")["state_dict"]["weight"]
+        assert train(run, [0.1] * 3, ckpt=last(run)).global_step == 3 * STEPS  # no window of it was left out
 
 
 class TestBest:
