@@ -108,9 +108,10 @@ class TrainingProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's row."""
         self._close()
-        num_steps = int(trainer.num_training_batches) - self._first_step
-        in_steps_seconds = self.throughput.seconds_per_step * num_steps
-        self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
+        if self._epoch == trainer.current_epoch:  # and not one of which only the validation was left
+            num_steps = int(trainer.num_training_batches) - self._first_step
+            in_steps_seconds = self.throughput.seconds_per_step * num_steps
+            self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
         if self._enabled:
             self._print(_row(self._cells(trainer, pl_module)))
 
@@ -207,7 +208,10 @@ def _position(trainer: L.Trainer) -> str:
     place = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
     if epoch.processed == epoch.ready:
         return place
-    return f"{place}, step {windows.processed + 1} of {int(trainer.num_training_batches)}"
+    num_steps = int(trainer.num_training_batches)
+    return (
+        f"{place}, {f'step {windows.processed + 1} of {num_steps}' if windows.processed < num_steps else 'validation'}"
+    )
 
 
 def format_duration(seconds: float) -> str:
