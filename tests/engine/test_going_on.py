@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+import engine.cli
+from engine.cli import CommandLine
 from engine.errors import ConfigError
 from engine.fit import main as fit
 from engine.validate import main as validate
@@ -171,3 +173,14 @@ def test_config_yaml__makes_the_same_run_again(data_yaml: Path, run: Path, tmp_p
 def test_seed__is_a_number_or_config_yaml_could_not_repeat_it(seed: str, data_yaml: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^seed_everything: (True|False): must be between 0"):
         fit(arguments(data_yaml, tmp_path / "run", f"--seed_everything={seed}"))
+
+
+def test_first_weights__do_not_depend_on_what_was_drawn_before(
+    data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, weights = engine.cli.settle_without_plan, []
+    for num_draws in (0, 3):
+        monkeypatch.setattr(engine.cli, "settle_without_plan", lambda c, n=num_draws: (torch.rand(n), settle(c)))
+        cli = CommandLine(arguments(data_yaml, tmp_path / "run"), writes_run=False).build()
+        weights.append(cli.model.network.state_dict()["model.0.conv.weight"])
+    assert torch.equal(*weights)
