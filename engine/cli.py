@@ -85,8 +85,6 @@ class CommandLine(LightningCLI):
         self.writes_run = writes_run
         self.checkpoint_io = SafeCheckpointIO()
         self.memory_ahead: MemoryAhead | None = None
-        self.num_steps_behind = 0
-        """Optimizer steps that a resumed run has behind it."""
         _quiet_libraries()
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
@@ -189,15 +187,14 @@ class CommandLine(LightningCLI):
         self._check_shares()
         callbacks = [throughput, *progress, *foreign]
         self.model.settings = settings_of(self.config)
-        if config.ckpt_path is not None:
-            self.num_steps_behind = self._go_on(config.ckpt_path)
-        folder = prepare_run_folder(config.run, config.ckpt_path, self.num_steps_behind)
+        num_steps_behind = 0 if config.ckpt_path is None else self._go_on(config.ckpt_path)
+        folder = prepare_run_folder(config.run, config.ckpt_path, num_steps_behind)
         self.config.run.folder = folder
         advisor = PaceAdvisor(throughput)
         callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
         callbacks.append(WorkerAdapter(throughput))
         callbacks += default_callbacks(folder, config.run)
-        logger = combined_loggers(config.trainer.logger, default_loggers(folder, self.num_steps_behind))
+        logger = combined_loggers(config.trainer.logger, default_loggers(folder, num_steps_behind))
         return super().instantiate_trainer(
             callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder, **kwargs
         )

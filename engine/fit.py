@@ -26,11 +26,11 @@ def main(args: list[str] | None = None) -> CommandLine:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
     for failure in cli.checkpoint_io.failures.values():
         raise TrainingError(failure)
-    if cli.ckpt_path is not None and cli.trainer.global_step == cli.num_steps_behind and not cli.trainer.should_stop:
-        max_epochs = cli.config.trainer.max_epochs
-        print(
-            f"nothing to train: {cli.ckpt_path} is the end of its run: go on with trainer.max_epochs above {max_epochs}"
-        )
+    if cli.ckpt_path is not None and not cli.trainer.callback_metrics:  # which an epoch's end has, and a validation
+        limit = "a larger trainer.max_steps, trainer.max_time or run.patience"
+        if not cli.trainer.should_stop:
+            limit = f"trainer.max_epochs above {cli.config.trainer.max_epochs}"
+        print(f"nothing to train: {cli.ckpt_path} is the end of its run: go on with {limit}")
     return cli
 
 

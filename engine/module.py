@@ -154,7 +154,8 @@ class Detector(L.LightningModule):
         """The optimizer over the trainable parameters."""
         optimizer = build_optimizer(self.network, self.optimizer_config, self.batch_size)
         self._group_settings = [
-            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+            {name: value for name, value in group.items() if name not in ("params", "lr", "momentum")}
+            for group in optimizer.param_groups  # rate and momentum are the schedule's
         ]
         return optimizer
 

@@ -59,8 +59,10 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the head of the table."""
+        """Say where a run goes on, and print the head of the table."""
         if self._enabled:
+            if trainer.ckpt_path is not None:
+                self._print(f"going on at {_position(trainer)}: {trainer.ckpt_path}")
             self._print(_row(tuple(COLUMNS)), style="bold")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -106,9 +108,10 @@ class TrainingProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's row."""
         self._close()
-        num_steps = int(trainer.num_training_batches) - self._first_step
-        in_steps_seconds = self.throughput.seconds_per_step * num_steps
-        self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
+        if self._epoch == trainer.current_epoch:  # and not one of which only the validation was left
+            num_steps = int(trainer.num_training_batches) - self._first_step
+            in_steps_seconds = self.throughput.seconds_per_step * num_steps
+            self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
         if self._enabled:
             self._print(_row(self._cells(trainer, pl_module)))
 
@@ -123,7 +126,7 @@ class TrainingProgress(ProgressBar):
     def _print(self, row: str, style: str | None = None) -> None:
         """Print a row; training goes on if nobody reads any more, as behind ``| head`` or in a lost terminal."""
         try:
-            self.console.print(row, style=style, highlight=False)
+            self.console.print(row, style=style, highlight=False, soft_wrap=True)
         except SystemExit:  # how rich answers a broken pipe, after it has led the output to nowhere
             log.warning("nobody reads the output any more: training goes on without it")
 
@@ -197,6 +200,18 @@ class TrainingProgress(ProgressBar):
         num_steps = int(trainer.num_training_batches) * num_epochs - num_steps_done
         seconds = num_steps * self.throughput.seconds_per_step + num_epochs * (self._pause_seconds or 0.0)
         return f"{'>' if self._pause_seconds is None else ''}{format_duration(seconds)}"
+
+
+def _position(trainer: L.Trainer) -> str:
+    """Where a run is that goes on, for people, who count from 1."""
+    epoch, windows = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    place = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+    if epoch.processed == epoch.ready:
+        return place
+    num_steps = int(trainer.num_training_batches)
+    return (
+        f"{place}, {f'step {windows.processed + 1} of {num_steps}' if windows.processed < num_steps else 'validation'}"
+    )
 
 
 def format_duration(seconds: float) -> str:

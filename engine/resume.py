@@ -1,8 +1,8 @@
 """Stopping and going on: ``last.ckpt`` after every epoch, and within one every few minutes and when the run ends.
 
 A checkpoint falls between two windows, so a run that goes on from it takes the very steps that it would have taken: the
-weights are the same bit for bit. After the last window of an epoch, validation comes first and then the checkpoint
-of the epoch's end.
+weights are the same bit for bit. A run that ends in a validation, whose weights are those of before, begins with that
+validation when it goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from engine.errors import TrainingError
 from engine.faults import go_on
@@ -51,12 +52,10 @@ class LastCheckpoint(Checkpoint):
         self._max_steps, loop.max_steps = loop.max_steps, -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where a run goes on; take over the signals, and start the clock."""
+        """Take over the signals, and start the clock."""
         self._saved, self._saved_step = time.monotonic(), trainer.global_step
         self._former = {number: signal.signal(number, self._ask) for number in SIGNALS}
         self._check_max_steps(trainer)
-        if trainer.ckpt_path is not None and trainer.is_global_zero and not trainer.should_stop:
-            print(f"going on at {_position(trainer)}: {trainer.ckpt_path}")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,8 +72,29 @@ class LastCheckpoint(Checkpoint):
         if must_stop:
             self._stop()
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop if asked to."""
+        if _is_validating(trainer) and pl_module.step.ranks.any(self._signal is not None):
+            self._save(trainer)
+            self._stop()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stop if asked to; not one of several processes alone, each of which has its own number of batches."""
+        if _is_validating(trainer) and self._signal is not None and trainer.world_size == 1:
+            self._save(trainer)
+            self._stop()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """In a validation, save the loops as Lightning takes them up at its beginning."""
+        if not trainer.validating:
+            return
+        loops = checkpoint["loops"]["fit_loop"]
+        validation = loops["epoch_loop.val_loop.batch_progress"]
+        validation["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        validation["current"] |= {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop if asked to during validation, whose checkpoint has been written meanwhile."""
+        """Stop if asked to since the checkpoint of the epoch's end was written."""
         if pl_module.step.ranks.any(self._signal is not None):
             self._stop()
 
@@ -84,16 +104,17 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save what there is if the next window could not be had: the steps that were taken are not lost.
+        """Save what there is if the next window could not be had, or validated: the steps that were taken are not lost.
 
         Not after an error inside of a step, whose traces may be anywhere, and not with several processes, which would
         all have to take part.
         """
         progress = trainer.fit_loop.epoch_loop.batch_progress
         is_between_windows = progress.current.ready == progress.current.completed and not progress.is_last_batch
+        can_be_saved = _is_validating(trainer) or (trainer.training and is_between_windows)
         is_ours = isinstance(exception, Interrupted | torch.AcceleratorError)
         has_news = self._saved_step not in (-1, trainer.global_step)
-        if trainer.training and is_between_windows and has_news and not is_ours and trainer.world_size == 1:
+        if can_be_saved and has_news and not is_ours and trainer.world_size == 1:
             self._save(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -124,9 +145,6 @@ class LastCheckpoint(Checkpoint):
         raise Interrupted(f"stopped by {name}: {go_on(self.path)}")
 
 
-def _position(trainer: L.Trainer) -> str:
-    """Where a run is that goes on, for people, who count from 1."""
-    epoch, windows = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
-    place = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-    is_within_epoch = epoch.processed < epoch.ready
-    return f"{place}, step {windows.completed + 1} of {trainer.num_training_batches}" if is_within_epoch else place
+def _is_validating(trainer: L.Trainer) -> bool:
+    """Whether this is a validation of a training."""
+    return trainer.validating and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking

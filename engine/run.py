@@ -30,7 +30,7 @@ class RunConfig:
     folder: Path = Path("runs/fit")
     """Receives everything the run writes. If another run is in it, ``-2``, ``-3``, ... is appended."""
     patience: int = 100
-    """Epochs without a better mAP50-95 after which training stops; 0 trains to the end."""
+    """Epochs without a better mAP50-95 after which a validation ends training; 0 trains to the end."""
     checkpoint_minutes: float = 10.0
     """``last.ckpt`` is written at the end of every epoch and after so many minutes; 0 for the former only."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from engine.best import read_best
 from engine.checkpoint_io import SafeCheckpointIO
 from engine.errors import ConfigError
 from engine.ranks import Ranks
+from engine.resume import Interrupted
 from engine.run import RunConfig, default_callbacks, prepare_run_folder
 
 STEPS = 4
@@ -132,8 +134,29 @@ class TestLast:
                 trainer.should_stop = trainer.should_stop or trainer.global_step == STEPS + 2
 
         assert train(run, [0.1] * 3, more=(TimeIsUp(),)).global_step == read(run, "last")["global_step"] == STEPS + 2
-        train(run, [0.1] * 3, ckpt=last(run))
-        assert read(run, "last")["global_step"] == read(run, "last")["state_dict"]["weight"]
+        assert train(run, [0.1] * 3, ckpt=last(run)).global_step == 3 * STEPS  # no window of it was left out
+
+    @pytest.mark.parametrize("how", [{"val_check_interval": 2}, {}], ids=str)
+    def test_run__that_is_stopped_in_a_validation_begins_with_it(self, run: Path, how: dict) -> None:
+        """Within an epoch, and at its end."""
+
+        class Stopped(L.Callback):
+            def __init__(self, in_validation: int) -> None:
+                self.in_validation, self.steps = in_validation, []
+
+            def on_validation_start(self, trainer: L.Trainer, *args: object) -> None:
+                self.steps.append(trainer.global_step)
+                if len(self.steps) == self.in_validation:
+                    signal.raise_signal(signal.SIGTERM)
+
+        scores, undisturbed, first, second = [0.1, 0.5, 0.3], Stopped(0), Stopped(2), Stopped(0)
+        train(run.with_name("undisturbed"), scores, more=(undisturbed,), **how)
+        with pytest.raises(Interrupted):
+            train(run, scores, more=(first,), **how)
+        assert read(run, "last")["global_step"] == first.steps[-1]
+        train(run, scores, more=(second,), ckpt=last(run), **how)
+        assert first.steps[:-1] + second.steps == undisturbed.steps
+        assert read(run, "best")["global_step"] == read(run.with_name("undisturbed"), "best")["global_step"]
 
 
 class TestBest:

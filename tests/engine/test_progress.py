@@ -38,6 +38,7 @@ class Run:
             max_epochs=NUM_EPOCHS,
             num_training_batches=STEPS_PER_EPOCH,
             num_val_batches=[5],
+            ckpt_path=None,
             callback_metrics={"val/map50": torch.tensor(0.912), "val/map50_95": torch.tensor(0.634)},
         )
         losses = {"train/box_loss": 1.25, "train/cls_loss": 0.75, "train/dfl_loss": 1.0}
@@ -110,8 +111,13 @@ def test_progress__counts_validations_into_the_time_left(clock: Clock) -> None:
 def test_progress__of_a_run_that_goes_on_within_an_epoch(clock: Clock) -> None:
     """The line goes on where it was, and the time left is that of the steps that are left."""
     run = Run(width=120)
+    progress = {"epoch_progress": (1, 2), "batch_progress": (6, 6)}
+    epoch, windows = (SimpleNamespace(current=SimpleNamespace(processed=p, ready=r)) for p, r in progress.values())
+    run.trainer.ckpt_path, run.trainer.current_epoch = "last.ckpt", 1
+    run.trainer.fit_loop = SimpleNamespace(epoch_progress=epoch, epoch_loop=SimpleNamespace(batch_progress=windows))
     run.progress.on_train_start(run.trainer, run.module)
     run.epoch(clock, 1, first_step=6)
+    assert run.texts()[0] == "going on at epoch 2 of 3, step 7 of 10: last.ckpt"
     live = [text for text in run.texts() if text.startswith("epoch 2/3")]
     assert " 6/10" in live[0] and any(" 8/10" in text and "ETA >0:00:24" in text for text in live)
     row = next(text.split() for text in run.texts() if text.lstrip().startswith("2/3 "))

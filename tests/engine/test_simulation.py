@@ -11,7 +11,7 @@ from data.batch import Batch
 from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker
 from engine.memory.units import GIB
 from engine.optim import OptimizerConfig, build_optimizer
-from engine.simulation import StepSpec, simulate_step
+from engine.simulation import StepSpec, network_on_meta, simulate_step
 from models.recompute import apply_recompute
 from tests.helpers.training import NUM_CLASSES, make_network, make_step, make_window
 
@@ -140,3 +140,9 @@ def test_simulate_step__recompute_levels_keep_their_promise(num_images: int, ima
     assert elementwise <= 0.42 * none
     assert block <= 0.28 * none
     assert elementwise <= limit_gib * GIB
+
+
+def test_network_on_meta__leaves_the_random_numbers_of_the_run_alone() -> None:
+    before = torch.get_rng_state()
+    network_on_meta.__wrapped__("yolo11n", 3)
+    assert torch.equal(torch.get_rng_state(), before)
