@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from engine.advice import PaceAdvisor
-from engine.auto import MemoryAhead, count_devices, settle_memory, settle_without_plan
+from engine.auto import MemoryAhead, count_devices, device_of, settle_memory, settle_without_plan
 from engine.checkpoint import num_steps_of
 from engine.checkpoint_io import SafeCheckpointIO
 from engine.cli_errors import Words, check_words, explain, reason_in
@@ -24,10 +24,12 @@ from engine.datamodule import DetectionData
 from engine.errors import ConfigError
 from engine.foreign_callbacks import check_callback_settings, check_callbacks, check_distinct
 from engine.loggers import check_logger_packages, combined_loggers
+from engine.memory.allocator import budget_bytes_of
 from engine.memory.config import MemoryConfig
 from engine.module import Detector
 from engine.monitor import MemoryMonitor
 from engine.paths import expand_paths
+from engine.precision import check_precision
 from engine.progress import TrainingProgress
 from engine.report.memory_log import OOM_RECOVERY
 from engine.reporter import RunReporter
@@ -146,6 +148,7 @@ class CommandLine(LightningCLI):
             ConfigError: If the configuration turns out to be wrong.
         """
         try:
+            check_precision(self.config.model.precision, device_of(self.config.trainer))
             if self.writes_run:
                 self.memory_ahead = settle_memory(self.config)
             else:
@@ -228,10 +231,16 @@ def check_numbers(config: Namespace) -> None:
         ConfigError: Naming the key, the value and the rule.
     """
     check_finite(config)
+    if config.memory.budget != "auto":
+        budget_bytes_of(config.memory.budget, 1)
+    if str(config.run.folder) == "null":
+        raise ConfigError("run.folder: null: give a folder, or leave it out")
     limits = {
         "seed_everything": (0, MAX_NUMBER),
         "run.patience": (0, MAX_NUMBER),
         "run.checkpoint_minutes": (0, MAX_NUMBER),
+        "model.max_skipped_windows": (0, MAX_NUMBER),
+        **{f"model.loss.{name}": (0, MAX_NUMBER) for name in ("box", "cls", "dfl")},
     }
     for key, (low, high) in limits.items():
         value = config[key]
