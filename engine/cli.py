@@ -38,6 +38,7 @@ from engine.throughput import Throughput
 from engine.trainer_keys import (
     MAX_NUMBER,
     check_finite,
+    check_hardware,
     check_shares,
     check_trainer,
     explained_by_lightning,
@@ -148,6 +149,7 @@ class CommandLine(LightningCLI):
             ConfigError: If the configuration turns out to be wrong.
         """
         try:
+            check_hardware(self.config.trainer)
             check_precision(self.config.model.precision, device_of(self.config.trainer))
             if self.writes_run:
                 self.memory_ahead = settle_memory(self.config)

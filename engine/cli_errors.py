@@ -281,6 +281,8 @@ def _options_for(word: str, known: Mapping[str, Any]) -> list[str]:
     name, equals, value = word.partition("=")
     if not equals:
         return _option_for_file(word)
+    if name == "model" and "validate" in program():
+        return [f"--ckpt_path {shlex.quote(value)}"]
     if name in COUNTED_TOGETHER:
         lines = translate({name: yaml.safe_load(value) if value else value}).lines
         settings = next((line.settings for line in lines if line.theirs.startswith(f"{name}=")), {})

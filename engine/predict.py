@@ -17,6 +17,7 @@ import torch
 
 from data.batch import to_original_px
 from data.letterbox import letterbox_geometry, pad_centred, resize_long_side
+from engine.arguments import CommandParser, path_option, path_text
 from engine.checkpoint import EXAMPLE, LoadedNetwork, load_network
 from engine.drawing import draw_detections
 from engine.errors import ConfigError, run_command
@@ -180,10 +181,16 @@ def _predict(predictor: Predictor, files: list[Path], folder: PredictionFolder) 
 
 
 def _parse(args: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m engine.predict", description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt_path", type=Path, required=True, help=f"such as {EXAMPLE}; or an Ultralytics .pt")
-    parser.add_argument("--source", required=True, help="picture, folder, glob pattern or video")
-    parser.add_argument("--output", type=Path, default=Path("runs/predict"), help="default: %(default)s")
+    parser = CommandParser(prog="python -m engine.predict", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--ckpt_path", type=path_option("--ckpt_path"), required=True, help=f"such as {EXAMPLE}; or an Ultralytics .pt"
+    )
+    parser.add_argument(
+        "--source", required=True, type=path_text("--source"), help="picture, folder, glob pattern or video"
+    )
+    parser.add_argument(
+        "--output", type=path_option("--output"), default=Path("runs/predict"), help="default: %(default)s"
+    )
     parser.add_argument("--tile", type=int, default=0, help="side of tiles in pixels; 0: the whole picture at once")
     parser.add_argument("--overlap", type=float, default=0.2, help="of tiles, as a share of one; default: %(default)s")
     parser.add_argument("--conf", type=float, default=0.25, help="least score; default: %(default)s")
