@@ -90,14 +90,31 @@ def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str)
         ConfigError: If the file cannot be read, or holds another network.
     """
     try:
-        saved = read_weights(path)
-        base = saved.network and base_network(saved.network)
-        if base and base != ours["network"]:
-            remedy = "set model.network to it" if base in get_args(NetworkName) else "use other weights"
-            raise WeightsError(f"holds a {saved.network}, the run's network is a {ours['network']}: {remedy}")
+        saved = _read_weights_for(path, ours["network"])
         return transfer_weights(network, saved, ours["class_names"])
     except WeightsError as error:
         raise ConfigError(f"{key}: {path}: {error}") from error
+
+
+def check_weights(path: Path, network: str, key: str) -> None:
+    """Refuse a file that `load_weights` could not start a network from.
+
+    Raises:
+        ConfigError: If it cannot be read, or holds another network.
+    """
+    try:
+        _read_weights_for(path, network)
+    except WeightsError as error:
+        raise ConfigError(f"{key}: {path}: {error}") from error
+
+
+def _read_weights_for(path: Path, network: str) -> SavedWeights:
+    saved = read_weights(path)
+    base = saved.network and base_network(saved.network)
+    if base and base != network:
+        remedy = "set model.network to it" if base in get_args(NetworkName) else "use other weights"
+        raise WeightsError(f"holds a {saved.network}, the run's network is a {network}: {remedy}")
+    return saved
 
 
 @dataclass

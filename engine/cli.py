@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from engine.advice import PaceAdvisor
-from engine.auto import MemoryAhead, count_devices, settle_memory, settle_without_plan
+from engine.auto import MemoryAhead, count_devices, device_of, settle_memory, settle_without_plan
 from engine.checkpoint_io import SafeCheckpointIO
 from engine.cli_errors import Words, check_words, explain, reason_in
 from engine.datamodule import DetectionData, Split
@@ -25,10 +25,12 @@ from engine.file_defaults import parse_with_file
 from engine.foreign_callbacks import check_callback_settings, check_callbacks, check_distinct
 from engine.going_on import check_settings, read_state, settings_of
 from engine.loggers import check_logger_packages, combined_loggers
+from engine.memory.allocator import budget_bytes_of
 from engine.memory.config import MemoryConfig
 from engine.module import Detector
 from engine.monitor import MemoryMonitor
 from engine.paths import expand_paths
+from engine.precision import check_precision
 from engine.processes import WindowParallel, strategy_for
 from engine.processes import check_shares as check_shares_of_processes
 from engine.progress import TrainingProgress
@@ -39,6 +41,7 @@ from engine.throughput import Throughput
 from engine.trainer_keys import (
     MAX_NUMBER,
     check_finite,
+    check_hardware,
     check_shares,
     check_trainer,
     explained_by_lightning,
@@ -148,7 +151,9 @@ class CommandLine(LightningCLI):
             ConfigError: If the configuration turns out to be wrong.
         """
         try:
+            check_hardware(self.config.trainer)
             self._strategy = self._settle_processes()
+            check_precision(self.config.model.precision, device_of(self.config.trainer))
             if self.writes_run:
                 self.memory_ahead = settle_memory(self.config)
             else:
@@ -255,10 +260,16 @@ def check_numbers(config: Namespace) -> None:
         ConfigError: Naming the key, the value and the rule.
     """
     check_finite(config)
+    if config.memory.budget != "auto":
+        budget_bytes_of(config.memory.budget, 1)
+    if str(config.run.folder) == "null":
+        raise ConfigError("run.folder: null: give a folder, or leave it out")
     limits = {
         "seed_everything": (0, MAX_NUMBER),
         "run.patience": (0, MAX_NUMBER),
         "run.checkpoint_minutes": (0, MAX_NUMBER),
+        "model.max_skipped_windows": (0, MAX_NUMBER),
+        **{f"model.loss.{name}": (0, MAX_NUMBER) for name in ("box", "cls", "dfl")},
     }
     for key, (low, high) in limits.items():
         value = config[key]

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from engine.errors import ConfigError
-from engine.migrate import RENAMED, translate
+from engine.migrate import MODES, RENAMED, TASKS, translate
 
 SECTIONS = ("run", "data", "model", "memory", "trainer")
 REFUSED_KEYS = {"model.compile": "torch.compile is slower than recompute elementwise: leave it out (docs/speed.md)"}
@@ -58,12 +58,14 @@ KEYS_ELSEWHERE = (
         "model": "model.network",
         "num_epochs": "trainer.max_epochs",
         "num_workers": "data.workers",
+        "optimizer": "model.optimizer.name",
         "output": "run.folder",
         "output_dir": "run.folder",
         "pretrained": "model.weights",
         "rect": "data.rectangular_validation",
         "resume": "ckpt_path",
         "save_dir": "run.folder",
+        "scheduler": "model.schedule.decay",
         "warmup_bias_lr": "model.schedule.warmup_bias_lr",
     }
 )
@@ -80,6 +82,7 @@ COUNTED_TOGETHER = ("model", "device", "amp")
 """Ultralytics' arguments whose values change with their names: `engine.migrate` knows how."""
 DATA_SET_KEYS = {"train", "val", "names", "nc", "path", "test"}
 ARGS_YAML_KEYS = {"imgsz", "epochs", "task", "mode", "batch"}
+WORDS_TO_DROP = {"yolo", "ultralytics", *TASKS, *MODES}
 SUFFIXES_OF_WEIGHTS = (".pt", ".pth", ".safetensors")
 
 
@@ -190,7 +193,9 @@ def check_words(words: Words, known: Mapping[str, Any]) -> None:
         mistakes += [f"{file}: {mistake}" for mistake in _mistakes_in(read_config_file(file), known)]
     if words.strays:
         shown = " ".join(shlex.quote(word) for word in words.strays)
-        mistakes.append(f"{shown}: options are written --key value: {corrected(words, known)}")
+        is_plain = all(word in WORDS_TO_DROP or _options_for(word, known) for word in words.strays)
+        remedy = corrected(words, known) if is_plain else "a list is written without blanks: --trainer.devices [0,1]"
+        mistakes.append(f"{shown}: options are written --key value: {remedy}")
     if mistakes:
         raise ConfigError("; ".join(dict.fromkeys(mistakes)))
 
@@ -240,6 +245,7 @@ def _unknown_key(key: str, known: Mapping[str, Any]) -> str:
 def meant(key: str, known: Mapping[str, Any]) -> list[str]:
     """The keys that someone may have meant, the likeliest first: by name, wherever it is, or by likeness."""
     section, _, name = key.rpartition(".")
+    known = {one: kind for one, kind in known.items() if kind is not None}
     if key == "model.name":
         return ["model.network"]
     if name in KEYS_ELSEWHERE and KEYS_ELSEWHERE[name] != key:
@@ -260,8 +266,7 @@ def corrected(words: Words, known: Mapping[str, Any]) -> str:
     """The command line that was meant, as far as can be told."""
     result = [f"{name} {shlex.quote(value)}" if value is not None else name for name, value in _as_ours(words, known)]
     for word in words.strays:
-        name, equals, value = word.partition("=")
-        result += _option_for(name.lstrip("-"), value, known) if equals else _option_for_file(word)
+        result += _options_for(word, known)
     return " ".join([program(), *result])
 
 
@@ -271,13 +276,18 @@ def _as_ours(words: Words, known: Mapping[str, Any]) -> Iterator[tuple[str, str 
         yield (f"--{near[0]}" if len(near) == 1 else name), value
 
 
-def _option_for(name: str, value: str, known: Mapping[str, Any]) -> list[str]:
-    """The options for a word such as ``epochs=3``."""
+def _options_for(word: str, known: Mapping[str, Any]) -> list[str]:
+    """The options for a word such as ``epochs=3`` or ``data.yaml``; none for what cannot be told."""
+    name, equals, value = word.partition("=")
+    if not equals:
+        return _option_for_file(word)
+    if name == "model" and "validate" in program():
+        return [f"--ckpt_path {shlex.quote(value)}"]
     if name in COUNTED_TOGETHER:
         lines = translate({name: yaml.safe_load(value) if value else value}).lines
         settings = next((line.settings for line in lines if line.theirs.startswith(f"{name}=")), {})
         return [f"--{key} {shlex.quote(str(ours).replace(' ', ''))}" for key, ours in settings.items()]
-    keys = [name] if is_known(name, known) else meant(name, known)
+    keys = [name] if known.get(name) is not None else meant(name, known)
     return [f"--{keys[0]} {shlex.quote(value)}"] if keys else []
 
 
@@ -322,10 +332,12 @@ def explain(message: str, config_files: list[Path]) -> str:
         return reason_in(message)
     key = keys[0]
     if match := re.search(r'Parser key "([\w.]+)": Unable to load config "(.*?)"$', line):
-        return f"{match[1]}: {match[2]}: expected keys below it, such as {{key: value}}, or a file with them"
+        key = KEYS_ELSEWHERE.get(match[1].rpartition(".")[2])
+        remedy = f"did you mean {key}?" if key else "give {key: value}, or a file with them"
+        return f"{match[1]}: {match[2]}: has keys below it: {remedy}"
     if len(keys) > 1 and keys[-1].startswith(f"{key}."):
         key = keys[-1]
-    value = re.search(r"Got value: (.*)$", line) or re.search(r"Given value: (.*)$", line)
+    value = re.search(r"Given value: (.*)$", line) or re.search(r"Got value: (.*)$", line)
     shown = "" if value is None or "class_path" in value[1] else f"{value[1]}: "
     return f"{place_of(key, config_files, value[1] if value else None)}{key}: {shown}{reason_in(message)}"
 
@@ -334,14 +346,14 @@ def reason_in(message: str) -> str:
     """What was wrong, out of what jsonargparse says of a type: which class lacks what, or what was expected."""
     line = " ".join(message.split())
     if match := re.search(
-        r"Problem with given class_path '(.+?)': (.+?)(?: - (?:Not a valid|Expected) | Given value |$)", line
+        r"Problem with given class_path '(.+?)': (.+?)(?: - (?:Not a valid|Expected|Import) | Given value |$)", line
     ):
         return f"{match[1]}: {_class_mistake(match[2])}"
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", line):
         return f"{match[1]}: is no {match[2]}: give the class_path of one"
     subtypes = re.search(r"Subtypes: \[(.*?)\] Errors:(?: - (.+?))? - ", line)
     if subtypes and subtypes[2] and not subtypes[2].startswith("Expected"):
-        return _readable(subtypes[2])  # what a class says of its arguments
+        return f"{_key_of(subtypes[1])}{_readable(subtypes[2])}"  # what a class says of its arguments
     if subtypes:
         return f"expected {_types(subtypes[1])}"
     if match := re.search(r"Expected an? (.+?)(?:\. Got value: .*)?$", line):
@@ -368,6 +380,12 @@ def _types(text: str) -> str:
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text).replace("NoneType", "null")
     text = re.sub(r"(?:[\w]+\.)+(\w+)", r"\1", text)  # without modules
     return re.sub(r"Literal\[('\w+')\]", r"\1", text).replace("Literal[", "one of [")
+
+
+def _key_of(types: str) -> str:
+    """The key that takes a class, for what is said when one is made: the key is not in it then."""
+    keys = {"Callback": "trainer.callbacks", "Logger": "trainer.logger", "BasicTransform": "data.transforms"}
+    return next((f"{key}: " for name, key in keys.items() if f".{name}" in types), "")
 
 
 def _readable(text: str) -> str:

@@ -14,7 +14,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from data.augment import AugmentConfig
-from data.balance import BalanceConfig, image_repeats
+from data.balance import BalanceConfig, check_weighted_classes, image_repeats
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
 from data.dataset_yaml import read_dataset_yaml
@@ -43,6 +43,11 @@ from models import cache_folder
 Split = Literal["train", "val", "test"]
 SYNTHETIC = "synthetic"
 MAX_MULTI_SCALE = 0.9
+MIN_IMAGE_SIZE_PX = 2 * STRIDE_PX
+TOO_SMALL = (
+    f"images must have at least {MIN_IMAGE_SIZE_PX} px: of one with less, the deepest layers keep a single value per "
+    "channel, which BatchNorm cannot normalise"
+)
 
 
 class DetectionData(L.LightningDataModule):
@@ -123,6 +128,7 @@ class DetectionData(L.LightningDataModule):
         self.seed = seed
         self.max_epochs = max_epochs
         self.dataset_yaml = read_dataset_yaml(_synthetic_yaml(synthetic) if root == SYNTHETIC else Path(root))
+        check_weighted_classes(balance, self.dataset_yaml.names)
 
     @property
     def class_names(self) -> list[str]:
@@ -282,8 +288,10 @@ def check_sizes(
             "of a whole optimizer step: lower it or raise data.batch_size"
         )
     if image_size < STRIDE_PX or image_size % STRIDE_PX:
-        nearest = max(round(image_size / STRIDE_PX), 1) * STRIDE_PX
+        nearest = max(round(image_size / STRIDE_PX), 2) * STRIDE_PX
         raise ConfigError(f"data.image_size: {image_size}: must be a multiple of 32: use {nearest}")
+    if image_size < MIN_IMAGE_SIZE_PX:
+        raise ConfigError(f"data.image_size: {image_size}: {TOO_SMALL}")
     if not 0 <= multi_scale <= MAX_MULTI_SCALE:
         raise ConfigError(
             f"data.multi_scale: {multi_scale}: give a part of data.image_size from 0 to {MAX_MULTI_SCALE}"
@@ -293,6 +301,8 @@ def check_sizes(
             f"data.multi_scale: {multi_scale}: is less than {STRIDE_PX} pixels of data.image_size {image_size}, and "
             f"sizes go in steps of {STRIDE_PX}: give 0 or at least {math.ceil(1000 * STRIDE_PX / image_size) / 1000}"
         )
+    if multi_scale and image_sizes(image_size, multi_scale)[0] < MIN_IMAGE_SIZE_PX:
+        raise ConfigError(f"data.multi_scale: {multi_scale}: of data.image_size {image_size}: {TOO_SMALL}")
 
 
 def _synthetic_yaml(config: SyntheticConfig) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from engine.advice import advise_before, print_advice
 from engine.cli import CommandLine
 from engine.errors import TrainingError, run_command
@@ -10,6 +12,12 @@ from engine.processes import beginning_together, speaking_once
 from engine.ranks import all_present
 from engine.run import CHECKPOINTS, LAST
 from engine.trainer_keys import explained_by_lightning
+from models.saved_weights import DOWNLOADS
+
+RANDOM_WEIGHTS = (
+    "model.weights: none: training starts from random weights; pretrained ones need far fewer images and epochs: "
+    f"--model.weights FILE, such as yolo11l.pt from {DOWNLOADS}"
+)
 
 
 def main(args: list[str] | None = None) -> CommandLine:
@@ -18,6 +26,8 @@ def main(args: list[str] | None = None) -> CommandLine:
         cli = CommandLine(args, writes_run=True).build()
         cli.save_config()
     if cli.trainer.is_global_zero:
+        if cli.ckpt_path is None and cli.config.model.weights is None:
+            print(RANDOM_WEIGHTS, file=sys.stderr)
         print_advice(advise_before(cli.config))
     if cli.trainer.is_global_zero and cli.memory_ahead is not None:
         print(cli.memory_ahead)

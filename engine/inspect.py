@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
 from data.dataset_yaml import read_dataset_yaml
 from data.errors import DataError
 from data.inspect import SIZE_NAMES, TRAINING_SPLITS, DatasetFacts, SplitFacts, imbalance, inspect_dataset
+from engine.arguments import CommandParser, path_option
 from engine.diagnosis import Finding
 from engine.doctor import print_findings
 from engine.errors import ConfigError, run_command
@@ -187,9 +187,13 @@ def _size_table(facts: DatasetFacts) -> Table:
 
 def main(args: list[str] | None = None) -> None:
     """Inspect a data set."""
-    parser = ArgumentParser(prog="python -m engine.inspect", description=main.__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="The data.yaml of the data set; only read.")
-    parser.add_argument("--output", type=Path | None, help="Folder for pictures and inspect.json; made if needed.")
+    parser = CommandParser(prog="python -m engine.inspect", description=main.__doc__)
+    parser.add_argument(
+        "--root", type=path_option("--root"), required=True, help="The data.yaml of the data set; only read."
+    )
+    parser.add_argument(
+        "--output", type=path_option("--output"), help="Folder for pictures and inspect.json; made if needed."
+    )
     parser.add_argument("--json", action="store_true", help="Print the facts as JSON instead of tables.")
     parser.add_argument("--image_size", type=int, default=640, help="Training size that object sizes are given at.")
     parser.add_argument("--workers", type=int, default=available_cores(), help="Processes that read files.")

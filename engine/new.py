@@ -22,6 +22,7 @@ from data.augment import AugmentConfig
 from data.dataset_yaml import read_dataset_yaml
 from data.errors import DataError
 from data.index import build_index
+from engine.arguments import CommandParser, path_option, path_text
 from engine.datamodule import check_sizes
 from engine.diagnosis import BF16_CAPABILITY
 from engine.errors import ConfigError, run_command
@@ -295,13 +296,23 @@ def _tell(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.new", description="Write a configuration to begin with.")
-    parser.add_argument("data", metavar="DATA.yaml", nargs="?", help="description of the data set; only read")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="default: named after the data set's folder")
+    parser = CommandParser(prog="python -m engine.new", description="Write a configuration to begin with.")
+    parser.add_argument(
+        "data",
+        metavar="DATA.yaml",
+        nargs="?",
+        type=path_text("DATA.yaml"),
+        help="description of the data set; only read",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", type=path_option("--output"), help="default: named after the data set's folder"
+    )
     source = parser.add_mutually_exclusive_group()
     about = "translate an Ultralytics command or Python call: its text, or a file with it; nothing of it is run"
     source.add_argument("--from-command", metavar="'yolo ...'", help=about)
-    source.add_argument("--from-args", metavar="args.yaml", type=Path, help="translate an Ultralytics args.yaml")
+    source.add_argument(
+        "--from-args", metavar="args.yaml", type=path_option("--from-args"), help="translate an Ultralytics args.yaml"
+    )
     return parser
 
 

@@ -37,11 +37,6 @@ def expanded(text: str, key: str) -> str:
     return path
 
 
-def path_option(name: str) -> Any:
-    """The type of an argparse option that is a path, see `expanded`."""
-    return lambda text: Path(expanded(text, name))
-
-
 def expand_paths(config: Any) -> None:
     """Put home folders and variables into every path of a parsed configuration.
 

@@ -14,7 +14,6 @@ import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -23,6 +22,7 @@ import torch
 from data.batch import to_original_px
 from data.errors import DataError
 from data.letterbox import letterbox_geometry, pad_centred, resize_long_side
+from engine.arguments import CommandParser, path_option, path_text
 from engine.checkpoint import EXAMPLE, LoadedNetwork, load_network
 from engine.drawing import draw_detections
 from engine.errors import ConfigError, run_command
@@ -271,18 +271,16 @@ def _check(options: argparse.Namespace) -> NmsConfig:
         raise ConfigError(message.replace("model.nms.", "--")) from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, as all errors; without the usage, which ``--help`` shows."""
-        raise ConfigError(f"{message}: see python -m engine.predict --help")
-
-
 def _parse(args: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m engine.predict", description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt_path", type=_path, required=True, help=f"such as {EXAMPLE}; or an Ultralytics .pt")
+    parser = CommandParser(prog="python -m engine.predict", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--ckpt_path", type=path_option("--ckpt_path"), required=True, help=f"such as {EXAMPLE}; or an Ultralytics .pt"
+    )
     what = "pictures, folders, list files (.txt), glob patterns and videos"
-    parser.add_argument("--source", nargs="+", required=True, help=what)
-    parser.add_argument("--output", type=_path, default=Path("runs/predict"), help="default: %(default)s")
+    parser.add_argument("--source", nargs="+", required=True, type=path_text("--source"), help=what)
+    parser.add_argument(
+        "--output", type=path_option("--output"), default=Path("runs/predict"), help="default: %(default)s"
+    )
     parser.add_argument("--tile", type=int, default=0, help="side of tiles in pixels; 0: the whole picture at once")
     parser.add_argument("--overlap", type=float, default=0.2, help="of tiles, as a share of one; default: %(default)s")
     parser.add_argument("--conf", type=float, default=0.25, help="least score; default: %(default)s")
@@ -290,10 +288,6 @@ def _parse(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_detections", type=int, default=1000, help="in a picture; default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1; default: %(default)s")
     return parser.parse_args(args)
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def _device(name: str) -> torch.device:

@@ -54,6 +54,7 @@ LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "lim
 STRATEGIES = ("auto", "ddp", "single_device")
 STRATEGY_CLASSES = ("DDPStrategy", "SingleDeviceStrategy")
 PROFILERS = ("simple", "advanced", "pytorch")
+DEVICES = "a number of devices, a list of their numbers such as [0,1], or auto"
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 RENDEZVOUS = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
 """Variables by which a process learns of those on other machines."""
@@ -73,10 +74,15 @@ def check_trainer(trainer: Any) -> None:
     for key in LIMITS:
         _check_limit(key, trainer[key])
     _check_validation_interval(trainer.val_check_interval)
-    _check_accelerator(trainer.accelerator)
-    _check_devices(trainer)
+    if trainer.accelerator not in ACCELERATORS:
+        shown = getattr(trainer.accelerator, "class_path", trainer.accelerator)
+        _refuse("accelerator", shown, f"expected one of {', '.join(ACCELERATORS)}")
+    numbers = trainer.devices if isinstance(trainer.devices, list) else [trainer.devices]
+    if trainer.devices != "auto" and not (numbers and all(isinstance(one, int) and one >= -1 for one in numbers)):
+        _refuse("devices", trainer.devices, f"give {DEVICES}")
+    if trainer.devices == 0:
+        _refuse("devices", 0, f"give {DEVICES}")
     _check_strategy(trainer.strategy)
-    _check_nodes(trainer.num_nodes)
     _check_time(trainer.max_time)
     _check_profiler(trainer.profiler)
 
@@ -103,6 +109,17 @@ def check_shares(trainer: Any, num_steps: int, num_validation_batches: int) -> N
     interval = trainer.val_check_interval
     if isinstance(interval, int) and interval > num_steps:
         _refuse("val_check_interval", interval, f"an epoch has {num_steps} steps: give at most so many")
+
+
+def check_hardware(trainer: Any) -> None:
+    """Refuse devices that this machine has not.
+
+    Raises:
+        ConfigError: Naming the key, the value and what there is.
+    """
+    _check_accelerator(trainer.accelerator)
+    _check_devices(trainer)
+    _check_nodes(trainer.num_nodes)
 
 
 @contextmanager
@@ -173,11 +190,7 @@ def _check_validation_interval(value: Any) -> None:
         _refuse("val_check_interval", value, f"{rule}: trainer.check_val_every_n_epoch")
 
 
-def _check_accelerator(name: Any) -> None:
-    if not isinstance(name, str):
-        _refuse("accelerator", getattr(name, "class_path", name), f"expected one of {', '.join(ACCELERATORS)}")
-    if name not in ACCELERATORS:
-        _refuse("accelerator", name, f"expected one of {', '.join(ACCELERATORS)}")
+def _check_accelerator(name: str) -> None:
     backends = {"auto": ("cpu",), "gpu": ("cuda", "mps")}.get(name, (name,))
     if not any(AcceleratorRegistry[backend]["accelerator"].is_available() for backend in backends):
         _refuse("accelerator", name, "torch can use none here (python -m engine.doctor says why): use cpu or auto")
@@ -185,9 +198,6 @@ def _check_accelerator(name: Any) -> None:
 
 def _check_devices(trainer: Any) -> None:
     devices = trainer.devices
-    numbers = devices if isinstance(devices, list) else [devices]
-    if devices != "auto" and not (numbers and all(isinstance(number, int) for number in numbers)):
-        _refuse("devices", devices, "give a number of devices, a list of their numbers such as [0,1], or auto")
     has_gpus = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if not has_gpus:
         if isinstance(devices, list) or (devices != "auto" and devices < 1):

@@ -21,6 +21,8 @@ from models.restricted_pickle import Inert, PickledTensor, RestrictedPickleError
 MAX_MODULES = 20_000  # of a pickled model; YOLO11x has about 1,000
 PREFIXES = ("ema.network.", "ema.", "network.", "module.", "model.", "")  # averaged weights first
 STRIDE_PX = 32  # Ultralytics trains at the multiple above
+DOWNLOADS = "https://github.com/ultralytics/assets/releases"
+"""Where Ultralytics publishes pretrained weights."""
 SAFETENSORS_KEY = "yolofit"  # of the metadata: the network's description, as JSON
 
 
@@ -56,10 +58,18 @@ def read_weights(path: Path) -> SavedWeights:
             return _read_safetensors(path)
         with SavedFile(path) as file:
             return _find_weights(file)
+    except FileNotFoundError as error:
+        raise WeightsError(f"no such file: nothing is downloaded: {_where_from(path)}") from error
     except OSError as error:
         raise WeightsError(f"cannot be read ({error.strerror or error}): is the path right?") from error
     except (RestrictedPickleError, SafetensorError) as error:
         raise WeightsError(str(error)) from error
+
+
+def _where_from(path: Path) -> str:
+    """How to come by a file that is not there."""
+    name = path.name if re.fullmatch(r"yolo11[nslmx]\.pt", path.name) else "yolo11l.pt and the like"
+    return f"is the path right? {name} can be had from {DOWNLOADS}"
 
 
 def _read_safetensors(path: Path) -> SavedWeights:
