@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from engine.errors import ConfigError
-from engine.migrate import MODES, RENAMED, TASKS, translate
+from engine.migrate import RENAMED, translate
+from engine.ultralytics_arguments import MODES, TASKS
 
 SECTIONS = ("run", "data", "model", "memory", "trainer")
 REFUSED_KEYS = {"model.compile": "torch.compile is slower than recompute elementwise: leave it out (docs/speed.md)"}
@@ -38,8 +39,8 @@ ULTRALYTICS_KEYS = {
     "project": "run.folder",
     "seed": "seed_everything",
 }
-KEYS_ELSEWHERE = (
-    RENAMED
+KEYS_ELSEWHERE: dict[str, str] = (
+    {theirs: ours for theirs, (ours, _) in RENAMED.items()}
     | ULTRALYTICS_KEYS
     | {
         "bs": "data.batch_size",
