@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from engine import cuda_graphs
+from engine.cli import CommandLine
 from engine.cuda_graphs import MIN_CAPACITY, RecordedMicroStep, Recording, can_record, padded
 from engine.step import TrainingStep
 from tests.helpers.faults import OutOfMemoryAt
@@ -231,6 +232,23 @@ def test_run__recovers_from_memory_that_runs_out_while_it_records(
     assert [lowering.recompute for lowering in step.memory.history] == ["elementwise"]
     assert step.memory.history[0].cause.startswith("CUDA out of memory")
     assert relative_error(flat_weights(network), flat_weights(plain)) < 1e-12
+
+
+def test_adapt__gives_recordings_back_and_lowers_with_the_next_step(recorder: Recorder) -> None:
+    step = recorded_step(make_network(), micro_batch_size=2)
+    told: list[str] = []
+    step.memory.on_recovery = told.append
+    for _ in range(2):
+        step.run(make_window([1, 1]))
+    sentence = CommandLine._adapt(SimpleNamespace(model=SimpleNamespace(step=step)))
+    assert "next step" in sentence
+    step.run(make_window([1, 1]))
+    assert not step.micro_step._recordings
+    assert [(lowering.step, lowering.cause) for lowering in step.memory.history] == [(3, "VRAM is spilling")]
+    assert step.memory.recompute == "elementwise"
+    assert told == []  # memory has not run out
+    step.run(make_window([1, 1]))
+    assert len(step.memory.history) == 1
 
 
 def test_padded__zeros_do_not_change_the_loss() -> None:
