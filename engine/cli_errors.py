@@ -350,6 +350,8 @@ def reason_in(message: str) -> str:
         r"Problem with given class_path '(.+?)': (.+?)(?: - (?:Not a valid|Expected|Import) | Given value |$)", line
     ):
         return f"{match[1]}: {_class_mistake(match[2])}"
+    if match := re.search(r"dot import path string: (\S*[A-Za-z_]\S*) - Not a valid subclass", line):
+        return f"{match[1]}: there is no such class: give the path by which Python imports it"
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", line):
         return f"{match[1]}: is no {match[2]}: give the class_path of one"
     subtypes = re.search(r"Subtypes: \[(.*?)\] Errors:(?: - (.+?))? - ", line)

@@ -301,8 +301,6 @@ def check_sizes(
             f"data.multi_scale: {multi_scale}: is less than {STRIDE_PX} pixels of data.image_size {image_size}, and "
             f"sizes go in steps of {STRIDE_PX}: give 0 or at least {math.ceil(1000 * STRIDE_PX / image_size) / 1000}"
         )
-    if multi_scale and image_sizes(image_size, multi_scale)[0] < MIN_IMAGE_SIZE_PX:
-        raise ConfigError(f"data.multi_scale: {multi_scale}: of data.image_size {image_size}: {TOO_SMALL}")
 
 
 def _synthetic_yaml(config: SyntheticConfig) -> Path:

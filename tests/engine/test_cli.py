@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from engine.cli import CommandLine
 from engine.cli_errors import REFUSED_KEYS
 from engine.errors import ConfigError, DataError
 
+COMMAND = "python -m engine.fit"
 QUICKSTART = "--config=configs/quickstart.yaml"
 
 
@@ -78,6 +80,106 @@ def test_command_line__names_a_file_that_is_no_configuration(content: bytes, mes
     file = tmp_path / "my.yaml"
     file.write_bytes(content)
     assert message_of(f"--config={file}").removeprefix("--config: ").startswith(f"{file}: {message}")
+
+
+def refusal_of(*args: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        CommandLine(list(args))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("epochs=3 imgsz=320", "--trainer.max_epochs 3 --data.image_size 320"),
+        ("train model=yolo11n.pt data=x.yaml", "--model.network yolo11n --model.weights yolo11n.pt --data.root x.yaml"),
+        ("my.yaml --data.root x", "--data.root x --config my.yaml"),
+        ("data.yaml --epochs 3", "--trainer.max_epochs 3 --data.root data.yaml"),
+        ("device=0 --data.root x", "--data.root x --trainer.accelerator gpu --trainer.devices '[0]'"),
+        ("trainer.max_epochs=3", "--trainer.max_epochs 3"),
+        ("best.ckpt", "--ckpt_path best.ckpt"),
+        ("'my boards.yaml'", "--config 'my boards.yaml'"),
+    ],
+)
+def test_command_line__says_which_one_was_meant(words: str, message: str) -> None:
+    assert refusal_of(*shlex.split(words)).endswith(f": options are written --key value: {COMMAND} {message}")
+
+
+def test_command_line__knows_a_data_set_from_a_configuration(tmp_path: Path) -> None:
+    boards, mine = tmp_path / "boards.yaml", tmp_path / "data.yaml"
+    boards.write_text("train: images\nnames: [a]\n")
+    mine.write_text("data: {root: x}\n")
+    assert refusal_of(str(boards)).endswith(f"{COMMAND} --data.root {boards}")
+    assert refusal_of(str(mine)).endswith(f"{COMMAND} --config {mine}")
+    assert message_of(f"--config={boards}") == (
+        f"--config: {boards}: describes a data set: give it as --data.root {boards}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.batch", "data.batch: no such key: did you mean data.batch_size?"),
+        ("--model.lr", "model.lr: no such key: did you mean model.optimizer.lr?"),
+        ("--data.epochs", "data.epochs: no such key: did you mean trainer.max_epochs?"),
+        ("--model.imgsz", "model.imgsz: no such key: did you mean data.image_size?"),
+        ("--max_epochs", "max_epochs: no such key: did you mean trainer.max_epochs?"),
+        ("--learning_rate", "learning_rate: no such key: did you mean model.optimizer.lr?"),
+        ("--model.batch_size", "model.batch_size: follows from data.batch_size: set that"),
+        ("--model.name", "model.name: no such key: did you mean model.network?"),
+        ("--data", "data: 3: has keys below it: did you mean data.root?"),
+    ],
+)
+def test_command_line__takes_no_abbreviation_but_says_what_it_may_be_for(option: str, message: str) -> None:
+    assert message_of(QUICKSTART, option, "3") == message
+
+
+def test_command_line__names_all_wrong_keys_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {imgsz: 640, augment: {mosiac: 1}}\nepochs: 3\n")
+    assert message_of(f"--config={file}", "--model.lr=1", "--foo", "3", "bar") == (
+        "model.lr: no such key: did you mean model.optimizer.lr?; foo: no such key: see --help for all keys; "
+        f"{file}: data.imgsz: no such key: did you mean data.image_size?; "
+        f"{file}: data.augment.mosiac: no such key: did you mean data.augment.mosaic?; "
+        f"{file}: epochs: no such key: did you mean trainer.max_epochs?; "
+        "bar: options are written --key value: a list is written without blanks: --trainer.devices [0,1]"
+    )
+
+
+def test_command_line__takes_keys_of_classes_and_maps() -> None:
+    weights, callback = "--data.balance.class_weights.ic=3", "--trainer.callbacks+=EarlyStopping"
+    config = CommandLine([QUICKSTART, weights, callback, "--trainer.callbacks.monitor=val/map50"]).config
+    assert config.data.balance.class_weights == {"ic": 3.0}
+    assert config.trainer.callbacks[0].init_args.monitor == "val/map50"
+
+
+def test_command_line__refuses_a_key_that_is_there_twice(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data:\n  root: x\nmodel: {network: yolo11n}\ndata:\n  batch_size: 8\n")
+    assert message_of(f"--config={file}").endswith("line 4: the key data is there twice: put both together")
+
+
+def test_command_line__puts_home_and_variables_into_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("BOARDS", "mine")
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "run: {folder: ~/runs/first}\n"
+        "data: {root: '~/$BOARDS/data.yaml'}\n"
+        "model: {weights: '~/${BOARDS}/yolo11n.pt'}\n"
+        "ckpt_path: ~/last.ckpt\n"
+        "trainer:\n"
+        "  callbacks:\n"
+        "  - {class_path: ModelCheckpoint, init_args: {dirpath: ~/more, every_n_epochs: 2}}\n"
+        "  logger: {class_path: CSVLogger, init_args: {save_dir: ~/logs}}\n"
+    )
+    config = CommandLine([f"--config={file}"]).config
+    assert config.run.folder == tmp_path / "runs/first"
+    assert config.data.root == f"{tmp_path}/mine/data.yaml"
+    assert config.model.weights == tmp_path / "mine/yolo11n.pt"
+    assert config.ckpt_path == tmp_path / "last.ckpt"
+    assert config.trainer.callbacks[0].init_args.dirpath == f"{tmp_path}/more"
+    assert config.trainer.logger.init_args.save_dir == f"{tmp_path}/logs"
 
 
 def test_command_line__needs_a_place_for_the_drawn_boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,12 @@ from engine import cli, trainer_keys
 from engine.cli import CommandLine
 from engine.errors import ConfigError
 
-SMALL = ("--config=configs/quickstart.yaml", "--data.synthetic.num_train=4", "--data.synthetic.num_val=2")
+SMALL = (
+    "--config=configs/quickstart.yaml",
+    "--data.synthetic.num_train=4",
+    "--data.synthetic.num_val=2",
+    "--data.micro_batch_size=2",
+)
 MEASURED = "val/box_loss, val/cls_loss, val/dfl_loss, val/map50_95, "
 
 
