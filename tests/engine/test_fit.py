@@ -20,11 +20,8 @@ from data.errors import DataError
 from engine.errors import ConfigError
 from engine.evaluation import Evaluation
 from engine.fit import main as fit
-<<<<<<< HEAD
-from engine.module import Detector
-=======
 from engine.foreign_callbacks import monitored_names
->>>>>>> w-cli
+from engine.module import Detector
 from engine.step import TrainingStep
 from engine.validate import main as validate
 from tests.helpers.runs import make_boards, quickstart_arguments
@@ -247,7 +244,6 @@ def test_fit__goes_on_when_memory_runs_out_in_training_and_in_validation(
     assert [lowering["step"] for lowering in memory["history"]] == [4]
 
 
-<<<<<<< HEAD
 def test_fit__ends_if_an_optimizer_state_is_not_fp32_any_more(
     data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,7 +280,8 @@ def test_fit__without_a_split_makes_no_run_folder(data_yaml: Path, tmp_path: Pat
     with pytest.raises((ConfigError, DataError), match=rf"{split} is 'no/such/folder', but .* does not exist"):
         fit(arguments(file, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-=======
+
+
 def test_fit__takes_callbacks_and_says_that_weights_are_random(
     data_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,4 +294,3 @@ def test_fit__takes_callbacks_and_says_that_weights_are_random(
     assert {path.name for path in checkpoints.glob("*.ckpt")} >= {"best.ckpt", "last.ckpt", "mine.ckpt"}
     config, best = cli.config.run.folder / "config.yaml", checkpoints / "best.ckpt"
     assert validate([f"--config={config}", f"--ckpt_path={best}"]).num_images == 6
->>>>>>> w-cli
