@@ -51,8 +51,6 @@ RANGES = {
 NEEDED = ("max_epochs", "check_val_every_n_epoch", "log_every_n_steps")
 """Keys that must have a number."""
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
-STRATEGIES = ("auto", "ddp", "single_device")
-STRATEGY_CLASSES = ("DDPStrategy", "SingleDeviceStrategy")
 PROFILERS = ("simple", "advanced", "pytorch")
 DEVICES = "a number of devices, a list of their numbers such as [0,1], or auto"
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -82,7 +80,6 @@ def check_trainer(trainer: Any) -> None:
         _refuse("devices", trainer.devices, f"give {DEVICES}")
     if trainer.devices == 0:
         _refuse("devices", 0, f"give {DEVICES}")
-    _check_strategy(trainer.strategy)
     _check_time(trainer.max_time)
     _check_profiler(trainer.profiler)
 
@@ -209,13 +206,6 @@ def _check_devices(trainer: Any) -> None:
             _refuse("devices", devices, f"GPUs are numbered from 0 to {num_gpus - 1} here; name each once")
     elif devices != "auto" and devices != -1 and not 1 <= devices <= num_gpus:
         _refuse("devices", devices, f"give 1 to {num_gpus}, the GPUs of this machine, or auto")
-
-
-def _check_strategy(strategy: Any) -> None:
-    name = strategy if isinstance(strategy, str) else str(getattr(strategy, "class_path", strategy))
-    known = STRATEGIES if isinstance(strategy, str) else STRATEGY_CLASSES
-    if name.rpartition(".")[2] not in known:
-        _refuse("strategy", name, "yolofit trains with one device or with ddp (docs/distributed.md): use auto")
 
 
 def _check_nodes(num_nodes: int) -> None:

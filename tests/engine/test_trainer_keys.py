@@ -55,8 +55,6 @@ def is_accepted(*args: str) -> bool:
         ("devices=[0,1]", "[0, 1]: without GPUs this is a number of processes"),
         ("devices=0,1", "[0, 1]: without GPUs this is a number of processes"),
         ("devices=-1", "-1: without GPUs this is a number of processes"),
-        ("strategy=fsdp", "fsdp: yolofit trains with one device or with ddp"),
-        ("strategy=null", "null: yolofit trains with one device or with ddp"),
         ("num_nodes=0", "0: must be between 1 and"),
         ("num_nodes=2", "2: this process knows of no other machine and would wait for ever"),
         ("max_epochs=null", "None: must be between 1 and"),
