@@ -168,8 +168,9 @@ class Words:
 
     @property
     def files(self) -> list[Path]:
-        """The configurations that they name."""
-        return [Path(value) for name, value in self.options if name in ("--config", "-c") and value is not None]
+        """The configurations that they name; a value of several lines is one itself, as `engine.new` gives it."""
+        values = [value for name, value in self.options if name in ("--config", "-c") and value is not None]
+        return [Path(value) for value in values if "\n" not in value]
 
 
 def check_words(words: Words, known: Mapping[str, Any]) -> None:
