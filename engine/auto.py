@@ -87,6 +87,12 @@ def settle_memory(config: Any) -> MemoryAhead | None:
             enable_expandable_segments()
         torch.cuda.set_device(device)  # whoever names no device would open a context on the first one
     is_fixed = AUTO not in (data.micro_batch_size, model.recompute)
+    if model.recompute_layers and not is_fixed:
+        auto_key = "model.recompute" if model.recompute == AUTO else "data.micro_batch_size"
+        raise ConfigError(
+            f"model.recompute_layers: {model.recompute_layers}: {auto_key} auto plans without levels of single layers: "
+            f"leave them out, or set {auto_key} to a value"
+        )
     if is_fixed and device.type == "cpu":
         return None
     budget_bytes = resolve_budget(memory, device)

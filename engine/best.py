@@ -114,6 +114,12 @@ class BestCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Learn what a run that goes on has found; it may have been at the end of its patience."""
         self._ranks = Ranks()
+        every = trainer.check_val_every_n_epoch or 1  # None: by steps only
+        if not trainer.enable_validation or trainer.max_epochs // every == trainer.current_epoch // every:
+            remedy = f"lower trainer.check_val_every_n_epoch ({every})"
+            if not trainer.enable_validation:
+                remedy = "leave trainer.limit_val_batches out"
+            log.warning("%s: is not written, as no epoch of this run is validated: %s", self.path, remedy)
         if trainer.is_global_zero and trainer.ckpt_path is not None:
             self.best = read_best(self.path)
             if self.best is None and self._validated_epoch >= 0:

@@ -128,7 +128,7 @@ class CommandLine(LightningCLI):
         words = Words(sys.argv[1:] if args is None else args, parser._option_string_actions)
         check_words(words, _types_by_key(parser))
         try:
-            self.config = parse_with_file(parser, args)
+            self.config = parse_with_file(parser, words.in_order)
         except ArgumentError as error:
             raise ConfigError(explain(str(error), words.files)) from error
         expand_paths(self.config)

@@ -84,6 +84,7 @@ COUNTED_TOGETHER = ("model", "device", "amp")
 DATA_SET_KEYS = {"train", "val", "names", "nc", "path", "test"}
 ARGS_YAML_KEYS = {"imgsz", "epochs", "task", "mode", "batch"}
 WORDS_TO_DROP = {"yolo", "ultralytics", *TASKS, *MODES}
+CONFIG_OPTIONS = ("--config", "-c")
 SUFFIXES_OF_WEIGHTS = (".pt", ".pth", ".safetensors")
 
 
@@ -148,8 +149,11 @@ class Words:
         """Each option with its value."""
         self.strays: list[str] = []
         """Words that are neither."""
+        files: list[str] = []
+        others: list[str] = []
         rest = list(args)
         while rest:
+            given = list(rest)
             word = rest.pop(0)
             if not re.match(r"--?[A-Za-z]", word):
                 self.strays.append(word)
@@ -159,6 +163,9 @@ class Words:
                 self.options.append((name, value))
             else:
                 self.options.append((name, rest.pop(0) if rest and self._takes(name, rest[0]) else None))
+            (files if name in CONFIG_OPTIONS else others).extend(given[: len(given) - len(rest)])
+        self.in_order: list[str] = files + others
+        """The options, configurations first: what stands on the command line wins, wherever it stands."""
 
     def _takes(self, name: str, word: str) -> bool:
         action = self.actions.get(name)
@@ -168,8 +175,9 @@ class Words:
 
     @property
     def files(self) -> list[Path]:
-        """The configurations that they name."""
-        return [Path(value) for name, value in self.options if name in ("--config", "-c") and value is not None]
+        """The configurations that they name; a value of several lines is one itself, as `engine.new` gives it."""
+        values = [value for name, value in self.options if name in CONFIG_OPTIONS and value is not None]
+        return [Path(value) for value in values if "\n" not in value]
 
 
 def check_words(words: Words, known: Mapping[str, Any]) -> None:

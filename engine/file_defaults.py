@@ -22,14 +22,13 @@ PRINTING = "--print_config"
 """Prints and ends in parsing, so only the second time, when the defaults are right."""
 
 
-def parse_with_file(parser: ArgumentParser, args: list[str] | None) -> Namespace:
+def parse_with_file(parser: ArgumentParser, words: list[str]) -> Namespace:
     """Parse a command line of ``engine.fit`` and its like, with the defaults of the file that it names, if any."""
-    words = sys.argv[1:] if args is None else args
     without_file = parser.parse_args([word for word in words if not word.startswith(PRINTING)])
     file = without_file.ckpt_path or without_file.model.weights
     said = said_by(file) if file else {}
     parser.set_defaults(said)
-    config = parser.parse_args(args)
+    config = parser.parse_args(words)
     for line in _differences(said, file, without_file, config):
         rank_zero_only(print)(line, file=sys.stderr)
     return config

@@ -83,7 +83,7 @@ class Detector(L.LightningModule):
                 YOLO11l at 640 to under 0.4 without repeating a convolution, ``block`` to some 0.25 by repeating layers.
                 ``auto``: the fastest with which ``memory.budget`` is kept; on a GPU with ``fused_kernels`` that is
                 ``elementwise`` even where there is room for ``none``.
-            recompute_layers: Other levels for single layers, by their number, such as ``{0: block, 2: block}``.
+            recompute_layers: Other levels for single layers, by number: ``{0: block, 2: block}``. Not with any `auto`.
             fused_kernels: Take Triton kernels on a GPU, for colours, predicted boxes and, in layers that recompute, for
                 BatchNorm, SiLU, concatenation, upsampling and max-pooling. Without Triton or a C compiler, PyTorch's
                 own kernels do the same.

@@ -21,6 +21,9 @@ def main(args: list[str] | None = None) -> DetectionResults:
     cli = CommandLine(args, writes_run=False)
     if cli.ckpt_path is None:
         raise ConfigError(f"--ckpt_path: missing: name the weights to validate, such as {EXAMPLE}")
+    if cli.config.trainer.limit_val_batches == 0:
+        key = "trainer.limit_val_batches"
+        raise ConfigError(f"{key}: 0: there would be nothing to measure: leave it out, or set --{key} 1.0")
     loaded = load_network(cli.ckpt_path, "--ckpt_path")
     cli.config.model.network, cli.config.model.weights = loaded.name, None
     cli.build()

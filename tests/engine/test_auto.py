@@ -67,6 +67,14 @@ def test_settle__keeps_what_the_user_has_fixed(gpu: SimpleNamespace) -> None:
     assert settle_memory(config).plan.recompute == config.model.recompute == "block"
 
 
+@pytest.mark.parametrize("key", ["data.micro_batch_size", "model.recompute"])
+def test_settle__refuses_levels_of_layers_that_a_plan_would_not_keep(key: str) -> None:
+    fixed = {"data.micro_batch_size": "4", "model.recompute": "none"} | {key: "auto"}
+    args = [f"--{name}={value}" for name, value in fixed.items()]
+    with pytest.raises(ConfigError, match=f"^model.recompute_layers: {{2: 'block'}}: {key} auto .* set {key} to"):
+        settle_memory(config_of(*SMALL, *args, "--model.recompute_layers={2: block}"))
+
+
 def test_settle__predicts_and_warns_where_everything_is_fixed(
     gpu: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -240,6 +240,14 @@ class TestBest:
         torch.save(content, tmp_path / "best.ckpt")
         assert str(read_best(tmp_path / "best.ckpt")) == "epoch 4, mAP50-95 0.6250"
 
+    @pytest.mark.parametrize(("every", "limit", "is_said"), [(3, 1.0, True), (2, 1.0, False), (1, 0, True)])
+    def test_of_a_run_that_never_validates_is_missed_at_its_start(
+        self, every: int, limit: float, is_said: bool, run: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        train(run, [0.1, 0.2], check_val_every_n_epoch=every, limit_val_batches=limit)
+        assert ("is not written, as no epoch" in caplog.text) == is_said
+        assert (run / "checkpoints" / "best.ckpt").exists() != is_said
+
 
 class TestPatience:
     def epochs(self, run: Path, scores: list[float], patience: int, **more: Any) -> int:

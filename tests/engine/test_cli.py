@@ -261,6 +261,13 @@ def test_command_line__later_files_and_arguments_win(tmp_path: Path) -> None:
     assert (config.data.batch_size, config.data.micro_batch_size, config.data.image_size) == (48, 6, 160)
 
 
+def test_command_line__wins_over_a_file_that_is_named_behind_it() -> None:
+    arguments = ["--data.batch_size", "7", "--ckpt_path=runs/a/last.ckpt", "--config", QUICKSTART.partition("=")[2]]
+    config = CommandLine([*arguments, "--data.micro_batch_size=6"]).config
+    assert (config.data.batch_size, config.data.micro_batch_size, config.data.image_size) == (7, 6, 160)
+    assert config.ckpt_path is not None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
