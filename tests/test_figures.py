@@ -41,13 +41,15 @@ STATED = {
     ],
     "distributed.md": [
         "in parts of 25 MiB",
+        "once, at the start | 203 MB",  # weights and their average, 4 bytes a parameter
+        "a budget leaves 512 MiB free",  # of the card, by `memory.budget: auto`
         "5 x 4 x 25.3 million | 0.47 GiB",
         "over 8 devices | 0.06 GiB",
         "would save 0.4 GiB",
     ],
     "export.md": ["since PyTorch 1.6", "(to 0.001 px in the tests)", "are within 0.005 in the tests"],
     "faults.md": ["more than 1 % of the images", "a file system of 90 MiB"],
-    "guide.md": ["`wait` above 10 %"],
+    "guide.md": ["`wait` above 10 %", "in up to 200 kB each, and so stays below 5 MB"],
     "memory.md": [
         "CUDA itself takes 0.5 GiB",
         "a budget of 16 GiB",
@@ -55,7 +57,14 @@ STATED = {
         "a difference of 0.1 %",  # of a test
         "with torch 2.11",
     ],
-    "migrating.md": ["from 0, not from 0.1"],
+    "migrating.md": [
+        # Values of Ultralytics' keys, and its versions.
+        "a truth value up to Ultralytics 8.3",
+        "from 0, not from 0.1; without `lr0`, 0.01",
+        "with their defaults, 0.01 and 0.1",
+        "AdamW with momentum 0.9 and a rate of 0.01 / (4 + classes)",
+        "MuSGD at 0.01",
+    ],
     "recompute.md": ["Over 95 % of the memory"],
     "speed.md": ["capabilities 7.5 and 8.9", "a 16 GiB table", "a card of 8 to 24 GiB"],
     "troubleshooting.md": [

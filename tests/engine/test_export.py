@@ -234,5 +234,5 @@ def test_main__rejects_wrong_options(arguments: list[str], message: str, folder:
 
 
 def test_main__rejects_a_checkpoint_without_a_name() -> None:
-    with pytest.raises(ConfigError, match=r"^--ckpt_path: \.: cannot be read \(Is a directory\)"):
+    with pytest.raises(ConfigError, match=r"^--ckpt_path: is empty: give a path"):
         main(["--ckpt_path="])

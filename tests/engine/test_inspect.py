@@ -189,7 +189,7 @@ def set_up(root: Path) -> str | None:
 
 
 def rename_labels(folder: Path) -> None:
-    (folder / "train/labels").rename(folder / "train/Labels")
+    (folder / "train/labels").rename(folder / "train/annotated")
 
 
 def empty_labels(folder: Path, split: str) -> None:
@@ -204,7 +204,7 @@ def only_boxes_without_area(folder: Path) -> None:
 
 TROUBLE: dict[str, Callable[[Path], object]] = {
     "in order": lambda folder: None,
-    "Labels": rename_labels,
+    "label files elsewhere": rename_labels,
     "all empty": lambda folder: empty_labels(folder, "train"),
     "only boxes without area": only_boxes_without_area,
     "validation without objects": lambda folder: empty_labels(folder, "valid"),
@@ -245,7 +245,7 @@ def test_main__refuses_what_training_refuses_in_the_same_words(root: Path, troub
 
 
 @pytest.mark.parametrize(
-    "trouble", ["Labels", "all empty", "only boxes without area", "validation without label files"]
+    "trouble", ["label files elsewhere", "all empty", "only boxes without area", "validation without label files"]
 )
 def test_training__refuses_what_cannot_be_learnt(root: Path, trouble: str) -> None:
     TROUBLE[trouble](root.parent)
@@ -282,10 +282,10 @@ def test_main__without_any_label_file_says_that_training_refuses(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root.parent / "valid/labels").rename(root.parent / "valid/annotated")
-    with pytest.raises(ConfigError, match=r"no val image has a label file: .*6\.png needs .*labels/6\.txt"):
+    with pytest.raises(DataError, match=r"no val image has a label file: .*6\.png needs .*labels/6\.txt"):
         main([f"--root={root}", "--workers=1"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "problem val files" in said and "2 images and their labels can be read" not in said
+    assert "problem val images" in said and "2 images and their labels can be read" not in said
 
 
 def test_main__test_split_that_is_not_there_or_wrong_does_not_stop_training(

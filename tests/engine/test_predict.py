@@ -175,7 +175,7 @@ def test_options__that_make_no_sense_are_one_line(
     for option, message in [
         ("--tile=1", "--tile: 1: must be at least 32 pixels, or 0"),
         ("--tile=-5", "--tile: -5: must not be negative"),
-        ("--tile=nan", "argument --tile: invalid int value: 'nan'"),
+        ("--tile=nan", "--tile: nan: expected int"),
         ("--overlap=nan", "--overlap: nan: must be at least 0 and below 1"),
         ("--conf=nan", "--conf: nan: must be between 0 and 1"),
         ("--iou=-1", "--iou: -1.0: must be between 0 and 1"),

@@ -110,8 +110,8 @@ def test_read_weights__rejects_files_without_weights(tmp_path: Path) -> None:
         ("no-weights.pt", "holds no weights"),
         ("list.pt", "holds neither a model nor a state dict"),
         ("text.safetensors", "header|Header"),
-        ("missing.pt", "cannot be read"),
-        ("missing.safetensors", "cannot be read"),
+        ("missing.pt", "no such file"),
+        ("missing.safetensors", "no such file"),
     ]:
         with pytest.raises(WeightsError, match=message):
             read_weights(tmp_path / name)
