@@ -127,7 +127,7 @@ def synthetic_table(num_images: int) -> ScanTable:
         box_offsets=offsets_of(np.full(num_images, BOXES_PER_IMAGE)),
         sizes_hw=np.full((num_images, 2), 640, np.int32),
         stamps=rng.integers(0, 2**60, (num_images, 4)),
-        notices=np.zeros((num_images, len(NOTICE_KINDS)), np.int32),
+        notices=np.zeros((num_images, len(NOTICE_KINDS)), np.uint16),
     )
 
 

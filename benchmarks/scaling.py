@@ -26,7 +26,7 @@ DEVICES = (1, 2, 4, 8, 16, 32, 64)
 IMAGES_PER_SECOND = 150.0
 """Assumed of one device: YOLO11l at 640 px in 16 bits. A faster one lowers the efficiency."""
 NUM_AGREEMENTS = 5
-"""`engine.recovery.retry` twice, `engine.resume.MidEpochCheckpoints` twice, Lightning's SIGTERM broadcast once."""
+"""`engine.recovery.retry` twice, `engine.resume.LastCheckpoint` twice, Lightning's SIGTERM broadcast once."""
 HOST_LATENCY_SECONDS = 50e-6
 
 

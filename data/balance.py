@@ -40,6 +40,17 @@ class BalanceConfig:
                 )
 
 
+def check_weighted_classes(config: BalanceConfig, names: tuple[str, ...]) -> None:
+    """Refuse a weight for a class that the data set has not.
+
+    Raises:
+        DataError: Naming it and the classes that there are.
+    """
+    for name in config.class_weights:
+        if name not in names:
+            raise DataError(f"data.balance.class_weights: no class {name!r}: the classes are {', '.join(names)}")
+
+
 def image_repeats(index: ImageIndex, names: tuple[str, ...], config: BalanceConfig) -> np.ndarray | None:
     """How often each image should be shown in an epoch, on average.
 
@@ -57,9 +68,8 @@ def image_repeats(index: ImageIndex, names: tuple[str, ...], config: BalanceConf
     if not config.repeat_threshold and not config.class_weights:
         return None
     factors = class_repeats(index, len(names), config.repeat_threshold)
+    check_weighted_classes(config, names)
     for name, weight in config.class_weights.items():
-        if name not in names:
-            raise DataError(f"data.balance.class_weights: no class {name!r}: the classes are {', '.join(names)}")
         factors[names.index(name)] = weight
     counts = np.diff(index.box_offsets)
     repeats = np.ones(len(index))

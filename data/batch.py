@@ -171,7 +171,7 @@ EmptyImages = Callable[[int, tuple[int, int]], Tensor]
 def empty_images(num_images: int, size_hw: tuple[int, int]) -> Tensor:
     """uint8 (num_images, 3, height, width), unset; in a worker in shared memory, to be sent uncopied."""
     shape = (num_images, 3, *size_hw)
-    if get_worker_info() is None:
+    if get_worker_info() is None or num_images == 0:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
@@ -181,14 +181,15 @@ def collate(samples: list[Sample], images: Tensor | None = None) -> Batch:
     """Put samples together into one batch, in their order; all geometry or none.
 
     Args:
-        samples: What to put together.
+        samples: What to put together; may be none.
         images: uint8 (B, 3, H, W) that the samples' images are views of, if they are; else they are copied.
     """
-    counts = torch.tensor([len(sample.classes) for sample in samples])
+    counts = torch.tensor([len(sample.classes) for sample in samples], dtype=torch.int64)
+    no_boxes, no_classes = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
     return Batch(
         images=torch.stack([sample.image for sample in samples]) if images is None else images,
-        boxes_xyxy_px=torch.cat([sample.boxes_xyxy_px for sample in samples]),
-        classes=torch.cat([sample.classes for sample in samples]),
+        boxes_xyxy_px=torch.cat([no_boxes, *(sample.boxes_xyxy_px for sample in samples)]),
+        classes=torch.cat([no_classes, *(sample.classes for sample in samples)]),
         image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
         names=[sample.name for sample in samples],
         geometry=_collate_geometry([sample.geometry for sample in samples]),
@@ -198,12 +199,12 @@ def collate(samples: list[Sample], images: Tensor | None = None) -> Batch:
 
 def _collate_gains(rows: list[Tensor | None]) -> Tensor | None:
     known = [row for row in rows if row is not None]
-    return torch.stack(known) if len(known) == len(rows) else None
+    return torch.stack(known) if known and len(known) == len(rows) else None
 
 
 def _collate_geometry(rows: list[ImageGeometry | None]) -> ImageGeometry | None:
     known = [row for row in rows if row is not None]
-    if len(known) < len(rows):
+    if not known or len(known) < len(rows):
         return None
     return ImageGeometry(
         gain_B2=torch.cat([row.gain_B2 for row in known]),

@@ -1,21 +1,32 @@
 """Reads COCO detection files: the images and boxes of a whole split in one JSON file.
 
 Classes are matched by name, so category ids may have gaps and differ between the files of the splits. Crowd
-regions are left out: they are no objects. Polygons need not be reduced, for COCO gives the box as well.
+regions are left out: they are no objects. An annotation without a box is reduced to the box round its polygons. Ids,
+numbers and flags may be written as text.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
+import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from data.errors import DataError
-from data.labels import CROWD, PixelObjects, Row
+from data.labels import CROWD, REDUCED, PixelObjects, class_ids_by_name
 from data.listing import is_file
+from data.moved import Place, find_place, is_absolute, parts_of
+from data.text import is_encodable
 
 MAX_COORDINATE_PX = 1e9  # also refuses nan and integers too long for a float
+NUM_TRIED = 100  # names that are looked for in other notations than written
+
+logger = logging.getLogger(__name__)
 
 
 class CocoFile:
@@ -39,11 +50,11 @@ class CocoFile:
         content = _load(file)
         class_ids = _class_ids(file, content, names)
         images = _by_id(file, content, "images", "file_name")
+        path_of = _find_images(file, root, [image["file_name"] for image in images.values()])
         self._objects: dict[str, PixelObjects] = {}
-        folder = _image_folder(file, root, images)
         by_image_id: dict[object, PixelObjects] = {}
         for image_id, image in images.items():
-            path = str(folder / image["file_name"])
+            path = str(path_of(image["file_name"]))
             if path in self._objects:
                 raise DataError(f"{file}: image {image['file_name']!r} is listed twice: remove one of the two")
             by_image_id[image_id] = PixelObjects(f"{file}: {image['file_name']}", _size_hw(image), [], Counter())
@@ -68,11 +79,9 @@ def read_category_names(file: Path) -> tuple[str, ...]:
         DataError: If the file is no COCO file.
     """
     categories = _by_id(file, _load(file), "categories", "name")
-    try:
-        ordered = sorted(categories.items())
-    except TypeError:
-        raise DataError(f"{file}: the ids of its categories are not all numbers: correct them") from None
-    names = tuple(str(category["name"]) for _, category in ordered)
+    if not all(identity.isdecimal() for identity in categories):
+        raise DataError(f"{file}: the ids of its categories are not all numbers: give 'names' in data.yaml")
+    names = tuple(categories[identity]["name"] for identity in sorted(categories, key=int))
     if not names or len(set(names)) < len(names):
         raise DataError(f"{file}: its categories are missing or share a name: give 'names' in data.yaml")
     return names
@@ -97,74 +106,144 @@ def _entries(file: Path, content: dict[str, Any], key: str) -> list[dict[str, An
     return entries
 
 
-def _by_id(file: Path, content: dict[str, Any], key: str, needed: str) -> dict[object, dict[str, Any]]:
+def _by_id(file: Path, content: dict[str, Any], key: str, needed: str) -> dict[str, dict[str, Any]]:
     """The entries of ``key`` by their ids."""
-    found: dict[object, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for entry in _entries(file, content, key):
-        identity = entry.get("id")
-        if not isinstance(identity, int | str) or identity in found or not isinstance(entry.get(needed), str):
-            raise DataError(f"{file}: {key}: id {identity!r} is missing or repeated, or has no {needed}: correct it")
+        identity = _identity(entry.get("id"))
+        if identity is None or identity in found or not isinstance(entry.get(needed), str):
+            raise DataError(
+                f"{file}: {key}: id {entry.get('id')!r} is missing or repeated, or has no {needed}: correct it"
+            )
+        if not is_encodable(entry[needed], "surrogateescape" if needed == "file_name" else "strict"):
+            raise DataError(f"{file}: {key}: {needed} is {entry[needed]!r}: half a character: write it in UTF-8")
         found[identity] = entry
     return found
 
 
-def _class_ids(file: Path, content: dict[str, Any], names: tuple[str, ...]) -> dict[object, int]:
+def _identity(value: Any) -> str | None:
+    """An id as text: some tools write 12 here and "12" or 12.0 there; None for what is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_id = isinstance(value, int | str) and not isinstance(value, bool)
+    return str(value).strip() if is_id else None
+
+
+def _number(value: Any) -> float | None:
+    """A number, also as text; None for what is none, or beyond reason."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < MAX_COORDINATE_PX else None
+
+
+def _class_ids(file: Path, content: dict[str, Any], names: tuple[str, ...]) -> dict[str, int]:
     """Class id by category id; categories that no annotation uses may have any name."""
-    used = {str(annotation.get("category_id")) for annotation in _entries(file, content, "annotations")}
-    positions = {name: position for position, name in enumerate(names)}
+    used = {_identity(annotation.get("category_id")) for annotation in _entries(file, content, "annotations")}
+    positions = class_ids_by_name(names)
     class_ids = {}
     for identity, category in _by_id(file, content, "categories", "name").items():
-        if category["name"] in positions:
-            class_ids[identity] = positions[category["name"]]
-        elif str(identity) in used:
-            raise DataError(f"{file}: category {category['name']!r} is not among the class names: add it to 'names'")
+        name = category["name"]
+        if name in positions:
+            class_ids[identity] = positions[name]
+        elif identity in used:
+            raise DataError(f"{file}: category {name!r} is not among the class names: add it to 'names'")
     return class_ids
 
 
-def _image_folder(file: Path, root: Path, images: dict[object, dict[str, Any]]) -> Path:
-    """The folder that the file names are relative to: where the first image that is there is found."""
-    if not images:
+def _find_images(file: Path, root: Path, names: list[str]) -> Callable[[str], Path]:
+    """What turns a name into a path: how the first image that is there is found holds for all of them."""
+    if not names:
         raise DataError(f"{file}: holds no image: give a COCO file of this split")
-    names = [image["file_name"] for image in images.values()]
     split = file.stem.rpartition("_")[2]  # instances_train2017.json belongs to the folder train2017
     below = (".", split, "images", f"images/{split}")
     folders = list(dict.fromkeys(base / name for base in (file.parent, root, file.parent.parent) for name in below))
     for name in names:
         for folder in folders:
             if is_file(folder / name):
-                return folder
+                return folder.joinpath
+    for name in names[:NUM_TRIED]:
+        for decode in (_without_host, _without_quotes):
+            written = decode(name)
+            is_whole = "://" not in name and not is_absolute(name) and not name.startswith("..")
+            if place := find_place(folders, written, len(parts_of(written)) if is_whole else 1):
+                logger.warning("%s: image %r is found as %s, others likewise", file, name, place.path(written))
+                return functools.partial(_moved, place, decode)
     tried = ", ".join(str(folder) for folder in folders)
     raise DataError(f"{file}: no image {names[0]!r} in any of {tried}: put the images into one of these folders")
 
 
+def _without_host(name: str) -> str:
+    """The path of an address; other names as they are."""
+    _, is_address, address = name.partition("://")
+    return address.partition("/")[2].partition("?")[0] if is_address else name
+
+
+def _without_quotes(name: str) -> str:
+    """The same with spaces for %20, as names in addresses are written."""
+    return unquote(_without_host(name))
+
+
+def _moved(place: Place, decode: Callable[[str], str], name: str) -> Path:
+    return place.path(decode(name))
+
+
 def _size_hw(image: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = _side(image.get("height")), _side(image.get("width"))
-    return (height, width) if height and width else None
-
-
-def _side(value: Any) -> int:
-    """Length in pixels; 0 for what says nothing."""
-    return int(value) if isinstance(value, int | float) and 0 < value < MAX_COORDINATE_PX else 0
+    height, width = (int(_number(image.get(key)) or 0) for key in ("height", "width"))
+    return (height, width) if height > 0 and width > 0 else None
 
 
 def _add(
-    file: Path, annotation: dict[str, Any], images: dict[object, PixelObjects], class_ids: dict[object, int]
+    file: Path, annotation: dict[str, Any], images: dict[object, PixelObjects], class_ids: dict[str, int]
 ) -> None:
     where = f"{file}: annotation {annotation.get('id')!r}"
-    image_id, category_id, box = (annotation.get(key) for key in ("image_id", "category_id", "bbox"))
-    if not isinstance(image_id, int | str) or image_id not in images:
-        raise DataError(f"{where}: there is no image {image_id!r}: correct or remove it")
-    if annotation.get("iscrowd"):
+    image_id, category_id = _identity(annotation.get("image_id")), _identity(annotation.get("category_id"))
+    if image_id not in images:
+        raise DataError(f"{where}: there is no image {annotation.get('image_id')!r}: correct or remove it")
+    if _is_crowd(annotation.get("iscrowd"), where):
         images[image_id].notices[CROWD] += 1
         return
-    if not isinstance(category_id, int | str) or category_id not in class_ids:
-        raise DataError(f"{where}: there is no category {category_id!r}: correct or remove it")
-    images[image_id].rows.append(_row(where, class_ids[category_id], box))
+    if category_id not in class_ids:
+        raise DataError(f"{where}: there is no category {annotation.get('category_id')!r}: correct or remove it")
+    corners = _corners(where, annotation, images[image_id].notices)
+    images[image_id].rows.append((class_ids[category_id], *corners))
 
 
-def _row(where: str, class_id: int, box: Any) -> Row:
-    is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
-    if not is_box or not all(abs(value) < MAX_COORDINATE_PX for value in box) or box[2] < 0 or box[3] < 0:
+def _is_crowd(value: Any, where: str) -> bool:
+    if value in (None, ""):
+        return False
+    known = {"0": False, "1": True, "false": False, "true": True}
+    text = str(_identity(value) or value).lower()
+    if text not in known:
+        raise DataError(f"{where}: iscrowd is {str(value)[:40]!r}, expected 0 or 1: correct it")
+    return known[text]
+
+
+def _corners(where: str, annotation: dict[str, Any], notices: Counter[str]) -> tuple[float, float, float, float]:
+    """Corners in pixels of the box, or of the polygons of an annotation without a box."""
+    box = annotation.get("bbox")
+    numbers = _numbers(box) if isinstance(box, list) else []
+    if not box and (points := _polygon_points(annotation.get("segmentation"))):
+        notices[REDUCED] += 1
+        xs, ys = points[0::2], points[1::2]
+        return min(xs), min(ys), max(xs), max(ys)
+    if len(numbers) != 4 or numbers[2] < 0 or numbers[3] < 0:
         raise DataError(f"{where}: bbox is {str(box)[:60]}, not x, y, width, height in pixels: correct or remove it")
-    x, y, width, height = (float(value) for value in box)
-    return class_id, x, y, x + width, y + height
+    x, y, width, height = numbers
+    return x, y, x + width, y + height
+
+
+def _polygon_points(segmentation: Any) -> list[float]:
+    """x, y, x, y, ... of all polygons; nothing for what is none, such as a run-length encoding."""
+    if not isinstance(segmentation, list):
+        return []
+    polygons = segmentation if all(isinstance(polygon, list) for polygon in segmentation) else [segmentation]
+    is_whole = all(len(polygon) % 2 == 0 for polygon in polygons)
+    return _numbers([value for polygon in polygons for value in polygon]) if is_whole else []
+
+
+def _numbers(values: list[Any]) -> list[float]:
+    """The values as numbers; nothing if one of them is none."""
+    numbers = [number for number in map(_number, values) if number is not None]
+    return numbers if len(numbers) == len(values) else []

@@ -86,7 +86,7 @@ class TrainDataset(Dataset[Sample]):
         return collate(samples, images)
 
     def _samples(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> tuple[torch.Tensor, list[Sample]]:
-        size = keys[0].image_size or self.source.image_size
+        size = (keys and keys[0].image_size) or self.source.image_size
         images = empty(len(keys), (size, size))
         return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
 
@@ -160,11 +160,11 @@ class ValidationDataset(Dataset[Sample]):
         return collate(samples, images)
 
     def _samples(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> tuple[torch.Tensor, list[Sample]]:
-        images = empty(len(keys), self._input_hw(keys[0]))
+        images = empty(len(keys), self._input_hw(keys[0] if keys else None))
         return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
 
-    def _input_hw(self, key: SampleKey) -> tuple[int, int]:
-        if self.rectangles_hw is None:
+    def _input_hw(self, key: SampleKey | None) -> tuple[int, int]:
+        if self.rectangles_hw is None or key is None:
             return self.source.image_size, self.source.image_size
         height, width = self.rectangles_hw[key.index].tolist()
         return height, width

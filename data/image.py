@@ -23,6 +23,7 @@ from data.errors import DataError
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the segments that state the size
 PNG_START, PNG_END = b"\x89PNG", b"IEND"
+PNG_HEADER_BYTES = 8
 TAIL_BYTES = 4096  # some programs append a few bytes of their own after the end
 MIN_SIDE_PX = 10  # as in Ultralytics: nothing can be learned from less
 MAX_PIXELS = 178_956_970  # 0.5 GiB decoded, in each worker; Pillow's limit for decompression bombs
@@ -86,7 +87,7 @@ def decode_image(content: bytes, path: Path | str, reduction: int = 1) -> np.nda
         image = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED_FLAGS[reduction])
     except cv2.error:  # for instance more pixels than OpenCV allows
         image = None
-    if image is None:
+    if image is None or image.ndim != 3:  # the latter for grey floats
         raise DataError(f"{path}: not an image that OpenCV can read: convert or remove it and its label file")
     return image
 
@@ -165,16 +166,25 @@ def _is_file_truncated(path: Path | str) -> bool:
         start = file.read(len(PNG_START))
         file.seek(-min(TAIL_BYTES, file.seek(0, 2)), 2)
         tail = file.read()
-    if start.startswith(JPEG_START) and tail.endswith(JPEG_END):
-        return False
-    return _is_truncated(start + tail if start == PNG_START else read_bytes(path))
+    has_end = tail.endswith(JPEG_END) if start.startswith(JPEG_START) else start == PNG_START and PNG_END in tail
+    return not has_end and _is_truncated(read_bytes(path))
 
 
 def _is_truncated(content: bytes) -> bool:
     if content.startswith(JPEG_START):
         return not content.endswith(JPEG_END) and content.find(JPEG_END, _jpeg_scan_start(content)) < 0
     if content.startswith(PNG_START):
-        return PNG_END not in content[-TAIL_BYTES:]
+        return PNG_END not in content[-TAIL_BYTES:] and not _has_png_end(content)
+    return False
+
+
+def _has_png_end(content: bytes) -> bool:
+    """Whether the chunks lead to the end; what some program has appended behind it may be long."""
+    position = PNG_HEADER_BYTES
+    while position + 8 <= len(content):
+        if content[position + 4 : position + 8] == PNG_END:
+            return True
+        position += 12 + int.from_bytes(content[position : position + 4])  # length, kind, data, checksum
     return False
 
 

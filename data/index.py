@@ -25,10 +25,10 @@ from data.coco import CocoFile
 from data.dataset_yaml import DatasetYaml
 from data.errors import DataError
 from data.index_file import IndexFileError, index_file_path, load_table, reload_table, save_table
-from data.labels import NOTICE_KINDS, UNLABELLED
+from data.labels import UNLABELLED
 from data.listing import Listing, label_candidates, list_coco, list_file, list_folder, stamp_of
-from data.scan import ScanTask, scan_images
-from data.scan_table import Origin, ScanTable, Source, concatenate, offsets_of, ragged_rows
+from data.scan import LabelRules, ScanTask, scan_images
+from data.scan_table import Origin, ScanTable, Source, concatenate, notice_counts, offsets_of, ragged_rows
 
 COCO_SUFFIX = ".json"
 
@@ -98,9 +98,49 @@ def build_index(dataset: DatasetYaml, split: str, cache_folder: Path | None = No
         DataError: If the split has no usable image or no label files, or a label is malformed.
     """
     table = scan_split(dataset, split, cache_folder, workers)
-    _report_rejects(dataset, split, table)
-    _report_notices(dataset, split, table)
+    check_split(dataset, split, table)
+    _warn(dataset, split, table)
     return index_of(table)
+
+
+def check_split(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
+    """Refuse a split with wrong labels, without a usable image, or without a label file.
+
+    Args:
+        dataset: As in `build_index`.
+        split: As in `build_index`.
+        table: What `scan_split` has found.
+
+    Raises:
+        DataError: Naming the first of them.
+    """
+    labels = [reject.message for reject in table.rejects.values() if reject.is_label]
+    if labels:
+        others = f" (and {len(labels) - 1} more label files are wrong: {_hint(dataset)})" if len(labels) > 1 else ""
+        raise DataError(f"{labels[0]}{others}")
+    if len(table.rejects) == len(table):
+        first_reject = next(iter(table.rejects.values())).message
+        raise DataError(f"{dataset.file}: none of the {len(table)} {split} images can be used: {first_reject}")
+    if notice_counts(table).get(UNLABELLED) == len(table) - len(table.rejects):
+        first = next(row for row in range(len(table)) if row not in table.rejects)
+        expected = label_candidates(table.path(first))[0]
+        raise DataError(
+            f"{dataset.file}: no {split} image has a label file: {table.path(first)} needs {expected} (or a .xml file "
+            "of Pascal VOC; COCO: name the .json file in data.yaml)"
+        )
+
+
+def check_objects(dataset: DatasetYaml, index: ImageIndex) -> None:
+    """Refuse training images without a single object.
+
+    Raises:
+        DataError: Saying so.
+    """
+    if not len(index.classes):
+        raise DataError(
+            f"{dataset.file}: no object in any of the {len(index)} train images: there is nothing to learn: label some "
+            f"(python -m engine.inspect --root {dataset.file} shows what was read)"
+        )
 
 
 def scan_split(dataset: DatasetYaml, split: str, cache_folder: Path | None = None, workers: int = 1) -> ScanTable:
@@ -116,8 +156,8 @@ def scan_split(dataset: DatasetYaml, split: str, cache_folder: Path | None = Non
         DataError: If a source cannot be listed; what is wrong with single images is in the table.
     """
     sources = dataset.sources(split)
-    what = {"names": dataset.names, "root": str(dataset.root), "sources": [str(source) for source in sources]}
-    key = json.dumps(what)
+    what = {"names": dataset.names, "key points": dataset.num_keypoint_values, "root": str(dataset.root)}
+    key = json.dumps(what | {"sources": [str(source) for source in sources]})
     file = index_file_path(cache_folder, dataset.file, split) if cache_folder else None
     known = _load_if_valid(file, key)
     table = _update(dataset, split, known, workers)
@@ -144,6 +184,7 @@ def _load_if_valid(file: Path | None, key: str) -> ScanTable | None:
 
 def _update(dataset: DatasetYaml, split: str, known: ScanTable | None, workers: int) -> ScanTable:
     """The table of a split: rows of ``known`` where the files have not changed, scanned ones elsewhere."""
+    rules = LabelRules(dataset.names, dataset.num_keypoint_values)
     known = known or concatenate([])
     known_rows = _rows_by_source(known)
     coco = functools.cache(lambda file: CocoFile(file, dataset.root, dataset.names))
@@ -168,7 +209,7 @@ def _update(dataset: DatasetYaml, split: str, known: ScanTable | None, workers: 
             tasks.append(ScanTask(path, listing.stamps[position], objects))
         rows.append(found)
         sources.append(Source(str(source), stamp, len(found)))
-    scanned = scan_images(tasks, dataset.names, workers, f"scanning {split}")
+    scanned = scan_images(tasks, rules, workers, f"scanning {split}")
     return _merge(known, scanned, np.concatenate(rows), tuple(sources))
 
 
@@ -220,32 +261,19 @@ def _merge(known: ScanTable, scanned: ScanTable, rows: np.ndarray, sources: tupl
     return dataclasses.replace(table, sources=sources, origin=None)
 
 
-def _report_rejects(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
-    """Refuse wrong labels and a split without images; warn of images that are left out."""
-    labels = [reject.message for reject in table.rejects.values() if reject.is_label]
-    images = [reject.message for reject in table.rejects.values() if not reject.is_label]
-    hint = f"python -m engine.inspect --root {dataset.file} lists them all"
-    if labels:
-        others = f" (and {len(labels) - 1} more label files are wrong: {hint})" if len(labels) > 1 else ""
-        raise DataError(f"{labels[0]}{others}")
-    if len(images) == len(table):
-        raise DataError(f"{dataset.file}: none of the {len(table)} {split} images can be used: {images[0]}")
-    if images:
-        logger.warning("%s: %d images left out: %s (%s)", split, len(images), images[0], hint)
+def _warn(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
+    """Tell what was found elsewhere, left out and put right."""
+    for note in dataset.notes.get(split, ()):
+        logger.warning("%s", note)
+    if table.rejects:
+        first = next(iter(table.rejects.values())).message
+        logger.warning("%s: %d images left out: %s (%s)", split, len(table.rejects), first, _hint(dataset))
+    if counts := notice_counts(table):
+        logger.warning("%s: %s", split, ", ".join(f"{count} {kind}" for kind, count in counts.items()))
 
 
-def _report_notices(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
-    """Warn of what was repaired; refuse a split in which no image has a label file."""
-    counts = dict(zip(NOTICE_KINDS, table.notices.sum(axis=0, dtype=np.int64).tolist(), strict=True))
-    if counts[UNLABELLED] == len(table) - len(table.rejects):
-        first = next(row for row in range(len(table)) if row not in table.rejects)
-        expected = label_candidates(table.path(first))[0]
-        raise DataError(
-            f"{dataset.file}: no {split} image has a label file: {table.path(first)} needs {expected} (or a .xml file "
-            "of Pascal VOC; COCO: name the .json file in data.yaml)"
-        )
-    if any(counts.values()):
-        logger.warning("%s: %s", split, ", ".join(f"{count} {kind}" for kind, count in counts.items() if count))
+def _hint(dataset: DatasetYaml) -> str:
+    return f"python -m engine.inspect --root {dataset.file} lists them all"
 
 
 def index_of(table: ScanTable) -> ImageIndex:

@@ -24,7 +24,7 @@ from data.errors import DataError
 from data.scan_table import ARRAYS, OFFSETS, Origin, Reject, ScanTable, Source
 
 MAGIC = b"YOLOFITX"
-VERSION = 2  # raise it whenever the layout, or what is read from images and labels, changes
+VERSION = 3  # raise it whenever the layout, or what is read from images and labels, changes
 ALIGNMENT = 64
 
 

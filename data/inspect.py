@@ -17,10 +17,11 @@ import numpy as np
 from rich.progress import track
 
 from data.dataset_yaml import DatasetYaml
-from data.index import ImageIndex, index_of, scan_split
-from data.labels import NOTICE_KINDS
-from data.scan_table import ScanTable
+from data.errors import DataError
+from data.index import ImageIndex, check_objects, check_split, index_of, scan_split
+from data.scan_table import ScanTable, notice_counts
 
+TRAINING_SPLITS = ("train", "val")
 SIZE_EDGES_PX = (8, 16, 32, 96)  # the first stride of the network, its second, and COCO's small and medium
 SIZE_NAMES = ("below 8 px", "8 to 16 px", "16 to 32 px", "32 to 96 px", "96 px and more")
 ROBOFLOW_NAME = re.compile(r"(.+)\.rf\.\w+\.\w+$")  # Roboflow adds .rf.<hash> to each copy of a picture
@@ -39,7 +40,9 @@ class SplitFacts:
     left_out: list[str]
     """Images that cannot be used, a line each."""
     refused: list[str]
-    """Label files that are wrong, a line each; training stops at the first."""
+    """Label files that are wrong, a line each."""
+    notes: tuple[str, ...]
+    """What was found elsewhere than data.yaml says, a line each."""
     notices: dict[str, int]
     """What is put right, by kind."""
     boxes_per_class: list[int]
@@ -63,8 +66,12 @@ class DatasetFacts:
     """Per split: groups of files with the same content."""
     leaks: list[list[str]]
     """Groups of files with the same content in different splits."""
+    missing: dict[str, str]
+    """Per split that data.yaml names and that is not there: a line."""
     related: list[list[str]]
     """Copies that Roboflow made of one picture, in different splits."""
+    refusals: dict[str, str]
+    """Splits that a command that uses them refuses, and what it says. Training uses ``train`` and ``val``."""
 
 
 def inspect_dataset(
@@ -82,12 +89,21 @@ def inspect_dataset(
         The facts; and the usable images of each split.
 
     Raises:
-        DataError: If a split cannot be listed. Bad files are among the facts.
+        DataError: If ``train`` or ``val`` cannot be listed. Bad files are among the facts.
     """
-    tables = {split: scan_split(dataset, split, cache_folder, workers) for split in dataset.splits}
+    tables, refusals = {}, {}
+    for split in dict.fromkeys((*TRAINING_SPLITS, *dataset.splits)):
+        try:
+            if split in dataset.splits:
+                tables[split] = scan_split(dataset, split, cache_folder, workers)
+            _check(dataset, split, tables)
+        except DataError as error:
+            if split in TRAINING_SPLITS and split in dataset.splits and split not in tables:
+                raise
+            refusals[split] = str(error)
     indices = {split: index_of(table) for split, table in tables.items()}
     names = dataset.names
-    splits = {split: _split_facts(tables[split], indices[split], len(names), image_size) for split in tables}
+    splits = {split: _split_facts(dataset, split, tables[split], indices[split], image_size) for split in tables}
     groups = _same_content(tables)
     files = [(split, table.path(row)) for split, table in tables.items() for row in range(len(table))]
     return DatasetFacts(
@@ -96,9 +112,19 @@ def inspect_dataset(
         image_size=image_size,
         splits=splits,
         duplicates={split: _within(split, groups) for split in tables},
+        missing=dataset.missing,
         leaks=[[path for _, path in group] for group in groups if _num_splits(group) > 1],
         related=_related_across_splits(files, groups),
+        refusals=refusals,
     ), indices
+
+
+def _check(dataset: DatasetYaml, split: str, tables: dict[str, ScanTable]) -> None:
+    """Refuse what the command refuses that uses a split."""
+    dataset.sources(split)
+    check_split(dataset, split, tables[split])
+    if split == "train":
+        check_objects(dataset, index_of(tables[split]))
 
 
 def box_sizes_px(index: ImageIndex, image_size: int) -> np.ndarray:
@@ -109,14 +135,16 @@ def box_sizes_px(index: ImageIndex, image_size: int) -> np.ndarray:
     return (index.boxes_xyxy_rel[:, 2:] - index.boxes_xyxy_rel[:, :2]) * per_box
 
 
-def _split_facts(table: ScanTable, index: ImageIndex, num_classes: int, image_size: int) -> SplitFacts:
+def _split_facts(
+    dataset: DatasetYaml, split: str, table: ScanTable, index: ImageIndex, image_size: int
+) -> SplitFacts:
+    num_classes = dataset.num_classes
     counts = np.diff(index.box_offsets)
     image_of_box = np.repeat(np.arange(len(index)), counts)
     pairs = np.unique(image_of_box * num_classes + index.classes)
     bins = np.digitize(np.sqrt(box_sizes_px(index, image_size).prod(axis=1)), SIZE_EDGES_PX)
     sizes, frequencies = np.unique(index.sizes_hw, axis=0, return_counts=True)
     frequent = np.argsort(-frequencies, kind="stable")[:5]
-    notices = table.notices.sum(axis=0, dtype=np.int64).tolist()
     return SplitFacts(
         num_images=len(index),
         num_boxes=len(index.classes),
@@ -124,7 +152,8 @@ def _split_facts(table: ScanTable, index: ImageIndex, num_classes: int, image_si
         max_boxes_per_image=int(counts.max(initial=0)),
         left_out=[reject.message for reject in table.rejects.values() if not reject.is_label],
         refused=[reject.message for reject in table.rejects.values() if reject.is_label],
-        notices={kind: count for kind, count in zip(NOTICE_KINDS, notices, strict=True) if count},
+        notes=dataset.notes.get(split, ()),
+        notices=notice_counts(table),
         boxes_per_class=np.bincount(index.classes, minlength=num_classes).tolist(),
         images_per_class=np.bincount(pairs % num_classes, minlength=num_classes).tolist(),
         boxes_per_size=dict(zip(SIZE_NAMES, np.bincount(bins, minlength=len(SIZE_NAMES)).tolist(), strict=True)),

@@ -1,7 +1,9 @@
 """Parses YOLO label files: one object per line, ``class cx cy width height`` in fractions of the image.
 
 A line with more columns is a polygon or a rotated box, ``class x1 y1 x2 y2 x3 y3 ...``, and is reduced to its
-bounding box.
+bounding box; or it is of a pose data set, ``class cx cy width height`` and key points, which are left out. Which of
+the two is said by ``kpt_shape`` in data.yaml. Without it, key points are known by their visibility: every third number
+is 0, 1 or 2, and the first four are a box inside the image.
 
 What is put right, and counted: polygons are reduced, boxes that reach beyond the image are clipped, boxes
 without area and repeated lines are dropped. Everything else that is wrong is refused: a silent repair would
@@ -10,6 +12,7 @@ train on wrong labels. `ObjectList` holds these rules for every format.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from pathlib import Path
@@ -18,20 +21,24 @@ from typing import NamedTuple
 import numpy as np
 
 from data.errors import DataError
+from data.text import read_text
 
 RANGE_TOLERANCE = 0.01  # as in Ultralytics: annotation tools overshoot the image's edge by rounding
 SHAPE_TOLERANCE = 0.02  # of the aspect ratio: resizing rounds
 CLIP_NOTICE = 1e-3  # reaching less than this beyond the edge is rounding, not worth a warning
+BOX_COLUMNS = 5  # class cx cy width height
 MIN_POLYGON_COLUMNS = 7  # a class and three points
 NOTICE_KINDS = (  # what is put right or left out, in the order in which it is told
     "polygons and rotated boxes reduced to boxes",
+    "of these, that may be boxes with key points (if so, give kpt_shape in data.yaml)",
+    "boxes whose key points are left out",
     "boxes clipped to the image",
     "boxes without area dropped",
     "repeated objects dropped",
     "crowd regions dropped",
     "images without a label file",
 )
-REDUCED, CLIPPED, WITHOUT_AREA, REPEATED, CROWD, UNLABELLED = NOTICE_KINDS
+REDUCED, MAYBE_POSE, POSE, CLIPPED, WITHOUT_AREA, REPEATED, CROWD, UNLABELLED = NOTICE_KINDS
 
 Row = tuple[int, float, float, float, float]  # class, then x1, y1, x2, y2
 
@@ -60,12 +67,13 @@ class PixelObjects(NamedTuple):
     """How many objects were left out or reduced already."""
 
 
-def read_labels(file: Path | str, num_classes: int) -> Labels:
+def read_labels(file: Path | str, num_classes: int, num_keypoint_values: int = 0) -> Labels:
     """Read the label file of one image.
 
     Args:
         file: A YOLO ``.txt`` file; may be empty.
         num_classes: Class ids must be below this.
+        num_keypoint_values: How many numbers follow each box in a pose data set; then no row is a polygon.
 
     Returns:
         Boxes in the file's order.
@@ -74,7 +82,7 @@ def read_labels(file: Path | str, num_classes: int) -> Labels:
         DataError: If the file cannot be read or a line is malformed; names the file and the line.
     """
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
+        text = read_text(file)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}): restore or remove it") from None
     except UnicodeDecodeError:
@@ -82,8 +90,22 @@ def read_labels(file: Path | str, num_classes: int) -> Labels:
     objects = ObjectList()
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            objects.add(*_parse_row(line, f"{file}:{number}", num_classes, objects.notices))
+            objects.add(*_parse_row(line, f"{file}:{number}", num_classes, num_keypoint_values, objects.notices))
     return objects.labels()
+
+
+@functools.lru_cache(maxsize=8)
+def class_ids_by_name(names: tuple[str, ...]) -> dict[str, int]:
+    """Class id by name, for formats that name the classes.
+
+    Raises:
+        DataError: If two classes share a name.
+    """
+    class_ids = {name: class_id for class_id, name in enumerate(names)}
+    if len(class_ids) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"data.yaml: names has {twice!r} twice, and the labels say classes by name: rename one of them")
+    return class_ids
 
 
 class ObjectList:
@@ -143,30 +165,86 @@ def labels_from_pixels(objects: PixelObjects, size_hw: tuple[int, int]) -> Label
     return collected.labels()
 
 
-def _parse_row(line: str, where: str, num_classes: int, notices: Counter[str]) -> Row:
+def _parse_row(line: str, where: str, num_classes: int, num_keypoint_values: int, notices: Counter[str]) -> Row:
     columns = line.split()
-    is_polygon = len(columns) >= MIN_POLYGON_COLUMNS and len(columns) % 2 == 1
-    if len(columns) != 5 and not is_polygon:
-        raise DataError(
-            f"{where}: {len(columns)} columns, expected 5 (class cx cy width height) or a polygon (class and "
-            f"at least 3 points): correct or remove the line"
-        )
+    _check_columns(columns, where, num_keypoint_values)
     values = [_parse_number(column, where) for column in columns]
-    class_id, coordinates = _check_class(values[0], where, num_classes), values[1:]
-    for value in coordinates:
+    class_id, numbers = _check_class(values[0], where, num_classes), values[1:]
+    is_longer = len(columns) > BOX_COLUMNS
+    if is_longer and (num_keypoint_values or _has_visibilities(numbers)):
+        notices[POSE] += 1
+        return class_id, *_corners_of_box(numbers[:4], where)
+    if is_longer and len(numbers) % 2:
+        raise DataError(_wrong_columns(columns, where, num_keypoint_values))
+    if is_longer:
+        notices[REDUCED] += 1
+        notices[MAYBE_POSE] += _may_be_pose(numbers)
+        xs, ys = _check_range(numbers[0::2], where), _check_range(numbers[1::2], where)
+        return class_id, min(xs), min(ys), max(xs), max(ys)
+    return class_id, *_corners_of_box(numbers, where)
+
+
+def _check_columns(columns: list[str], where: str, num_keypoint_values: int) -> None:
+    """Refuse what cannot be a row, before its numbers are looked at."""
+    if len(columns) < BOX_COLUMNS and any(mark in column for column in columns for mark in ",;"):
+        raise DataError(f"{where}: {' '.join(columns)[:60]!r}: expected 5 numbers with spaces between: replace commas")
+    if num_keypoint_values:
+        is_known = len(columns) in (BOX_COLUMNS, BOX_COLUMNS + num_keypoint_values)
+    else:
+        is_known = len(columns) == BOX_COLUMNS or len(columns) >= MIN_POLYGON_COLUMNS
+    if not is_known:
+        raise DataError(_wrong_columns(columns, where, num_keypoint_values))
+
+
+def _wrong_columns(columns: list[str], where: str, num_keypoint_values: int) -> str:
+    expected = "expected 5 (class cx cy width height)"
+    if num_keypoint_values:
+        num_expected = BOX_COLUMNS + num_keypoint_values
+        rule = f"{expected} or, by kpt_shape in data.yaml, {num_expected}: correct the line or kpt_shape"
+    elif len(columns) == BOX_COLUMNS + 1:
+        rule = f"{expected}: remove the confidence or angle at the end of the line"
+    else:
+        rule = f"{expected} or a polygon (class and at least 3 points): correct or remove the line"
+    return f"{where}: {len(columns)} columns, {rule}"
+
+
+def _corners_of_box(numbers: list[float], where: str) -> tuple[float, float, float, float]:
+    cx, cy, width, height = _check_range(numbers, where)
+    if width < 0 or height < 0:
+        raise DataError(f"{where}: size {width:g} x {height:g} is negative: correct or remove the line")
+    return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
+
+
+def _check_range(values: list[float], where: str) -> list[float]:
+    for value in values:
         if not -RANGE_TOLERANCE <= value <= 1 + RANGE_TOLERANCE:
             raise DataError(
                 f"{where}: coordinate {value:g} is not between 0 and 1: give fractions of the image's width "
                 f"and height (pixels divided by the size)"
             )
-    if is_polygon:
-        notices[REDUCED] += 1
-        xs, ys = coordinates[0::2], coordinates[1::2]
-        return class_id, min(xs), min(ys), max(xs), max(ys)
-    cx, cy, width, height = coordinates
-    if width < 0 or height < 0:
-        raise DataError(f"{where}: size {width:g} x {height:g} is negative: correct or remove the line")
-    return class_id, cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
+    return values
+
+
+def _has_visibilities(numbers: list[float]) -> bool:
+    """Whether numbers are a box inside the image, and two or more key points with a visibility of 0, 1 or 2."""
+    points = numbers[4:]
+    is_visibility = len(points) >= 6 and len(points) % 3 == 0 and all(value in (0, 1, 2) for value in points[2::3])
+    return is_visibility and _is_box_inside(numbers[:4])
+
+
+def _may_be_pose(numbers: list[float]) -> bool:
+    """Whether numbers could be a box and, within it, key points without visibilities."""
+    cx, cy, width, height = numbers[:4]
+    is_within = all(abs(x - cx) <= width / 2 for x in numbers[4::2]) and all(
+        abs(y - cy) <= height / 2 for y in numbers[5::2]
+    )
+    return is_within and _is_box_inside(numbers[:4])
+
+
+def _is_box_inside(numbers: list[float]) -> bool:
+    cx, cy, width, height = numbers
+    gaps = (cx - width / 2, cy - height / 2, 1 - cx - width / 2, 1 - cy - height / 2)
+    return min(width, height) > 0 and min(gaps) >= -RANGE_TOLERANCE
 
 
 def _parse_number(text: str, where: str) -> float:

@@ -7,6 +7,8 @@ a folder or a list lie in a file of their own, in a folder that mirrors the imag
     JPEGImages/x.jpg   Annotations/x.xml   (Pascal VOC; also for ``images``)
     x.jpg              x.txt or x.xml
 
+Folders may be called ``Images`` and ``Labels``, in any case.
+
 Paths are strings here: a million `Path` objects take a minute.
 """
 
@@ -23,18 +25,25 @@ from typing import NamedTuple
 import numpy as np
 
 from data.errors import DataError
+from data.moved import Place, find_place, is_absolute, parts_of
+from data.text import read_text
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_JPEG_SUFFIXES = frozenset({".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"})
+_NETPBM_SUFFIXES = frozenset({".pbm", ".pgm", ".pnm", ".ppm"})
+_OTHER_SUFFIXES = frozenset({".avif", ".bmp", ".dib", ".gif", ".png", ".ras", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = _JPEG_SUFFIXES | _NETPBM_SUFFIXES | _OTHER_SUFFIXES  # what OpenCV decodes to 8 bits
+_RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw"})
+_OTHER_UNREADABLE = frozenset({".exr", ".hdr", ".heic", ".heif", ".ico", ".jxl", ".pfm", ".psd", ".tga"})
+UNREADABLE_SUFFIXES = _RAW_SUFFIXES | _OTHER_UNREADABLE  # pictures all the same: that they are passed over is told
+LEFTOVER_FOLDERS = frozenset({"__MACOSX", "@eaDir"})  # with small copies of pictures, as hidden folders have
 MIRRORS = (  # folder of images, folder of labels, suffix of labels; the first file that exists is taken
     ("images", "labels", ".txt"),
     (None, None, ".txt"),
     ("JPEGImages", "Annotations", ".xml"),
     ("images", "Annotations", ".xml"),
-    ("images", "annotations", ".xml"),
     (None, None, ".xml"),
 )
 NO_STAMP = (-1, -1)
-_SUFFIXES = tuple(IMAGE_SUFFIXES)
 
 logger = logging.getLogger(__name__)
 
@@ -47,24 +56,49 @@ class Listing(NamedTuple):
     """int64 (I, 4), size and modification time of each image, then of its label file; -1 without one."""
 
 
-def list_folder(folder: Path) -> Listing:
-    """Images at any depth, sorted; without hidden files (macOS leaves ``._x.jpg``).
+class _PassedOver(NamedTuple):
+    """What a folder holds that is not taken as it may be meant."""
 
-    Linked folders are not followed, for a link can lead back to where it is; they are counted in a warning.
+    links: list[str]
+    """Linked folders."""
+    unreadable: list[str]
+    """Pictures that OpenCV cannot decode."""
+    twins: list[str]
+    """Images whose label file is another's, too: ``x.png`` beside ``x.jpg``."""
+
+    def tell(self, folder: Path) -> None:
+        """One line for each kind."""
+        for paths, line in (
+            (self.links, "linked folders are not followed, such as %s: name them in data.yaml"),
+            (self.unreadable, "pictures are passed over, such as %s: OpenCV cannot read them: convert them to JPEG"),
+            (self.twins, "images share their label file with another, such as %s: remove or rename one of the two"),
+        ):
+            if paths:
+                _tell_once(f"{folder}: {len(paths)} {line % paths[0]}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _tell_once(line: str) -> None:
+    """Warn, but not again when the same folder is listed for another purpose."""
+    logger.warning("%s", line)
+
+
+def list_folder(folder: Path) -> Listing:
+    """Images at any depth, sorted; without hidden files and folders (macOS leaves ``._x.jpg``).
+
+    Linked folders are not followed, for a link can lead back to where it is. They are counted in a warning; so are
+    pictures that cannot be decoded, and images that share a label file.
 
     Raises:
         DataError: If a folder cannot be read or there is no image.
     """
     paths: list[str] = []
     stamps: list[tuple[int, int]] = []
-    linked: list[str] = []
-    for entry in _walk(str(folder), linked):
+    passed_over = _PassedOver([], [], [])
+    for entry in _walk(str(folder), passed_over):
         paths.append(entry.path)
         stamps.append(_stamp(entry))
-    if linked:
-        logger.warning(
-            "%s: %d linked folders are not followed, such as %s: name them in data.yaml", folder, len(linked), linked[0]
-        )
+    passed_over.tell(folder)
     _check_not_empty(folder, paths)
     return Listing(paths, _with_labels(paths, stamps))
 
@@ -72,7 +106,8 @@ def list_folder(folder: Path) -> Listing:
 def list_file(file: Path, root: Path) -> Listing:
     """Images named in a list file, one a line, relative to the file or to the data set's root.
 
-    The lists of Pascal VOC (``ImageSets/Main/train.txt``) name images of ``JPEGImages`` without a suffix.
+    The lists of Pascal VOC (``ImageSets/Main/train.txt``) name images of ``JPEGImages`` without a suffix. Paths of
+    another machine are looked for by their end; how many there are is told.
 
     Raises:
         DataError: If an image does not exist, the file is no text or names no image.
@@ -80,16 +115,23 @@ def list_file(file: Path, root: Path) -> Listing:
     if file.suffix.lower() != ".txt":
         raise DataError(f"{file}: expected a folder of images, a list of images (.txt) or a COCO file (.json)")
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}): give a list of image paths in UTF-8") from None
     paths: list[str] = []
+    place: Place | None = None
     for number, line in enumerate(lines, start=1):
         if entry := line.strip():
             image = next((path for path in _list_candidates(file, root, entry) if is_file(path)), None)
             if image is None:
+                num_kept = 1 if is_absolute(entry) else len(parts_of(entry))
+                place = place or find_place((file.parent, root), entry, num_kept)
+                image = place.path(entry) if place and is_file(place.path(entry)) else None
+            if image is None:
                 raise DataError(f"{file}:{number}: no image {entry[:200]!r}: correct or remove the line")
             paths.append(str(image))
+    if place:
+        _tell_once(f"{file}: names images of another machine: they are taken from {place.folder}")
     _check_not_empty(file, paths)
     return Listing(paths, _with_labels(paths, _stamps(paths)))
 
@@ -119,17 +161,26 @@ def label_candidates(image: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _label_folders(images: str) -> tuple[tuple[str, str], ...]:
-    """Where the labels of a folder of images may be (with the separator), and their suffix."""
-    folder = images + os.sep
-    found = []
+    """Where the labels of a folder of images may be (with the separator), and their suffix; the likeliest first."""
+    parts = Path(images).parts
+    likely, others = [], []
     for mirrored, labels, suffix in MIRRORS:
-        if mirrored is None:
-            found.append((folder, suffix))
-        else:
-            head, is_there, tail = folder.rpartition(f"{os.sep}{mirrored}{os.sep}")
-            if is_there:
-                found.append((f"{head}{os.sep}{labels}{os.sep}{tail}", suffix))
-    return tuple(found)
+        if mirrored is None or labels is None:
+            likely.append((images + os.sep, suffix))
+            continue
+        positions = [position for position, part in enumerate(parts) if part.lower() == mirrored.lower()]
+        for position in positions[-1:]:
+            names = _in_every_case(labels, like=parts[position])
+            folders = [f"{Path(*parts[:position], name, *parts[position + 1 :])}{os.sep}" for name in names]
+            likely.append((folders[0], suffix))
+            others += [(folder, suffix) for folder in folders[1:]]
+    return tuple(dict.fromkeys(likely + others))
+
+
+def _in_every_case(name: str, like: str) -> list[str]:
+    """``Labels`` for ``Images``, and so on; then the other cases."""
+    same = name.upper() if like.isupper() else name.capitalize() if like.istitle() else name
+    return list(dict.fromkeys([same, name.lower(), name.capitalize(), name.upper()]))
 
 
 def find_label_file(image: str) -> str | None:
@@ -137,23 +188,33 @@ def find_label_file(image: str) -> str | None:
     return next((file for file in label_candidates(image) if _stamp_or_none(file)), None)
 
 
-def _walk(folder: str, linked: list[str]) -> Iterator[os.DirEntry[str]]:
-    """Image entries below a folder; folders that are links are added to ``linked``."""
+def _walk(folder: str, passed_over: _PassedOver) -> Iterator[os.DirEntry[str]]:
+    """Image entries below a folder; what else there is to tell is added to ``passed_over``."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}): allow reading it, or leave it out") from None
     folders = []
+    stems: set[str] = set()
     for entry in found:
+        stem, _, suffix = entry.name.rpartition(".")
+        suffix = f".{suffix.lower()}"
+        if entry.name[0] == "." or entry.name in LEFTOVER_FOLDERS:
+            continue
         if entry.is_dir(follow_symlinks=False):
             folders.append(entry.path)
-        elif entry.name.lower().endswith(_SUFFIXES) and entry.name[0] != ".":
+        elif suffix in IMAGE_SUFFIXES:
+            if stem in stems:
+                passed_over.twins.append(entry.path)
+            stems.add(stem)
             yield entry
+        elif suffix in UNREADABLE_SUFFIXES:
+            passed_over.unreadable.append(entry.path)
         elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112  both others raise for a link to itself
-            linked.append(entry.path)
+            passed_over.links.append(entry.path)
     for path in folders:
-        yield from _walk(path, linked)
+        yield from _walk(path, passed_over)
 
 
 def _list_candidates(file: Path, root: Path, entry: str) -> list[Path]:

@@ -54,10 +54,7 @@ def build_train_loader(
         multi_scale: Each window has an image size of its own, up to this part of the data set's larger or smaller.
 
     Returns:
-        A loader whose length is the number of windows in an epoch.
-
-    Raises:
-        DataError: If some window has fewer images than there are devices.
+        A loader whose length is the number of windows in an epoch; a share of the last one may be empty.
 
     Memory: up to ``num_workers * (prefetch + 1)`` windows of 3 * image_size**2 bytes an image, of the largest size for
         multi-scale training; see `data.memory`.
@@ -96,10 +93,7 @@ def build_validation_loader(
         rank: Which of them this process is.
 
     Returns:
-        A loader of batches with geometry.
-
-    Raises:
-        DataError: If some batch has fewer images than there are devices; rectangular batches may.
+        A loader of batches with geometry; a share of the last one may be empty.
     """
     sampler: WindowSampler | RectangleSampler
     if dataset.rectangles_hw is not None:

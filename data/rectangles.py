@@ -7,7 +7,6 @@ is the same for any batch size and any number of devices; in trainers that pad a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,7 +33,7 @@ class RectangleSampler(Sampler[list[SampleKey]]):
     """This process's share of batches of pictures of one rectangle each; every picture once over all processes.
 
     Large rectangles go first: if memory does not suffice, that shows at once. A process may have fewer batches than
-    another.
+    another, but has one, if only an empty one.
     """
 
     def __init__(self, rectangles_I2: np.ndarray, batch_size: int, num_replicas: int = 1, rank: int = 0) -> None:
@@ -49,13 +48,13 @@ class RectangleSampler(Sampler[list[SampleKey]]):
         shapes, group = np.unique(rectangles_I2, axis=0, return_inverse=True)
         by_area = np.argsort(-shapes.prod(axis=1), kind="stable")
         group = group.reshape(-1)  # numpy 2.0 gives it a second axis
-        self._groups = [images[rank::num_replicas] for images in (np.flatnonzero(group == shape) for shape in by_area)]
-        self._share = max(batch_size // num_replicas, 1)
+        groups = [images[rank::num_replicas] for images in (np.flatnonzero(group == shape) for shape in by_area)]
+        share = max(batch_size // num_replicas, 1)
+        batches = [images[start : start + share] for images in groups for start in range(0, len(images), share)]
+        self._batches = batches or [np.empty(0, np.int64)]
 
     def __len__(self) -> int:
-        return sum(math.ceil(len(images) / self._share) for images in self._groups)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for images in self._groups:
-            for start in range(0, len(images), self._share):
-                yield [SampleKey(0, image) for image in images[start : start + self._share].tolist()]
+        return ([SampleKey(0, image) for image in images.tolist()] for images in self._batches)

@@ -68,7 +68,7 @@ class WindowRing:
         worker = get_worker_info()
         first = (worker.id if worker else 0) * self.blocks_per_worker
         mine = self._is_taken.array[first : first + self.blocks_per_worker]
-        if mine.all() or math.prod(shape) > self.block_bytes or not self._blocks.is_shared:
+        if num_images == 0 or mine.all() or math.prod(shape) > self.block_bytes or not self._blocks.is_shared:
             return empty_images(num_images, size_hw)
         block = first + int(mine.argmin())
         self._is_taken.array[block] = 1

@@ -24,8 +24,6 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from data.errors import DataError
-
 ORDER_STREAM = 0  # a SeedSequence child of its own: no sample's generator can coincide with the order's
 REPEAT_STREAM = 1
 SIZE_STREAM = 2
@@ -136,8 +134,8 @@ def draw_repeats(repeats: np.ndarray, num_places: int, rng: np.random.Generator)
 class WindowSampler(Sampler[list[SampleKey]]):
     """Cuts each epoch into windows and yields this process's share of every window; no image is lost.
 
-    The last window holds what is left over. If that is fewer images than processes, it takes as many as it
-    needs from the window before it, so that every process has at least one image in every step.
+    The last window holds what is left over. If that is fewer images than processes, the last processes have an empty
+    share of it: windows, and so steps, are the same for any number of processes.
 
     ``len()`` is the number of windows in a whole epoch, also when ``start_window`` skips some of them.
     """
@@ -169,14 +167,11 @@ class WindowSampler(Sampler[list[SampleKey]]):
                 whole.
             repeats: float64 (I,), how often each image is shown per epoch, on average; None shows each once.
             image_sizes: One of them, drawn by (seed, epoch), for each window; None for the data set's own.
-
-        Raises:
-            DataError: If some window would leave a process without an image.
         """
         self.sampler = EpochOrder(num_images, seed, shuffle, epoch, repeats)
         self.num_replicas = num_replicas
         self.rank = rank
-        self.window_stops = _window_stops(len(self.sampler), batch_size, num_replicas)
+        self.window_stops = [*range(batch_size, len(self.sampler), batch_size), len(self.sampler)]
         self.image_sizes = image_sizes
         self._start_epoch = epoch
         self._start_window = start_window
@@ -202,23 +197,7 @@ class WindowSampler(Sampler[list[SampleKey]]):
         return _generator(order.seed, order.epoch, SIZE_STREAM).choice(self.image_sizes, len(self)).tolist()
 
     def _share(self, start: int, stop: int) -> slice:
-        """This rank's contiguous part of window ``start:stop``; parts differ by one image at most."""
+        """This rank's contiguous part of window ``start:stop``; parts differ by one image at most, rank 0 has some."""
         size = stop - start
-        cuts = [start + size * rank // self.num_replicas for rank in (self.rank, self.rank + 1)]
+        cuts = [start - (-size * rank // self.num_replicas) for rank in (self.rank, self.rank + 1)]
         return slice(*cuts)
-
-
-def _window_stops(num_images: int, batch_size: int, num_replicas: int) -> list[int]:
-    """Where each window ends in the epoch's order."""
-    stops = [*range(batch_size, num_images, batch_size), num_images]
-    starts = [0, *stops[:-1]]
-    missing = num_replicas - (stops[-1] - starts[-1])
-    if missing > 0 and len(stops) > 1:
-        stops[-2] -= missing
-    sizes = np.diff([0, *stops])
-    if sizes.min() < num_replicas:
-        raise DataError(
-            f"batch_size {batch_size} leaves one of {num_replicas} devices without an image in some step of "
-            f"{num_images} images: use fewer devices or a batch_size of at least {2 * num_replicas - 1}"
-        )
-    return stops

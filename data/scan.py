@@ -14,9 +14,17 @@ from rich.progress import track
 
 from data.errors import DataError
 from data.image import read_size
-from data.labels import NOTICE_KINDS, UNLABELLED, Labels, PixelObjects, labels_from_pixels, read_labels
+from data.labels import (
+    NOTICE_KINDS,
+    UNLABELLED,
+    Labels,
+    PixelObjects,
+    class_ids_by_name,
+    labels_from_pixels,
+    read_labels,
+)
 from data.listing import find_label_file
-from data.scan_table import Reject, ScanTable, concatenate, offsets_of
+from data.scan_table import MAX_NOTICES, Reject, ScanTable, concatenate, offsets_of
 from data.voc import read_voc
 
 CHUNK_IMAGES = 500
@@ -33,12 +41,21 @@ class ScanTask(NamedTuple):
     """Its labels, if they come from a COCO file; else they are in a file of their own."""
 
 
-def scan_images(tasks: Sequence[ScanTask], names: tuple[str, ...], workers: int, what: str) -> ScanTable:
+class LabelRules(NamedTuple):
+    """What the rows of label files mean, as data.yaml says."""
+
+    names: tuple[str, ...]
+    """Class names."""
+    num_keypoint_values: int = 0
+    """How many numbers follow each box in a pose data set."""
+
+
+def scan_images(tasks: Sequence[ScanTask], rules: LabelRules, workers: int, what: str) -> ScanTable:
     """Scan images; a progress bar is shown on a terminal while many are scanned.
 
     Args:
         tasks: The images.
-        names: Class names.
+        rules: What labels mean.
         workers: Processes; a few images are scanned in this one.
         what: What the progress bar says.
 
@@ -47,14 +64,14 @@ def scan_images(tasks: Sequence[ScanTask], names: tuple[str, ...], workers: int,
     """
     chunks = [tasks[start : start + CHUNK_IMAGES] for start in range(0, len(tasks), CHUNK_IMAGES)]
     is_long = len(tasks) >= MIN_PARALLEL_IMAGES
-    scan = partial(scan_chunk, names=names)
+    scan = partial(scan_chunk, rules=rules)
     if workers <= 1 or not is_long:
         return concatenate(list(_with_progress(map(scan, chunks), len(chunks), what, is_long)))
     with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
         return concatenate(list(_with_progress(pool.map(scan, chunks), len(chunks), what, is_long)))
 
 
-def scan_chunk(tasks: Sequence[ScanTask], names: tuple[str, ...]) -> ScanTable:
+def scan_chunk(tasks: Sequence[ScanTask], rules: LabelRules) -> ScanTable:
     """Scan a few images in this process; returns one row for each."""
     sizes, labels, rejects = [], [], {}
     for row, task in enumerate(tasks):
@@ -67,7 +84,7 @@ def scan_chunk(tasks: Sequence[ScanTask], names: tuple[str, ...]) -> ScanTable:
             rejects[row] = Reject(is_label=False, message=str(error))
         else:
             try:
-                found = _scan_labels(task, size_hw, names)
+                found = _scan_labels(task, size_hw, rules)
             except DataError as error:
                 rejects[row] = Reject(is_label=True, message=str(error))
         sizes.append(size_hw)
@@ -81,20 +98,24 @@ def scan_chunk(tasks: Sequence[ScanTask], names: tuple[str, ...]) -> ScanTable:
         box_offsets=offsets_of([len(found.classes) for found in labels]),
         sizes_hw=np.array(sizes, np.int32),
         stamps=np.stack([task.stamps for task in tasks]),
-        notices=np.array([[found.notices[kind] for kind in NOTICE_KINDS] for found in labels], np.int32),
+        notices=np.array([_counts_of(found) for found in labels], np.uint16),
         rejects=rejects,
     )
 
 
-def _scan_labels(task: ScanTask, size_hw: tuple[int, int], names: tuple[str, ...]) -> Labels:
+def _scan_labels(task: ScanTask, size_hw: tuple[int, int], rules: LabelRules) -> Labels:
     if task.objects is not None:
         return labels_from_pixels(task.objects, size_hw)
     file = find_label_file(task.path)
     if file is None:
         return _no_labels(Counter({UNLABELLED: 1}))
     if file.endswith(".xml"):
-        return labels_from_pixels(read_voc(file, {name: class_id for class_id, name in enumerate(names)}), size_hw)
-    return read_labels(file, len(names))
+        return labels_from_pixels(read_voc(file, class_ids_by_name(rules.names)), size_hw)
+    return read_labels(file, len(rules.names), rules.num_keypoint_values)
+
+
+def _counts_of(labels: Labels) -> list[int]:
+    return [min(labels.notices[kind], MAX_NOTICES) for kind in NOTICE_KINDS]
 
 
 def _no_labels(notices: Counter[str] | None = None) -> Labels:

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.labels import NOTICE_KINDS
+from data.labels import MAYBE_POSE, NOTICE_KINDS, REDUCED
+
+MAX_NOTICES = 2**16 - 1  # of one kind in one image
 
 
 class Reject(NamedTuple):
@@ -49,7 +51,7 @@ class Source(NamedTuple):
 class ScanTable:
     """Rows of images; ``ARRAYS`` names the packed columns.
 
-    Memory: about 20 bytes a box, and 80 bytes and the path an image.
+    Memory: about 20 bytes a box, and 72 bytes and the path an image.
     """
 
     path_bytes: np.ndarray
@@ -67,7 +69,7 @@ class ScanTable:
     stamps: np.ndarray
     """int64 (I, 4), size and modification time of the image file, then of the label file; -1 without one."""
     notices: np.ndarray
-    """int32 (I, K), how many objects were put right, by `NOTICE_KINDS`."""
+    """uint16 (I, K), how many objects were put right, by `NOTICE_KINDS`; at most `MAX_NOTICES`."""
     rejects: dict[int, Reject] = field(default_factory=dict)
     """The rows that cannot be used."""
     sources: tuple[Source, ...] = ()
@@ -113,9 +115,21 @@ ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {  # column: dtype, shape of on
     "box_offsets": ("int64", ()),
     "sizes_hw": ("int32", (2,)),
     "stamps": ("int64", (4,)),
-    "notices": ("int32", (len(NOTICE_KINDS),)),
+    "notices": ("uint16", (len(NOTICE_KINDS),)),
 }
 OFFSETS = ("path_offsets", "box_offsets")
+
+
+def notice_counts(table: ScanTable) -> dict[str, int]:
+    """How many objects were put right, by the `NOTICE_KINDS` that are there.
+
+    Some polygon could always be a box with key points by chance: only where all of them could is it worth a word.
+    """
+    totals = table.notices.sum(axis=0, dtype=np.int64).tolist()
+    counts = {kind: count for kind, count in zip(NOTICE_KINDS, totals, strict=True) if count}
+    if counts.get(MAYBE_POSE) != counts.get(REDUCED):
+        counts.pop(MAYBE_POSE, None)
+    return counts
 
 
 def concatenate(tables: Sequence[ScanTable]) -> ScanTable:

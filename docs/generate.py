@@ -1,21 +1,28 @@
-"""Writes what docs take from code and measurements: ``python docs/generate.py``. A test holds it up to date.
+"""Writes what README and docs take from code and measurements: ``python docs/generate.py``. A test holds it up to date.
 
-``configuration.md`` as a whole; in ``migrating.md`` and ``accumulation.md`` what stands between their marks.
+``configuration.md`` as a whole; tables between their marks (``<!-- name -->``); single numbers in sentences, which
+`figures.CLAIMS` lists.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.cli import OWN_KEY_INSTEAD, ULTRALYTICS_KEYS, CommandLine
-from engine.migrate import LEFT_OUT, RENAMED
+from engine.cli import CommandLine
+from engine.cli_errors import ULTRALYTICS_KEYS
+from engine.migrate import GROUPS, LEFT_OUT, NO_EFFECT, RENAMED
+from engine.trainer_keys import OWN_KEY_INSTEAD
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+import figures  # noqa: E402  beside this file
+
 RESULTS = DOCS.parent / "benchmarks" / "results"
 SECTIONS = {
     "run": "Where a run goes, and when it ends early.",
@@ -26,7 +33,7 @@ SECTIONS = {
 }
 TRAINER_KEYS = (
     "accelerator", "devices", "num_nodes", "max_epochs", "max_time", "log_every_n_steps", "check_val_every_n_epoch",
-    "deterministic", "sync_batchnorm", "logger", "callbacks", "limit_train_batches", "limit_val_batches",
+    "deterministic", "logger", "callbacks", "limit_train_batches", "limit_val_batches",
 )  # fmt: skip
 HEAD = """# Configuration
 
@@ -38,14 +45,38 @@ Every key can stand in a YAML file (`--config FILE`, several of them: later ones
 """
 
 
+TABLES = {
+    "README.md": {"plan": figures.short_plan_table},
+    "docs/memory.md": {
+        "breakdown": figures.breakdown_table,
+        "plan": figures.plan_table,
+        "budgets": figures.budget_table,
+    },
+    "docs/data-loading.md": {"loader": figures.loader_table},
+    "docs/distributed.md": {"scaling": figures.scaling_table},
+    "docs/speed.md": {"compile": figures.compile_table},
+    "docs/recompute.md": {"layers": figures.layers_table},
+}
+"""By page and mark, the rows of each table of measurements, its head first."""
+
+
 def pages() -> dict[Path, str]:
     """Every page with something generated, as it should be."""
+    root = DOCS.parent
+    texts = {root / page: _read(root / page) for page in {*TABLES, *(claim.page for claim in figures.CLAIMS)}}
+    for page, tables in TABLES.items():
+        for mark, rows in tables.items():
+            head, *body = rows()
+            texts[root / page] = _filled(texts[root / page], mark, _table(head, body))
     migrating, accumulation = DOCS / "migrating.md", DOCS / "accumulation.md"
-    return {
-        DOCS / "configuration.md": configuration(),
-        migrating: _filled(migrating, "keys", _migrated_keys()),
-        accumulation: _filled(accumulation, "accumulation", _accumulation_errors()),
-    }
+    texts[migrating] = _filled(texts.get(migrating, _read(migrating)), "keys", _migrated_keys())
+    texts[accumulation] = _filled(_read(accumulation), "accumulation", _accumulation_errors())
+    texts = {path: figures.written(text, figures.of_page(path)) for path, text in texts.items()}
+    return {DOCS / "configuration.md": configuration(), **texts}
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def configuration() -> str:
@@ -68,10 +99,16 @@ def configuration() -> str:
 
 def _migrated_keys() -> str:
     known = {action.dest for action in CommandLine(["--data.root=any"]).parser._actions}
-    renamed = [(f"`{theirs}`", f"`{ours}`") for theirs, ours in sorted(RENAMED.items()) if ours in known]
+    renamed = [(f"`{theirs}`", f"`{ours}`") for theirs, (ours, _) in sorted(RENAMED.items()) if ours in known]
     left_out = [(f"`{key}`", reason) for key, (_, reason) in sorted(LEFT_OUT.items())]
     first, second = _table(("theirs", "ours"), renamed), _table(("theirs", "why it becomes nothing"), left_out)
-    return f"Only the name changes:\n\n{first}\n{second}"
+    grouped = ", ".join(f"`{key}`" for key in sorted(key for keys in GROUPS for key in keys))
+    others = ", ".join(f"`{key}`" for key in sorted(NO_EFFECT))
+    return (
+        f"Only the name changes:\n\n{first}\n{second}\n"
+        f"Translated with their value, as above: {grouped}.\n\n"
+        f"Without effect on the training of a detector: {others}.\n"
+    )
 
 
 def _accumulation_errors() -> str:
@@ -84,10 +121,12 @@ def _accumulation_errors() -> str:
     return _table(("pictures, micro-batches", "Ultralytics", "yolofit"), cells)
 
 
-def _filled(path: Path, mark: str, content: str) -> str:
+def _filled(page: str, mark: str, content: str) -> str:
     begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
-    after = rest.partition(end)[2]
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{begin} ... {end}: no such marks")
     return f"{before}{begin}\n\n{content}\n{end}{after}"
 
 

@@ -18,7 +18,6 @@ What accumulation cannot make exact is BatchNorm, whose training statistics see 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,26 +47,30 @@ class AccumulationWindow:
         self.num_images = num_images
         self.scale = torch.full((), 1 / max(num_boxes, 1), device=device)
         """Provisional scale of every `back_propagate` of this window, float32."""
-        self._totals: Any = 0.0
+        self._totals = torch.zeros(4, device=device)
 
     def add(self, totals: Tensor) -> None:
         """Count a micro-batch whose gradient has been added up: what `back_propagate` returned for it."""
         self._totals = self._totals + totals
 
     def normalise(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Tensor:
-        """Turn the accumulated sums into the window's gradient: unscale, correct once, add up over the ranks.
+        """Turn the accumulated sums into the window's gradient: correct once, add up over the ranks, unscale.
+
+        The loss scale goes last: the scaler looks for inf and NaN in the sum over the ranks, so all find the same; and
+        it can be asked once, so nothing may run out of memory after it.
 
         Returns:
             Float (3,) on the device: box, cls and dfl loss of the window.
         """
-        scaler.unscale_(optimizer)
-        totals = torch.cat([self._totals, self._totals.new_full((1,), self.num_images)])
+        gradients = gradients_of(optimizer)
+        totals = torch.cat([self._totals, self._totals.new_full((1,), self.num_images)]).to(gradients[0])
         all_reduce_sum([totals])
         normaliser = totals[3].clamp(min=MIN_NORMALISER)
-        gradients = gradients_of(optimizer)
         torch._foreach_mul_(gradients, totals[4] / normaliser / self.scale)
         all_reduce_sum(gradients)
-        return totals[:3] / normaliser
+        losses = totals[:3] / normaliser
+        scaler.unscale_(optimizer)
+        return losses
 
 
 def back_propagate(sums: LossSums, gains: LossGains, scale: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
@@ -89,8 +92,18 @@ def back_propagate(sums: LossSums, gains: LossGains, scale: Tensor, scaler: torc
 
 def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The gradients of every parameter that the optimizer changes and that took part."""
-    parameters: Iterable[nn.Parameter] = (p for group in optimizer.param_groups for p in group["params"])
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [parameter.grad for parameter in _parameters_of(optimizer) if parameter.grad is not None]
+
+
+def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Zeros on a rank that had no images: all ranks add up the same tensors."""
+    for parameter in _parameters_of(optimizer):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def all_reduce_sum(tensors: list[Tensor]) -> None:

@@ -13,10 +13,18 @@ from rich import get_console
 from rich.console import Console
 from rich.text import Text
 
-from engine.diagnosis import DATA_BOUND_SHARE, Finding, check_machine, check_needs, diagnose_throughput, needs_of
+from engine.auto import device_of
+from engine.diagnosis import (
+    DATA_BOUND_SHARE,
+    Finding,
+    LoaderInUse,
+    check_machine,
+    check_needs,
+    diagnose_throughput,
+    needs_of,
+)
 from engine.doctor import STYLES
 from engine.machine import examine_machine
-from engine.memory.host import available_cores
 from engine.throughput import WINDOW_STEPS, Throughput
 
 WARM_UP_STEPS = 10
@@ -28,9 +36,10 @@ RELIEF_SHARE = DATA_BOUND_SHARE / 2
 def advise_before(config: Any) -> list[Finding]:
     """What this machine lacks for a configuration that `engine.cli` has parsed: problems first, then notes.
 
-    Of a machine's GPUs nothing is said to those who train on the CPU.
+    Of a machine's GPUs only the one that this process trains on is looked at.
     """
-    machine, needs = examine_machine(), needs_of(config)
+    device = device_of(config.trainer)
+    machine, needs = examine_machine([device] if device.type == "cuda" else []), needs_of(config)
     findings = check_needs(machine, needs)
     if needs.accelerator != "cpu":
         findings = check_machine(machine) + findings
@@ -49,40 +58,40 @@ def print_advice(findings: Iterable[Finding], console: Console | None = None) ->
 
 
 class PaceAdvisor(L.Callback):
-    """Says whether the loader or the device sets the pace: once it is known, and when that changes."""
+    """Says whether the loader or the device sets the pace: once it is known, and when that changes.
 
-    def __init__(
-        self,
-        throughput: Throughput,
-        workers: int,
-        *,
-        cores: int | None = None,
-        cached: bool = False,
-        console: Console | None = None,
-    ) -> None:
+    It looks at the loader that is at work, never at what was asked for: workers come and go between epochs
+    (`engine.workers`), a cache may be filling, have no room or be given up.
+    """
+
+    def __init__(self, throughput: Throughput, console: Console | None = None) -> None:
         """Advise a run.
 
         Args:
             throughput: Measures the waiting; to stand before this callback in the trainer's list.
-            workers: Of the loader of each process.
-            cores: That this process may use; counted, if None.
-            cached: Whether decoded images come from RAM already.
             console: Where the lines go; by default, that of the terminal.
         """
         self.throughput = throughput
-        self.workers = workers
-        self.cores = cores or available_cores()
-        self.cached = cached
         self.console = console
         self.findings: list[Finding] = []
         """Everything that was said, for reports."""
         self._is_data_bound: bool | None = None
+        self._loader: LoaderInUse | None = None
+        self._num_steps_before = 0  # with another loader: their waiting says nothing about this one
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notice that the loader is another one, or its cache full, and judge it anew."""
+        loader: LoaderInUse = trainer.datamodule.loader_in_use()
+        if loader != self._loader:
+            self._loader, self._num_steps_before = loader, self.throughput.num_steps_measured
+            self._is_data_bound = self._is_data_bound and None  # what was said of a loader that sufficed, holds
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Judge the last steps, once they are all from after the warm-up."""
-        num_windows, num_more_steps = divmod(self.throughput.num_steps_measured - WARM_UP_STEPS, WINDOW_STEPS)
+        """Judge the last steps, once they are all from after the warm-up of this loader."""
+        num_steps = self.throughput.num_steps_measured - self._num_steps_before
+        num_windows, num_more_steps = divmod(num_steps - WARM_UP_STEPS, WINDOW_STEPS)
         if num_windows < 1 or num_more_steps or not trainer.is_global_zero:
             return
         share = self.throughput.data_wait_share
@@ -90,6 +99,6 @@ class PaceAdvisor(L.Callback):
         if is_data_bound == self._is_data_bound:
             return
         self._is_data_bound = is_data_bound
-        finding = diagnose_throughput(share, self.workers, self.cores, self.cached)
+        finding = diagnose_throughput(share, trainer.datamodule.loader_in_use())
         self.findings.append(finding)
         print_advice([finding], self.console)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from engine.memory.plan import Recommendation
 from engine.memory.units import format_bytes
 from engine.optim import OptimizerConfig
 from engine.planning import described, recommend
+from engine.processes import local_rank
 from engine.simulation import StepSpec
 
 log = logging.getLogger(__name__)
@@ -82,9 +82,17 @@ def settle_memory(config: Any) -> MemoryAhead | None:
     check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale)
     memory = MemoryConfig(**vars(config.memory))
     device = device_of(config.trainer)
-    if device.type == "cuda" and memory.expandable_segments:
-        enable_expandable_segments()
+    if device.type == "cuda":
+        if memory.expandable_segments:
+            enable_expandable_segments()
+        torch.cuda.set_device(device)  # whoever names no device would open a context on the first one
     is_fixed = AUTO not in (data.micro_batch_size, model.recompute)
+    if model.recompute_layers and not is_fixed:
+        auto_key = "model.recompute" if model.recompute == AUTO else "data.micro_batch_size"
+        raise ConfigError(
+            f"model.recompute_layers: {model.recompute_layers}: {auto_key} auto plans without levels of single layers: "
+            f"leave them out, or set {auto_key} to a value"
+        )
     if is_fixed and device.type == "cpu":
         return None
     budget_bytes = resolve_budget(memory, device)
@@ -161,9 +169,8 @@ def device_of(trainer: Any) -> torch.device:
     """The device that this process will train on, from the ``trainer`` section of a configuration."""
     if trainer.accelerator not in (AUTO, "gpu", "cuda") or not torch.cuda.is_available():
         return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     devices = trainer.devices
-    return torch.device("cuda", devices[local_rank] if isinstance(devices, list) else local_rank)
+    return torch.device("cuda", devices[local_rank()] if isinstance(devices, list) else local_rank())
 
 
 def count_devices(trainer: Any) -> int:

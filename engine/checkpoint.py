@@ -13,7 +13,6 @@ from typing import Any, cast, get_args
 import torch
 from torch import nn
 
-from engine.checkpoint_io import verify_checkpoint
 from engine.errors import ConfigError
 from models.network import NetworkName, build_network
 from models.saved_weights import SavedWeights, WeightsError, read_weights
@@ -54,14 +53,25 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     return checkpoint
 
 
-def num_steps_of(path: Path) -> int:
-    """How many windows a run had behind it when it wrote this checkpoint, for ``--ckpt_path``.
+def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
+    """Refuse weights that tell other things apart than the data set does. Numbers count: names may be translated.
+
+    Args:
+        theirs: Names of the file's classes.
+        ours: Names of the data set's classes.
+        key: The option that named the file, for messages.
 
     Raises:
-        ConfigError: If it is missing, damaged, or not a yolofit checkpoint.
+        ConfigError: If there are more classes on one side, or a name stands for another number.
     """
-    verify_checkpoint(path, "--ckpt_path")
-    return read_checkpoint(path, "--ckpt_path")["global_step"]
+    remedy = "use the data.yaml that it was trained with"
+    if len(theirs) != len(ours):
+        counts = f"it has {len(theirs)} classes ({some(theirs)}), the data set {len(ours)} ({some(ours)})"
+        raise ConfigError(f"{key}: {counts}: {remedy}")
+    for number, name in enumerate(ours):
+        if theirs[number] != name and name in theirs:
+            places = f"{name} is its class {theirs.index(name)}, the data set's {number}"
+            raise ConfigError(f"{key}: {places}: {remedy}")
 
 
 def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str) -> Transfer:
@@ -80,13 +90,31 @@ def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str)
         ConfigError: If the file cannot be read, or holds another network.
     """
     try:
-        saved = read_weights(path)
-        if saved.network is not None and _base(saved.network) != ours["network"]:
-            remedy = "set model.network to it" if _base(saved.network) in get_args(NetworkName) else "use other weights"
-            raise WeightsError(f"holds a {saved.network}, the run's network is a {ours['network']}: {remedy}")
+        saved = _read_weights_for(path, ours["network"])
         return transfer_weights(network, saved, ours["class_names"])
     except WeightsError as error:
         raise ConfigError(f"{key}: {path}: {error}") from error
+
+
+def check_weights(path: Path, network: str, key: str) -> None:
+    """Refuse a file that `load_weights` could not start a network from.
+
+    Raises:
+        ConfigError: If it cannot be read, or holds another network.
+    """
+    try:
+        _read_weights_for(path, network)
+    except WeightsError as error:
+        raise ConfigError(f"{key}: {path}: {error}") from error
+
+
+def _read_weights_for(path: Path, network: str) -> SavedWeights:
+    saved = read_weights(path)
+    base = saved.network and base_network(saved.network)
+    if base and base != network:
+        remedy = "set model.network to it" if base in get_args(NetworkName) else "use other weights"
+        raise WeightsError(f"holds a {saved.network}, the run's network is a {network}: {remedy}")
+    return saved
 
 
 @dataclass
@@ -138,7 +166,7 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
     return LoadedNetwork(network.eval(), saved.network, names, saved.image_size or default_image_size)
 
 
-def _base(network: str) -> str:
+def base_network(network: str) -> str:
     """``yolo11n`` of ``yolo11n-seg``: the same up to the head."""
     return network.split("-")[0]
 
@@ -148,3 +176,8 @@ def _num_classes(saved: SavedWeights) -> int:
     if len(counts) != 1:
         raise WeightsError("has no detection head: its number of classes is not to be found")
     return counts.pop()
+
+
+def some(names: list[str], most: int = 3) -> str:
+    """The first of several names, for messages."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -28,17 +28,18 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self.failure: str | None = None
-        """Why the newest checkpoint could not be written; None if it could."""
+        self.failures: dict[str, str] = {}
+        """By file, why its newest content could not be written; those that could be are not in it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; if the disk refuses, say so and let training go on: the next one may succeed."""
         try:
             write_checkpoint(checkpoint, Path(path))
-            self.failure = None
+            self.failures.pop(str(path), None)
         except OSError as error:
-            self.failure = f"{path}: cannot be written ({error.strerror}): what was saved before is still there"
-            log.warning(self.failure)
+            failure = f"{path}: cannot be written ({error.strerror}): what was saved before is still there"
+            self.failures[str(path)] = failure
+            log.warning(failure)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Verify a checkpoint and read it.
@@ -86,15 +87,19 @@ def verify_checkpoint(path: Path, key: str) -> None:
     Raises:
         ConfigError: If it is missing, cut off or changed; names the one before it, if that is whole.
     """
-    if not path.is_file():
-        raise ConfigError(f"{key}: {path}: no such file: give a checkpoint such as runs/fit/checkpoints/last.ckpt")
-    damage = _damage(path)
-    if damage is None:
+    if path.is_file() and (damage := _damage(path)) is None:
         return
+    if path.is_dir():
+        inside = next(iter(sorted(path.rglob("last.ckpt"))), "the last.ckpt in it")
+        raise ConfigError(f"{key}: {path}: is a folder: give {inside}")
+    if not path.is_file():
+        rule, remedy = "no such file", "give a checkpoint such as runs/fit/checkpoints/last.ckpt"
+    else:
+        rule, remedy = f"is damaged ({damage})", "use another checkpoint"
     previous = previous_of(path)
-    is_whole = previous.is_file() and _damage(previous) is None
-    remedy = f"use {previous}, the one before it, which is whole" if is_whole else "use another checkpoint"
-    raise ConfigError(f"{key}: {path}: is damaged ({damage}): {remedy}")
+    if previous.is_file() and _damage(previous) is None:
+        remedy = f"use {previous}, the one before it, which is whole"
+    raise ConfigError(f"{key}: {path}: {rule}: {remedy}")
 
 
 def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:

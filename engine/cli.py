@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
-import re
 import sys
 import warnings
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Union, get_args
+from typing import Any, Union, get_args
 
-import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from engine.advice import PaceAdvisor
-from engine.auto import MemoryAhead, settle_memory, settle_without_plan
-from engine.checkpoint import num_steps_of
+from engine.auto import MemoryAhead, count_devices, device_of, settle_memory, settle_without_plan
 from engine.checkpoint_io import SafeCheckpointIO
-from engine.datamodule import DetectionData
+from engine.cli_errors import Words, check_words, explain, reason_in
+from engine.datamodule import DetectionData, Split
 from engine.errors import ConfigError
+from engine.file_defaults import parse_with_file
+from engine.foreign_callbacks import check_callback_settings, check_callbacks, check_distinct
+from engine.going_on import check_settings, read_state, settings_of
 from engine.loggers import check_logger_packages, combined_loggers
+from engine.memory.allocator import budget_bytes_of
 from engine.memory.config import MemoryConfig
 from engine.module import Detector
 from engine.monitor import MemoryMonitor
+from engine.paths import expand_paths
+from engine.precision import check_precision
+from engine.processes import WindowParallel, strategy_for
+from engine.processes import check_shares as check_shares_of_processes
 from engine.progress import TrainingProgress
 from engine.report.memory_log import OOM_RECOVERY
 from engine.reporter import RunReporter
 from engine.run import RunConfig, default_callbacks, default_loggers, prepare_run_folder
 from engine.throughput import Throughput
+from engine.trainer_keys import (
+    MAX_NUMBER,
+    check_finite,
+    check_hardware,
+    check_shares,
+    check_trainer,
+    explained_by_lightning,
+    settled_devices,
+)
 from engine.workers import WorkerAdapter
 
 TRAINER_DEFAULTS = {
@@ -42,13 +57,6 @@ TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # windows are shared out between devices by our own sampler
     "enable_model_summary": False,
 }
-MAX_NUMBER = 2**32 - 1  # the largest seed
-OWN_KEY_INSTEAD = {
-    "precision": "model.precision",
-    "accumulate_grad_batches": "data.batch_size and data.micro_batch_size",
-    "gradient_clip_val": "model.optimizer.max_grad_norm",
-}
-SECTIONS = ("run", "data", "model", "memory", "trainer")
 NEEDLESS_WARNINGS = (
     ".*does not have many workers.*",
     ".*in eval mode at the start of training.*",  # the averaged network is, always
@@ -62,22 +70,6 @@ NEEDLESS_WARNINGS = (
     ".*dirpath has changed.*",  # a run resumed into another folder looks for its own best epoch
     ".*sync_dist=True.*",  # what is logged has been summed over the processes already
 )
-ULTRALYTICS_KEYS = {
-    "amp": "model.precision",
-    "batch": "data.batch_size",
-    "accumulate": "data.micro_batch_size",
-    "data": "data.root",
-    "device": "trainer.devices",
-    "epochs": "trainer.max_epochs",
-    "freeze": "model.freeze_layers",
-    "imgsz": "data.image_size",
-    "lr0": "model.optimizer.lr",
-    "lrf": "model.schedule.final_lr_fraction",
-    "name": "run.folder",
-    "patience": "run.patience",
-    "project": "run.folder",
-    "seed": "seed_everything",
-}
 
 
 class CommandLine(LightningCLI):
@@ -96,8 +88,6 @@ class CommandLine(LightningCLI):
         self.writes_run = writes_run
         self.checkpoint_io = SafeCheckpointIO()
         self.memory_ahead: MemoryAhead | None = None
-        self.num_steps_behind = 0
-        """Optimizer steps that a resumed run has behind it."""
         _quiet_libraries()
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
@@ -106,7 +96,7 @@ class CommandLine(LightningCLI):
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             args=args,
             run=False,
             auto_configure_optimizers=False,
@@ -126,6 +116,7 @@ class CommandLine(LightningCLI):
         parser.add_argument("--ckpt_path", type=Path | None, help="Checkpoint to resume or to validate.")
         if not self.writes_run:
             parser.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print JSON only.")
+            parser.add_argument("--split", type=Split, default="val", help="Images to validate on.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("trainer.max_epochs", "data.max_epochs")
         for key in ("batch_size", "micro_batch_size", "image_size"):
@@ -134,21 +125,20 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Parse; a mistake becomes a ConfigError with a suggestion."""
-        files = _config_files(sys.argv[1:] if args is None else args)
-        for file in files:
-            check_config_file(file)
+        words = Words(sys.argv[1:] if args is None else args, parser._option_string_actions)
+        check_words(words, _types_by_key(parser))
         try:
-            self.config = parser.parse_args(args)
+            self.config = parse_with_file(parser, words.in_order)
         except ArgumentError as error:
-            raise ConfigError(explain(str(error), _known_keys(parser), files)) from error
+            raise ConfigError(explain(str(error), words.files)) from error
+        expand_paths(self.config)
+        self.config.trainer.devices = settled_devices(self.config.trainer.devices)
         check_numbers(self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse Lightning's own keys for what yolofit does itself."""
-        for key, instead in OWN_KEY_INSTEAD.items():
-            value = self.config.trainer[key]
-            if value != self.parser.get_default(f"trainer.{key}"):
-                raise ConfigError(f"trainer.{key}: {value}: yolofit does this itself: use {instead}")
+        """Refuse what Lightning's own keys cannot be here, and before anything is made."""
+        check_trainer(self.config.trainer)
+        check_callback_settings(self.config.trainer)
         check_logger_packages(self.config.trainer.logger)
 
     def instantiate_classes(self) -> None:
@@ -161,34 +151,72 @@ class CommandLine(LightningCLI):
             ConfigError: If the configuration turns out to be wrong.
         """
         try:
+            check_hardware(self.config.trainer)
+            self._strategy = self._settle_processes()
+            check_precision(self.config.model.precision, device_of(self.config.trainer))
             if self.writes_run:
                 self.memory_ahead = settle_memory(self.config)
             else:
                 settle_without_plan(self.config)
-            check_sync_batchnorm(self.config)
-            super().instantiate_classes()
+            self._set_seed()  # again, so that the first weights do not depend on what was drawn until here
+            with explained_by_lightning():
+                super().instantiate_classes()
         except ValueError as error:
-            raise ConfigError(" ".join(str(error).split())) from error
+            raise ConfigError(reason_in(str(error))) from error
         return self
+
+    def _settle_processes(self) -> WindowParallel | str:
+        """How the processes of the run work together; what they cannot do is refused."""
+        check_sync_batchnorm(self.config)
+        num_processes = count_devices(self.config.trainer)
+        check_shares_of_processes(self.config.data.batch_size, num_processes)
+        return strategy_for(self.config.trainer.strategy, num_processes)
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """The trainer with our loggers and callbacks, and the run folder if the command has one."""
         config = self.config_init
+        trainer = config.trainer
+        foreign = trainer.callbacks or []
+        foreign = list(foreign) if isinstance(foreign, Sequence) else [foreign]
+        kwargs["strategy"] = self._strategy
         throughput = Throughput()
-        callbacks = [throughput, TrainingProgress(throughput), *(config.trainer.callbacks or [])]
+        progress = [] if trainer.enable_progress_bar is False else [TrainingProgress(throughput)]
         if not self.writes_run:
-            return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False)
-        self.num_steps_behind = 0 if config.ckpt_path is None else num_steps_of(config.ckpt_path)
-        folder = prepare_run_folder(config.run, config.ckpt_path)
+            foreign = [callback for callback in foreign if not isinstance(callback, Checkpoint)]
+            callbacks = [throughput, *progress, *foreign]
+            return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False, **kwargs)
+        for split in ("train", "val"):
+            self.datamodule.dataset_yaml.sources(split)  # before a run folder is made
+        check_callbacks(foreign, has_validation=trainer.limit_val_batches != 0)
+        check_distinct([*foreign, *default_callbacks(config.run.folder, config.run)])
+        self._check_shares()
+        callbacks = [throughput, *progress, *foreign]
+        self.model.settings = settings_of(self.config)
+        num_steps_behind = 0 if config.ckpt_path is None else self._go_on(config.ckpt_path)
+        folder = prepare_run_folder(config.run, config.ckpt_path, num_steps_behind)
         self.config.run.folder = folder
-        advisor = PaceAdvisor(throughput, self.datamodule.workers)
+        advisor = PaceAdvisor(throughput)
         callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
         callbacks.append(WorkerAdapter(throughput))
         callbacks += default_callbacks(folder, config.run)
-        logger = combined_loggers(config.trainer.logger, default_loggers(folder, self.num_steps_behind))
+        logger = combined_loggers(config.trainer.logger, default_loggers(folder, num_steps_behind))
         return super().instantiate_trainer(
-            callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder
+            callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder, **kwargs
         )
+
+    def _go_on(self, path: Path) -> int:
+        """Compare this run with the checkpoint that it goes on from; returns the optimizer steps behind that."""
+        checkpoint = read_state(path)
+        for note in check_settings(path, checkpoint, self.model.settings, self.datamodule.class_names):
+            rank_zero_only(print)(f"note: {note}")
+        return checkpoint["global_step"]
+
+    def _check_shares(self) -> None:
+        """Refuse shares of an epoch that the data set has not; it is counted only if there are some."""
+        trainer = self.config.trainer
+        shares = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.val_check_interval)
+        if any(share not in (None, 0, 1) for share in shares):
+            check_shares(trainer, *self.datamodule.count_batches(count_devices(trainer)))
 
     def _memory_monitor(self, folder: Path) -> MemoryMonitor:
         """The monitor of a run's memory, which shares what is known ahead and can lower the model's settings."""
@@ -198,12 +226,16 @@ class CommandLine(LightningCLI):
             self.config_init.memory,
             plan=ahead.plan if ahead else None,
             budget_bytes=ahead.budget_bytes if ahead else None,
-            adapt=lambda: memory.lower("VRAM is spilling", self.model.step.num_steps_taken),
+            adapt=self._adapt,
         )
         memory.on_recovery = lambda sentence: monitor.mark(OOM_RECOVERY)
         if ahead is not None:
             memory.what_fits = ahead.what_fits
         return monitor
+
+    def _adapt(self) -> str:
+        self.model.step.ask_for_less("VRAM is spilling")
+        return "the next step ends with lower settings, on all devices alike"
 
     def save_config(self) -> None:
         """Write ``config.yaml``, complete and fit to run again, and ``plan.json`` into the run folder."""
@@ -213,119 +245,50 @@ class CommandLine(LightningCLI):
         try:
             if self.memory_ahead is not None:
                 self.memory_ahead.save(self.config.run.folder)
-            self.parser.save(self.config, path, skip_unset=False, overwrite=True, multifile=False)
+            config = self.config.clone()
+            config.ckpt_path = None  # or the file would go on with this run instead of making it again
+            self.parser.save(config, path, skip_unset=False, overwrite=True, multifile=False)
         except OSError as error:
             message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"
             raise ConfigError(message) from error
 
 
 def check_numbers(config: Namespace) -> None:
-    """Refuse numbers of Lightning's keys and ours that would mean nothing, or fail later.
+    """Refuse numbers that would mean nothing, or fail later, of keys that no class of ours checks.
 
     Raises:
         ConfigError: Naming the key, the value and the rule.
     """
+    check_finite(config)
+    if config.memory.budget != "auto":
+        budget_bytes_of(config.memory.budget, 1)
+    if str(config.run.folder) == "null":
+        raise ConfigError("run.folder: null: give a folder, or leave it out")
     limits = {
         "seed_everything": (0, MAX_NUMBER),
-        "trainer.max_epochs": (1, MAX_NUMBER),
         "run.patience": (0, MAX_NUMBER),
+        "run.checkpoint_minutes": (0, MAX_NUMBER),
+        "model.max_skipped_windows": (0, MAX_NUMBER),
+        **{f"model.loss.{name}": (0, MAX_NUMBER) for name in ("box", "cls", "dfl")},
     }
     for key, (low, high) in limits.items():
-        if (value := config[key]) is None or not low <= value <= high:
+        value = config[key]
+        if value is None or isinstance(value, bool) or not low <= value <= high:
             raise ConfigError(f"{key}: {value}: must be between {low} and {high}")
 
 
-def check_config_file(path: Path) -> None:
-    """Refuse a file that is no configuration at all; the parser would not name it.
-
-    Raises:
-        ConfigError: If it is not UTF-8, not YAML, or has no keys where there must be some.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config: {path}: cannot be read ({error.strerror}): give a readable file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--config: {path}: is not in UTF-8 ({error}): save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config: {path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"--config: {path}: holds no keys, such as data and model: give a configuration")
-    for section in SECTIONS:
-        if not isinstance(content.get(section, {}), dict):
-            raise ConfigError(f"{path}: {section}: {content[section]}: expected keys below it, indented")
-
-
 def check_sync_batchnorm(config: Namespace) -> None:
-    """Refuse BatchNorm over devices where torch or recomputation cannot do it.
+    """Refuse BatchNorm over devices: they would have to meet in every layer, also when one has run out of memory.
 
     Raises:
-        ConfigError: On a CPU, or with a recompute level that takes a layer's forward pass twice.
+        ConfigError: With what helps small micro-batches instead.
     """
-    if not config.trainer.sync_batchnorm:
-        return
-    if config.trainer.accelerator == "cpu":
-        raise ConfigError("trainer.sync_batchnorm: true: torch has it for GPUs only: leave it out")
-    levels = {config.model.recompute, *(config.model.recompute_layers or {}).values()}
-    if levels != {"none"}:
+    if config.trainer.sync_batchnorm:
         raise ConfigError(
-            f"trainer.sync_batchnorm: true: model.recompute is {config.model.recompute}, but devices can normalise "
-            "together only in layers that keep everything: set model.recompute: none, or leave "
-            "trainer.sync_batchnorm out"
+            "trainer.sync_batchnorm: true: a device that has fewer images, or runs out of memory, would leave the "
+            "others waiting in a layer: leave it out, and raise data.micro_batch_size with model.recompute: auto, or "
+            "set model.freeze_batch_norm: true"
         )
-
-
-def explain(message: str, known_keys: list[str], config_files: list[Path]) -> str:
-    """One line out of jsonargparse's message: file or key, value, rule, remedy.
-
-    Args:
-        message: What the parser said.
-        known_keys: Every key there is.
-        config_files: The files that were parsed, to name the one with the mistake.
-    """
-    line = " ".join(message.split())
-    if match := re.match(r"Group '(.+)' does not accept option '(.+)'", line):
-        return _unknown_key(f"{match[1]}.{match[2]}", known_keys, config_files)
-    if match := re.search(r"[Uu]nrecognized arguments?: --([\w.]+)|Option '(.+)' is not accepted", line):
-        return _unknown_key(match[1] or match[2], known_keys, config_files)
-    if match := re.match(r'Parser key "(.+?)": (?:.*?)Expected an? (.+?)\. Got value: (.*)', line):
-        key, expected, value = match.groups()
-        expected = re.sub(r"<class '(.+?)'>", r"\1", expected).replace("typing.Literal", "one of ")
-        return f"{_place(key, config_files, value)}{key}: {value}: expected {expected}"
-    if match := re.match(r"the following arguments are required: (.+)", line):
-        return f"{match[1]}: missing: give --{match[1]}, or a configuration that has it with --config"
-    return line
-
-
-REFUSED_KEYS = {"model.compile": "torch.compile is slower than recompute elementwise: leave it out (docs/speed.md)"}
-"""Keys that users of other trainers look for, and why there are none."""
-
-
-def _unknown_key(key: str, known_keys: list[str], config_files: list[Path]) -> str:
-    if key in REFUSED_KEYS:
-        return f"{_place(key, config_files)}{key}: no such key: {REFUSED_KEYS[key]}"
-    name = key.rpartition(".")[2]
-    near = ULTRALYTICS_KEYS.get(name) or next(iter(difflib.get_close_matches(key, known_keys, n=1)), None)
-    remedy = f"did you mean {near}?" if near else "see --help for all keys"
-    return f"{_place(key, config_files)}{key}: no such key: {remedy}"
-
-
-def _place(key: str, config_files: list[Path], value: str | None = None) -> str:
-    """The file that sets a key (to ``value``, if given), for messages; nothing if the command line does."""
-    for path in config_files:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        if found is not None and value in (None, str(found)):
-            return f"{path}: "
-    return ""
-
-
-def _config_files(args: list[str]) -> list[Path]:
-    """The files that ``--config FILE``, ``--config=FILE`` or ``-c FILE`` name."""
-    joined = [match[1] for arg in args if (match := re.match(r"(?:--config|-c)=(.+)", arg))]
-    parted = [after for before, after in pairwise(args) if before in ("--config", "-c")]
-    return [path for name in joined + parted if (path := Path(name)).is_file()]
 
 
 def _whole_numbers_first(parser: LightningArgumentParser) -> None:
@@ -340,8 +303,10 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
             action._typehint = Union[tuple(sorted(types, key=lambda kind: kind is not int))]  # noqa: UP007
 
 
-def _known_keys(parser: LightningArgumentParser) -> list[str]:
-    return [action.dest for action in parser._actions if action.dest]
+def _types_by_key(parser: LightningArgumentParser) -> dict[str, Any]:
+    """The type of each key that can be given; None for sections."""
+    actions = [action for action in parser._actions if action.dest and action.option_strings]
+    return {action.dest: getattr(action, "_typehint", None) for action in actions if action.option_strings[0][0] == "-"}
 
 
 def _quiet_libraries() -> None:

@@ -52,6 +52,11 @@ class CocoBoxes:
         group = image * self.num_classes + category
         return self._boxes_xywh[self._starts[group] : self._starts[group + 1]]
 
+    @property
+    def most_of_a_class(self) -> int:
+        """Boxes of the class and image that have the most."""
+        return int(np.diff(self._starts).max(initial=0))
+
     # What COCO's evaluation calls; the names are its.
 
     def getImgIds(self) -> list[int]:  # noqa: D102
@@ -76,19 +81,18 @@ class _Evaluation(COCOeval_faster):
         return mask.iou(self.cocoDt.of(imgId, catId), truth, [0] * len(truth))
 
 
-def coco_precision(truth: CocoBoxes, found: CocoBoxes, max_detections: int) -> NDArray:
+def coco_precision(truth: CocoBoxes, found: CocoBoxes) -> NDArray:
     """Interpolated precision (IoU, recall, class, size of object); NaN where there is no truth.
 
     Sizes are COCO's: any, small (up to 32 x 32 px), medium, large (from 96 x 96 px).
 
     Args:
         truth: At least one box.
-        found: Of the same images and classes.
-        max_detections: Of a class in an image, those with the highest scores; the rest does not count.
+        found: Of the same images and classes; all of them count.
     """
     evaluation = _Evaluation(truth, found, "bbox", print_function=lambda *_: None)
     evaluation.params.iouThrs, evaluation.params.recThrs = COCO_IOUS, COCO_RECALLS
-    evaluation.params.maxDets = [max_detections]
+    evaluation.params.maxDets = [max(found.most_of_a_class, 1)]
     evaluation.evaluate()
     evaluation.accumulate()
     precision = evaluation.eval["precision"][..., 0]

@@ -28,7 +28,8 @@ def copied_ahead(micro_batches: Iterable[Batch], device: torch.device) -> Iterat
         if len(ahead) == 2:
             yield ahead.pop(0)
     _wait_for(copies)
-    yield ahead.pop()
+    if ahead:  # a rank may have no image of a window
+        yield ahead.pop()
 
 
 def _copy(micro_batch: Batch, device: torch.device, copies: torch.cuda.Stream | None) -> Batch:

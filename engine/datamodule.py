@@ -14,11 +14,11 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from data.augment import AugmentConfig
-from data.balance import BalanceConfig, image_repeats
+from data.balance import BalanceConfig, check_weighted_classes, image_repeats
 from data.batch import Batch
 from data.dataset import TrainDataset, ValidationDataset
 from data.dataset_yaml import read_dataset_yaml
-from data.index import ImageIndex, build_index
+from data.index import ImageIndex, build_index, check_objects
 from data.loader import build_train_loader, build_validation_loader
 from data.memory import (
     CacheMode,
@@ -26,20 +26,28 @@ from data.memory import (
     change_workers,
     fit_validation,
     measure_volume,
+    next_workers,
     open_caches,
     open_recent_images,
     plan_loading,
     worker_count,
 )
-from data.sampler import STRIDE_PX, image_sizes
+from data.sampler import STRIDE_PX, WindowSampler, image_sizes
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from engine.diagnosis import LoaderInUse
 from engine.errors import ConfigError
 from engine.machine import free_disk_bytes, shm_free_bytes
 from engine.memory.host import available_cores, ram_available_bytes
 from models import cache_folder
 
+Split = Literal["train", "val", "test"]
 SYNTHETIC = "synthetic"
 MAX_MULTI_SCALE = 0.9
+MIN_IMAGE_SIZE_PX = 2 * STRIDE_PX
+TOO_SMALL = (
+    f"images must have at least {MIN_IMAGE_SIZE_PX} px: of one with less, the deepest layers keep a single value per "
+    "channel, which BatchNorm cannot normalise"
+)
 
 
 class DetectionData(L.LightningDataModule):
@@ -111,6 +119,7 @@ class DetectionData(L.LightningDataModule):
         self.rectangular_validation = rectangular_validation
         self.workers = workers
         self.validation_workers: int | None = None
+        self.validation_split: Split = "val"
         self.cache = cache
         self.balance = balance
         self.augment = augment
@@ -119,6 +128,7 @@ class DetectionData(L.LightningDataModule):
         self.seed = seed
         self.max_epochs = max_epochs
         self.dataset_yaml = read_dataset_yaml(_synthetic_yaml(synthetic) if root == SYNTHETIC else Path(root))
+        check_weighted_classes(balance, self.dataset_yaml.names)
 
     @property
     def class_names(self) -> list[str]:
@@ -128,8 +138,10 @@ class DetectionData(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Index images and labels of the splits that ``stage`` needs."""
         if stage == "fit":
+            index = self._index("train")
+            check_objects(self.dataset_yaml, index)
             self.train_dataset = TrainDataset(
-                self._index("train"),
+                index,
                 self.image_size,
                 self.augment,
                 self.seed,
@@ -139,7 +151,17 @@ class DetectionData(L.LightningDataModule):
                 reduced_decoding=self.reduced_decoding,
             )
             self._plan_loading()
-        self.validation_dataset = ValidationDataset(self._index("val"), self.image_size, self.rectangular_validation)
+        index = self._index(self.validation_split)
+        self.validation_dataset = ValidationDataset(index, self.image_size, self.rectangular_validation)
+
+    def count_batches(self, num_devices: int) -> tuple[int, int]:
+        """Optimizer steps of an epoch, and batches of a validation, before the run begins."""
+        index, num_images = self._index("train"), len(self._index("val"))
+        repeats = image_repeats(index, tuple(self.class_names), self.balance)
+        windows = WindowSampler(
+            len(index), self.batch_size, self.seed, shuffle=True, num_replicas=num_devices, repeats=repeats
+        )
+        return len(windows), -(-num_images // (self.micro_batch_size * num_devices))
 
     def _index(self, split: str) -> ImageIndex:
         return build_index(self.dataset_yaml, split, index_folder(), max(self.workers, 1))
@@ -152,6 +174,7 @@ class DetectionData(L.LightningDataModule):
         self.volume = replace(volume, largest_size=image_sizes(self.image_size, self.multi_scale)[-1])
         self.validation_workers, host = self._fit_validation()
         self.loading = plan_loading(host, self.volume, self.cache, self.workers)
+        self._first_epoch: int | None = None  # in which caches are filled
         open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
         self.repeats = image_repeats(index, tuple(self.class_names), self.balance)
 
@@ -183,9 +206,31 @@ class DetectionData(L.LightningDataModule):
         open_recent_images(self.train_dataset, plan)
         return True
 
+    def loader_in_use(self) -> LoaderInUse:
+        """What prepares training images now, and what it could be: for advice."""
+        plan, host, source = self.loading, self._host(), self.train_dataset.source
+        kept = source.files if plan.cache == "files" else source.cache
+        is_given_up = plan.cache != "none" and kept is not None and kept.is_closed
+        cache = "none" if is_given_up else plan.cache
+        wanted = plan.workers
+        if self.has_auto_workers and self.trainer.current_epoch + 1 < self.max_epochs:
+            wanted = next_workers(1.0, plan.workers, host.cores, ram_available_bytes() < plan.floor_bytes)
+        fitting = plan_loading(host, self.volume, "auto", plan.workers).cache if self.cache == "none" else "none"
+        return LoaderInUse(
+            workers=plan.workers,
+            cores=host.cores,
+            cache=cache,
+            next_workers=change_workers(plan, host, self.volume, wanted).workers,
+            most_workers=change_workers(plan, host, self.volume, max(host.cores - 1, 1)).workers,
+            is_cache_given_up=is_given_up,
+            is_filling_cache=cache != "none" and self.trainer.current_epoch == self._first_epoch,
+            cache_that_fits=fitting if fitting in ("ram", "disk") else "",
+        )
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Windows of ``batch_size`` images, shuffled anew each epoch."""
         epoch, start_window = self._position()
+        self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
         return build_train_loader(
             self.train_dataset,
             self.batch_size,
@@ -203,9 +248,10 @@ class DetectionData(L.LightningDataModule):
         """Where training starts or goes on: the epoch, and the windows of it that a resumed run has behind it."""
         loop = self.trainer.fit_loop
         progress = loop.epoch_loop.batch_progress
-        if progress.is_last_batch:  # the checkpoint was written at the end of an epoch, validation included
-            return loop.epoch_progress.current.ready, 0
-        return loop.epoch_progress.current.processed, progress.current.processed
+        epoch = loop.epoch_progress.current
+        if progress.is_last_batch or epoch.processed == epoch.ready:  # the checkpoint was written at an epoch's end
+            return epoch.ready, 0
+        return epoch.processed, progress.current.processed
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the size of a micro-batch: what fits in training fits in validation."""
@@ -242,8 +288,10 @@ def check_sizes(
             "of a whole optimizer step: lower it or raise data.batch_size"
         )
     if image_size < STRIDE_PX or image_size % STRIDE_PX:
-        nearest = max(round(image_size / STRIDE_PX), 1) * STRIDE_PX
+        nearest = max(round(image_size / STRIDE_PX), 2) * STRIDE_PX
         raise ConfigError(f"data.image_size: {image_size}: must be a multiple of 32: use {nearest}")
+    if image_size < MIN_IMAGE_SIZE_PX:
+        raise ConfigError(f"data.image_size: {image_size}: {TOO_SMALL}")
     if not 0 <= multi_scale <= MAX_MULTI_SCALE:
         raise ConfigError(
             f"data.multi_scale: {multi_scale}: give a part of data.image_size from 0 to {MAX_MULTI_SCALE}"

@@ -11,7 +11,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-from data.memory import VALIDATION_WORKERS, worker_count
+from data.memory import PREFETCH, VALIDATION_WORKERS, WORKER_BYTES, Cache, worker_count
+from data.ring import blocks_per_worker
 from data.sampler import image_sizes
 from engine.machine import Gpu, Machine, free_disk_bytes
 from engine.memory.host import Platform, available_cores
@@ -27,12 +28,9 @@ PLATFORM_NAMES: dict[Platform, str] = {
 BF16_CAPABILITY = (8, 0)  # NVIDIA's Ampere
 BUSY_SHARE = 0.1
 """Part of a GPU's memory that other programs may hold without a remark."""
-WINDOWS_PER_WORKER = 3
-"""Windows that each worker keeps: two ahead, and the one in use (`data.ring`)."""
-WORKER_BYTES: dict[Platform, int] = dict.fromkeys(("linux", "wsl"), 64 * MIB)
-"""RAM of a worker beside its windows; measured: 50 MiB, for it shares what the trainer has loaded."""
+FORKING_PLATFORMS: tuple[Platform, ...] = ("linux", "wsl")
 SPAWNED_WORKER_BYTES = 600 * MIB
-"""The same where processes cannot be forked, and each loads everything again."""
+"""RAM of a worker beside its windows where processes cannot be forked, and each loads everything again."""
 RUN_BYTES = 3 * GIB
 """Disk space of a run: three checkpoints of the largest network."""
 CACHE_GAIN = 1.2
@@ -64,8 +62,35 @@ class Needs:
     @property
     def loader_bytes(self) -> int:
         """Bytes of all windows that the workers of training and validation keep ready."""
-        num_windows = WINDOWS_PER_WORKER * (self.workers + min(self.workers, VALIDATION_WORKERS))
+        num_windows = blocks_per_worker(PREFETCH) * (self.workers + min(self.workers, VALIDATION_WORKERS))
         return num_windows * self.batch_size * 3 * self.image_size**2
+
+
+@dataclass(frozen=True)
+class LoaderInUse:
+    """What prepares the training images of a process at the moment, and what it could be."""
+
+    workers: int
+    """That are at work."""
+    cores: int
+    """That this process may use."""
+    cache: Cache
+    """In use: none where it was not wanted, had no room, or was given up."""
+    next_workers: int
+    """Of the next epoch if training waits; differs where ``data.workers`` is auto (`engine.workers`)."""
+    most_workers: int
+    """For which there are cores and RAM."""
+    is_cache_given_up: bool = False
+    """Whether RAM ran so short that the cache was dropped."""
+    is_filling_cache: bool = False
+    """Whether this is the epoch in which images are read for the first time."""
+    cache_that_fits: Literal["ram", "disk", ""] = ""
+    """What would hold all images decoded, where the user has switched the cache off."""
+
+    def text(self) -> str:
+        """In one line."""
+        given_up = ", given up as RAM ran short" if self.is_cache_given_up else ""
+        return f"{self.workers} workers, {self.cores} cores, cache {self.cache}{given_up}"
 
 
 def needs_of(config: Any) -> Needs:
@@ -101,35 +126,42 @@ def check_needs(machine: Machine, needs: Needs) -> list[Finding]:
     ]
 
 
-def diagnose_throughput(data_wait_share: float, workers: int, cores: int, cached: bool = False) -> Finding:
+def diagnose_throughput(data_wait_share: float, loader: LoaderInUse) -> Finding:
     """Whether the loader or the device sets the pace, and what would help by how much.
 
     A step takes as long as the slower of the two: the loader, whose speed is in proportion to its workers,
-    and the device, which was busy while training did not wait. Without workers the two take turns.
+    and the device, which was busy while training did not wait. Without workers the two take turns. What happens
+    without the user is told, never advised.
 
     Args:
         data_wait_share: Part of the training time, 0 to 1, spent waiting for the loader.
-        workers: Of the loader.
-        cores: That this process may use.
-        cached: Whether decoded images come from RAM already.
+        loader: What prepares the images now.
     """
     what = "pace of training"
-    evidence = f"training waits for data {data_wait_share:.0%} of the time ({workers} workers, {cores} cores)"
+    evidence = f"training waits for data {data_wait_share:.0%} of the time ({loader.text()})"
     if data_wait_share < DATA_BOUND_SHARE:
         return Finding(what, f"the device sets it: {evidence}")
     evidence = f"the loader sets it: {evidence}"
+    if loader.is_filling_cache:
+        return Finding(what, f"{evidence}; nothing to set: the cache is being filled, later epochs find images there")
+    if loader.next_workers != loader.workers:
+        change = f"data.workers is auto and becomes {loader.next_workers} with the next epoch"
+        return Finding(what, f"{evidence}; nothing to set: {change}")
     device_share = max(1 - data_wait_share, 0.01)
-    loader_share = 1.0 if workers else data_wait_share
-    enough_workers = ceil(loader_share * max(workers, 1) / device_share)
-    best_workers = min(enough_workers, max(cores - 1, 1))  # one core is for the training itself
-    if best_workers > workers:
-        step_share = max(device_share, loader_share * max(workers, 1) / best_workers)
-        remedy = f"set data.workers to {best_workers}: about {1 / step_share:.1f} times as fast"
+    loader_share = 1.0 if loader.workers else data_wait_share
+    enough_workers = ceil(loader_share * max(loader.workers, 1) / device_share)
+    best_workers = min(enough_workers, loader.most_workers)
+    if best_workers > loader.workers:
+        step_share = max(device_share, loader_share * max(loader.workers, 1) / best_workers)
+        room = "for which there are cores and RAM"
+        remedy = f"set data.workers to {best_workers}, {room}: about {1 / step_share:.1f} times as fast"
         return Finding(what, evidence, remedy, "note")
     remedy = "lower data.image_size, or train where there are more cores"
-    if not cached:
+    if loader.cache_that_fits:
         gain = 1 / max(device_share, loader_share / CACHE_GAIN)
-        remedy = f"keep the images decoded in RAM: about {gain:.1f} times as fast; or {remedy}"
+        place = {"ram": "in RAM", "disk": "on the disk"}[loader.cache_that_fits]
+        cached = f"set data.cache to {loader.cache_that_fits}, as all images fit decoded {place}"
+        remedy = f"{cached}: about {gain:.1f} times as fast; or {remedy}"
     return Finding(what, evidence, remedy, "note")
 
 
@@ -219,14 +251,17 @@ def _check_cores(machine: Machine, needs: Needs) -> Finding:
 
 
 def _check_ram(machine: Machine, needs: Needs) -> Finding:
-    worker_bytes = WORKER_BYTES.get(machine.platform, SPAWNED_WORKER_BYTES)
+    worker_bytes = WORKER_BYTES if machine.platform in FORKING_PLATFORMS else SPAWNED_WORKER_BYTES
     num_workers = needs.workers + min(needs.workers, VALIDATION_WORKERS)
     needed_bytes = needs.loader_bytes + num_workers * worker_bytes
     evidence = f"the loader needs {format_bytes(needed_bytes)}; {format_bytes(machine.ram_available_bytes)} free"
     if needed_bytes <= machine.ram_available_bytes:
         return Finding("RAM", evidence)
     return Finding(
-        "RAM", evidence, f"lower data.workers (each keeps {WINDOWS_PER_WORKER} windows of data.batch_size)", "problem"
+        "RAM",
+        evidence,
+        f"lower data.workers (each keeps {blocks_per_worker(PREFETCH)} windows of data.batch_size)",
+        "problem",
     )
 
 

@@ -1,20 +1,25 @@
 """Is this machine fit for training? ``python -m engine.doctor``.
 
-With the options of ``engine.fit``, such as ``--config FILE``, it is also checked for that configuration. The
+With the options of ``engine.fit``, such as ``--config FILE``, it is also checked for that configuration, and whether
+its data set and weights are there. The
 exit status is 0, or 2 if there is a problem; a note is none.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data.dataset_yaml import read_dataset_yaml
+from data.errors import DataError
 from engine.diagnosis import Finding, check_machine, check_needs, needs_of
-from engine.errors import EXIT_STATUS, run_command
+from engine.errors import EXIT_STATUS, ConfigError, run_command
 from engine.machine import examine_machine
 
 STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
@@ -34,6 +39,29 @@ def print_findings(findings: Iterable[Finding], console: Console | None = None) 
     (console or Console()).print(table)
 
 
+def check_files(config: Any) -> list[Finding]:
+    """Findings about the data set and the weights that a configuration names: whether they can be used."""
+    from engine.checkpoint import check_weights  # imports the networks
+    from engine.datamodule import SYNTHETIC
+
+    root, weights, network = config.data.root, config.model.weights, config.model.network
+    findings = []
+    if root != SYNTHETIC:
+        findings.append(_finding("data set", root, lambda: read_dataset_yaml(root).sources("val")))
+    if weights is not None:
+        findings.append(_finding("weights", weights, lambda: check_weights(weights, network, "model.weights")))
+    return findings
+
+
+def _finding(what: str, path: str | Path, check: Callable[[], object]) -> Finding:
+    try:
+        check()
+    except (ConfigError, DataError) as error:
+        evidence, _, remedy = str(error).rpartition(": ")
+        return Finding(what, evidence, remedy, "problem")
+    return Finding(what, f"{path}: can be read")
+
+
 def main(args: list[str] | None = None) -> None:
     """Examine the machine, and whether it is fit for a configuration if one is given."""
     machine = examine_machine()
@@ -41,7 +69,8 @@ def main(args: list[str] | None = None) -> None:
     if args or (args is None and sys.argv[1:]):
         from engine.cli import CommandLine  # seconds to import, and not needed to examine the machine
 
-        findings += check_needs(machine, needs_of(CommandLine(args).config))
+        config = CommandLine(args).config
+        findings += [*check_needs(machine, needs_of(config)), *check_files(config)]
     print_findings(findings)
     if any(finding.severity == "problem" for finding in findings):
         sys.exit(EXIT_STATUS)

@@ -19,6 +19,10 @@ class TrainingError(Exception):
     """Training cannot go on, through no programming error of ours: the message says why and what to do."""
 
 
+class SaidElsewhere(Exception):
+    """The run ends, and another of its processes prints why."""
+
+
 USER_ERRORS = (ConfigError, TrainingError, DataError)
 EXIT_STATUS = 2
 INTERRUPTED_STATUS = 130
@@ -55,4 +59,6 @@ def run_command(main: Callable[[list[str] | None], object]) -> None:
         sys.exit(1)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)
+    except SaidElsewhere:
         sys.exit(EXIT_STATUS)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.batch import Batch, to_original_px
+from data.index import ImageIndex
 from engine.metrics import DetectionMetrics, DetectionResults
 from engine.precision import AUTOCAST_DTYPE, Precision, autocast
 from engine.ranks import Ranks, all_present
 from models.boxes import decode_boxes
 from models.loss import MIN_NORMALISER, DetectionLoss, LossGains
 from models.network import head_strides, network_input, raw_predictions
-from models.postprocess import Detections, NmsConfig, detections
+from models.postprocess import FEWEST_KEPT, Detections, NmsConfig, detections
+
+log = logging.getLogger(__name__)
 
 
 def predict_raw(network: nn.Module, images: Tensor, precision: Precision) -> dict:
@@ -36,6 +41,31 @@ class Evaluation:
         self.nms = nms
         self.metrics = DetectionMetrics(class_names)
         self.reset()
+
+    def prepare(self, index: ImageIndex) -> None:
+        """Keep as many detections as the most crowded image needs, and warn of what cannot be measured."""
+        most_objects = int(np.diff(index.box_offsets).max(initial=0))
+        is_given = self.nms.max_detections != "auto"
+        self.nms = self.nms.for_crowds(most_objects)
+        if not most_objects:
+            log.warning(
+                "validation: no object in any of %d images: there is nothing to measure; training takes its newest "
+                "epoch for the best, and patience does not end it",
+                len(index),
+            )
+        elif most_objects > self.nms.limit:
+            log.warning(
+                "model.nms.max_detections: %d: an image has %d objects, which cannot all be found: leave it out",
+                self.nms.limit,
+                most_objects,
+            )
+        elif self.nms.limit > FEWEST_KEPT and not is_given:
+            log.warning(
+                "model.nms.max_detections: auto: %d detections of an image count instead of %d: one has %d objects",
+                self.nms.limit,
+                FEWEST_KEPT,
+                most_objects,
+            )
 
     def reset(self) -> None:
         """Forget everything."""
@@ -65,7 +95,7 @@ class Evaluation:
 
     def losses(self) -> dict[str, float]:
         """Box, cls and dfl loss over all images of all ranks, normalised once."""
-        totals = Ranks().sum(self._totals).tolist()
+        totals = Ranks().sum(torch.as_tensor(self._totals).expand(4)).tolist()  # zeros on a rank without images
         normaliser = max(totals[3], MIN_NORMALISER)
         return {f"{name}_loss": total / normaliser for name, total in zip(("box", "cls", "dfl"), totals, strict=False)}
 

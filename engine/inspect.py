@@ -1,6 +1,6 @@
 """What is in a data set, and what is wrong with it? ``python -m engine.inspect --root data.yaml``.
 
-Nothing is written into the data set. The exit status is 0, or 2 if training would refuse it.
+Nothing is written into the data set. The exit status is 0, or 2 with the words that training would refuse it with.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
 from data.dataset_yaml import read_dataset_yaml
-from data.inspect import SIZE_NAMES, DatasetFacts, SplitFacts, imbalance, inspect_dataset
+from data.errors import DataError
+from data.inspect import SIZE_NAMES, TRAINING_SPLITS, DatasetFacts, SplitFacts, imbalance, inspect_dataset
+from engine.arguments import CommandParser, path_option
 from engine.diagnosis import Finding
 from engine.doctor import print_findings
 from engine.errors import ConfigError, run_command
@@ -39,18 +40,28 @@ def findings_of(facts: DatasetFacts) -> list[Finding]:
 
 
 def _bad_files(facts: DatasetFacts) -> Iterator[Finding]:
+    for split, message in facts.refusals.items():
+        if split in facts.splits and facts.splits[split].refused:
+            continue  # each is named below
+        who = "training" if split in TRAINING_SPLITS else f"every command that uses the {split} images"
+        yield Finding(f"{split} images", _lines(facts, [message]), f"{who} refuses to start", "problem")
     for split, part in facts.splits.items():
         if part.refused:
             evidence = f"{_count(len(part.refused), 'wrong label file')}\n{_lines(facts, part.refused)}"
-            yield Finding(f"{split} labels", evidence, "correct them: training refuses to start", "problem")
+            yield Finding(f"{split} labels", evidence, "correct them", "problem")
         if part.left_out:
             evidence = f"{_count(len(part.left_out), 'unusable image')}\n{_lines(facts, part.left_out)}"
             yield Finding(f"{split} images", evidence, "restore or remove them: training leaves them out", "note")
         if part.notices:
             evidence = ", ".join(f"{kind}: {count}" for kind, count in part.notices.items())
             yield Finding(f"{split} labels", evidence, "training does this itself: is it what you want?", "note")
-        if not part.refused and not part.left_out:
+        for note in part.notes:
+            yield Finding(f"{split} path", note, "correct data.yaml, if it is not what you want", "note")
+        if split not in facts.refusals and not part.left_out:
             yield Finding(f"{split} files", f"{_count(part.num_images, 'image')} and their labels can be read")
+    for split, line in facts.missing.items():
+        if split not in facts.refusals:
+            yield Finding(f"{split} path", line, "needed only by who uses this split", "note")
 
 
 def _repeated_images(facts: DatasetFacts) -> Iterator[Finding]:
@@ -176,9 +187,13 @@ def _size_table(facts: DatasetFacts) -> Table:
 
 def main(args: list[str] | None = None) -> None:
     """Inspect a data set."""
-    parser = ArgumentParser(prog="python -m engine.inspect", description=main.__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="The data.yaml of the data set; only read.")
-    parser.add_argument("--output", type=Path | None, help="Folder for pictures and inspect.json; made if needed.")
+    parser = CommandParser(prog="python -m engine.inspect", description=main.__doc__)
+    parser.add_argument(
+        "--root", type=path_option("--root"), required=True, help="The data.yaml of the data set; only read."
+    )
+    parser.add_argument(
+        "--output", type=path_option("--output"), help="Folder for pictures and inspect.json; made if needed."
+    )
     parser.add_argument("--json", action="store_true", help="Print the facts as JSON instead of tables.")
     parser.add_argument("--image_size", type=int, default=640, help="Training size that object sizes are given at.")
     parser.add_argument("--workers", type=int, default=available_cores(), help="Processes that read files.")
@@ -186,6 +201,7 @@ def main(args: list[str] | None = None) -> None:
     if options.image_size < 1:
         raise ConfigError(f"--image_size: {options.image_size}: must be at least 1")
     dataset = read_dataset_yaml(options.root)
+    dataset.sources("train")
     facts, indices = inspect_dataset(dataset, options.image_size, cache_folder() / "index", options.workers)
     if options.json:
         json.dump(asdict(facts), sys.stdout, indent=2)
@@ -204,17 +220,9 @@ def main(args: list[str] | None = None) -> None:
         except OSError as error:
             raise ConfigError(f"--output: {options.output}: cannot be written ({error.strerror})") from error
         print(f"pictures: {', '.join(str(file) for file in files)}", file=sys.stderr)
-    dataset.sources("val")  # training refuses to start without it
-    _refuse(facts)
-
-
-def _refuse(facts: DatasetFacts) -> None:
-    refused = [line for part in facts.splits.values() for line in part.refused]
-    if refused:
-        raise ConfigError(f"{_count(len(refused), 'label file')} would stop training: {refused[0]}")
-    for split, part in facts.splits.items():
-        if not part.num_images:
-            raise ConfigError(f"none of the {split} images can be used: {part.left_out[0]}")
+    for split in TRAINING_SPLITS:
+        if split in facts.refusals:
+            raise DataError(facts.refusals[split])
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from lightning.pytorch.loggers import Logger
-from PIL import Image
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from engine.errors import ConfigError
+from engine.report.compact import compact
 
 PACKAGES = {
     "WandbLogger": ("wandb",),
@@ -88,11 +87,16 @@ def send_pictures(loggers: Iterable[Logger], pictures: Sequence[Path], step: int
 
 
 def _send(logger: Any, path: Path, step: int) -> None:
-    name = type(logger).__name__
-    if name == "TensorBoardLogger":
-        image = np.asarray(Image.open(path).convert("RGB"))
-        logger.experiment.add_image(f"pictures/{path.stem}", image, step, dataformats="HWC")
-    elif name == "WandbLogger":
+    kinds = {kind.__name__ for kind in type(logger).mro()}  # by name, for their packages may not be there
+    if isinstance(logger, TensorBoardLogger):
+        from tensorboard.compat.proto.summary_pb2 import Summary  # half a second
+
+        picture = compact(path, "JPEG")
+        width, height = picture.size
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=picture.content)
+        summary = Summary(value=[Summary.Value(tag=f"pictures/{path.stem}", image=image)])
+        logger.experiment.file_writer.add_summary(summary, step)  # ``add_image`` would make a PNG file ten times as big
+    elif "WandbLogger" in kinds:
         logger.log_image(f"pictures/{path.stem}", [str(path)])
-    elif name == "MLFlowLogger":
+    elif "MLFlowLogger" in kinds:
         logger.experiment.log_artifact(logger.run_id, str(path), "pictures")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,17 +48,23 @@ class Machine:
     """Free space in /dev/shm, if workers hand over their windows through it: see `shm_free_bytes`."""
 
 
-def examine_machine() -> Machine:
-    """Read the facts; starts CUDA if there is a GPU."""
+def examine_machine(devices: Sequence[torch.device] | None = None) -> Machine:
+    """Read the facts.
+
+    Args:
+        devices: GPUs to look at, on each of which that opens a CUDA context of this process; None for all.
+    """
     driver, driver_cuda = _driver_versions()
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if devices is None:
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        devices = [torch.device("cuda", index) for index in range(num_gpus)]
     return Machine(
         platform=current_platform(),
         torch_version=torch.__version__,
         torch_cuda=torch.version.cuda,
         driver=driver,
         driver_cuda=driver_cuda,
-        gpus=[_examine_gpu(torch.device("cuda", index)) for index in range(num_gpus)],
+        gpus=[_examine_gpu(device) for device in devices],
         ram_available_bytes=ram_available_bytes(),
         cores=available_cores(),
         shm_free_bytes=shm_free_bytes(),

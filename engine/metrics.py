@@ -1,10 +1,13 @@
 """Detection metrics over a validation set: COCO's average precision, and what users of YOLO look at besides.
 
-Average precision is COCO's own, from faster-coco-eval, but for one default: 100 detections an image would cut
-crowded ones. Ultralytics' AP interpolates differently; the two are up to 0.01 apart where boxes are few.
+Average precision is COCO's own, from faster-coco-eval, but for one limit: COCO counts 100 detections of a class in an
+image, which would cut crowded ones; here every detection counts that non-maximum suppression has kept.
+Ultralytics' AP interpolates differently (docs/troubleshooting.md has how far they are apart).
 
 Precision, recall and F1 over confidence follow Ultralytics: boxes of one class match at IoU 0.5, and the
 operating point is the confidence of the best smoothed mean F1. The confusion matrix matches across classes.
+A class of which nothing is found at that point has precision 0 there, whether it has no detections at all or none with
+such a score. In the latter case Ultralytics has 1, so that classes which are missed raise the mean.
 
 The state is what was found and what is true, on the host. Processes gather it before they compute, so several
 give the metrics of one, up to the order of detections in different images whose scores are exactly equal.
@@ -27,7 +30,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from engine.coco import COCO_IOUS, COCO_RECALLS, CocoBoxes, coco_precision, no_garbage_collection
 from engine.matching import greedy_match, overlapping_pairs
-from models.postprocess import Detections, NmsConfig
+from models.postprocess import Detections
 
 COCO_MEANS = {
     "map50_95": np.s_[..., 0],
@@ -75,7 +78,7 @@ class DetectionResults:
     confidence: float
     """Where the smoothed mean F1 is best: the operating point of the next three."""
     precision_C: NDArray
-    """Share of detections that are right."""
+    """Share of detections that are right; 0 where nothing of the class is found."""
     recall_C: NDArray
     """Share of truth boxes that are found."""
     f1_C: NDArray
@@ -127,13 +130,14 @@ class DetectionResults:
 
     def table(self) -> str:
         """A line for all classes, one for each class, and one for the sizes."""
-        means = (self.num_truth_C.sum(), self.precision, self.recall, self.f1, self.map50, self.map50_95)
-        rows = [("all", *means), *zip(self.class_names, *self._columns().values(), strict=True)]
+        of_all = (self.num_truth_C.sum(), self.precision, self.recall, self.f1, self.map50, self.map50_95)
+        rows = [("all", *of_all), *zip(self.class_names, *self._columns().values(), strict=True)]
         width = max(len(row[0]) for row in rows)
         head = f"{'class':{width}} {'boxes':>8} {'P':>7} {'R':>7} {'F1':>7} {'AP50':>7} {'AP50-95':>7}"
-        body = [f"{name:{width}} {boxes:8d}" + "".join(f" {x:7.3f}" for x in xs) for name, boxes, *xs in rows]
-        sizes = f"small {self.map_small:.3f}, medium {self.map_medium:.3f}, large {self.map_large:.3f}"
-        foot = f"P, R and F1 at confidence {self.confidence:.3f}. AP50-95 by size: {sizes}."
+        body = [f"{name:{width}} {boxes:8d}" + "".join(f" {_shown(x):>7}" for x in xs) for name, boxes, *xs in rows]
+        means = {"small": self.map_small, "medium": self.map_medium, "large": self.map_large}
+        sizes = ", ".join(f"{size} {_shown(value)}" for size, value in means.items())
+        foot = f"P, R and F1 at confidence {_shown(self.confidence)}. AP50-95 by size: {sizes}."
         return "\n".join([head, *body, foot])
 
     def _columns(self) -> dict[str, NDArray]:
@@ -161,16 +165,10 @@ class DetectionMetrics(Metric):
     truth: list[Tensor]  # rows of x1, y1, x2, y2, class
     counts: list[Tensor]  # rows of detections, truth boxes: one row an image
 
-    def __init__(self, class_names: list[str], max_detections: int = NmsConfig.max_detections) -> None:
-        """Start empty.
-
-        Args:
-            class_names: One for each class.
-            max_detections: Detections of a class in an image that AP counts, those with the highest scores.
-        """
+    def __init__(self, class_names: list[str]) -> None:
+        """Start empty, with a name for each class."""
         super().__init__()
         self.class_names = class_names
-        self.max_detections = max_detections
         for state in ("detections", "truth", "counts"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
@@ -208,7 +206,7 @@ class DetectionMetrics(Metric):
             (rows.numpy(), np.repeat(np.arange(len(counts)), num.numpy()))
             for rows, num in ((detections, num_found), (truth, num_true))
         )
-        precision_TRCS = _coco(found, true, len(counts), num_classes, self.max_detections)
+        precision_TRCS = _coco(found, true, len(counts), num_classes)
         precision_TRC = precision_TRCS[..., 0]
 
         boxes = detections.split(num_found.tolist()), truth.split(num_true.tolist())
@@ -230,7 +228,7 @@ class DetectionMetrics(Metric):
             ap50_95_C=precision_TRC.mean(axis=(0, 1)),
             ap50_C=precision_TRC[0].mean(axis=0),
             confidence=float(CONFIDENCES[best]) if len(truth) else np.nan,
-            precision_C=precision[:, best],
+            precision_C=np.where(recall[:, best] == 0, 0, precision[:, best]),
             recall_C=recall[:, best],
             f1_C=f1[:, best],
             precision_curve=precision,
@@ -246,9 +244,7 @@ def _table(state: list[Tensor] | Tensor, width: int) -> Tensor:
     return (dim_zero_cat(state) if len(state) else torch.empty(0)).view(-1, width)
 
 
-def _coco(
-    found: tuple[NDArray, NDArray], true: tuple[NDArray, NDArray], num_images: int, num_classes: int, limit: int
-) -> NDArray:
+def _coco(found: tuple[NDArray, NDArray], true: tuple[NDArray, NDArray], num_images: int, num_classes: int) -> NDArray:
     """COCO's interpolated precision (T, R, C, size of object), NaN where there is no truth; rows and their images.
 
     Memory: about 1 KB a box, of some classes at a time: `COCO_BOXES_AT_ONCE`.
@@ -263,7 +259,7 @@ def _coco(
         if len(truth[0]):
             with no_garbage_collection():
                 sides = [CocoBoxes(*boxes, num_images, len(classes)) for boxes in (truth, detections)]
-                precision_TRCS[:, :, classes] = coco_precision(sides[0], sides[1], limit)
+                precision_TRCS[:, :, classes] = coco_precision(sides[0], sides[1])
     return precision_TRCS
 
 
@@ -318,6 +314,11 @@ def _mean(values_C: NDArray) -> float:
     """Mean over the classes that have truth; NaN if none has."""
     measured = values_C[~np.isnan(values_C)]
     return float(measured.mean()) if len(measured) else np.nan
+
+
+def _shown(value: float) -> str:
+    """A dash where there is nothing to measure."""
+    return "-" if np.isnan(value) else f"{value:.3f}"
 
 
 def _or_none(value: float) -> float | None:

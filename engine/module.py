@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from data.batch import Batch
 from engine.checkpoint import load_weights, network_description
 from engine.colour import coloured
+from engine.datamodule import DetectionData
 from engine.ema import EmaConfig, WeightAverage
 from engine.errors import ConfigError, config_key
 from engine.evaluation import Evaluation
@@ -82,7 +83,7 @@ class Detector(L.LightningModule):
                 YOLO11l at 640 to under 0.4 without repeating a convolution, ``block`` to some 0.25 by repeating layers.
                 ``auto``: the fastest with which ``memory.budget`` is kept; on a GPU with ``fused_kernels`` that is
                 ``elementwise`` even where there is room for ``none``.
-            recompute_layers: Other levels for single layers, by their number, such as ``{0: block, 2: block}``.
+            recompute_layers: Other levels for single layers, by number: ``{0: block, 2: block}``. Not with any `auto`.
             fused_kernels: Take Triton kernels on a GPU, for colours, predicted boxes and, in layers that recompute, for
                 BatchNorm, SiLU, concatenation, upsampling and max-pooling. Without Triton or a C compiler, PyTorch's
                 own kernels do the same.
@@ -110,6 +111,8 @@ class Detector(L.LightningModule):
         self.gains = loss
         self.max_skipped_windows = max_skipped_windows
         self.cuda_graphs = cuda_graphs
+        self.settings: dict[str, Any] = {}
+        """What the run was told, by key: kept in ``last.ckpt``, for those who go on from it."""
 
         self.network = build_network(network, len(class_names))
         if weights is not None:
@@ -131,6 +134,7 @@ class Detector(L.LightningModule):
         self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
         self.validation_summary: dict[str, float] = {}
         self._step_state: dict[str, Any] | None = None
+        self._former_steps_per_epoch: int | None = None
         self._last_window: Batch | None = None
 
     def _memory_settings(self, micro_batch_size: Any, level: Any, layers: dict[int, Level]) -> MemorySettings:
@@ -148,7 +152,17 @@ class Detector(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over the trainable parameters."""
-        return build_optimizer(self.network, self.optimizer_config, self.batch_size)
+        optimizer = build_optimizer(self.network, self.optimizer_config, self.batch_size)
+        self._group_settings = [
+            {name: value for name, value in group.items() if name not in ("params", "lr", "momentum")}
+            for group in optimizer.param_groups  # rate and momentum are the schedule's
+        ]
+        return optimizer
+
+    def setup(self, stage: str) -> None:
+        """Look at the validation set, now that it is known."""
+        if isinstance(self.trainer.datamodule, DetectionData):
+            self.evaluation.prepare(self.trainer.datamodule.validation_dataset.source.index)
 
     def on_fit_start(self) -> None:
         """Refuse a precision that the device does not have."""
@@ -181,7 +195,16 @@ class Detector(L.LightningModule):
         )
         if self._step_state is not None:
             self.step.load_state_dict(self._step_state)
+            self._adopt_settings()
         self.memory.agree_over_ranks(self.step.ranks)
+
+    def _adopt_settings(self) -> None:
+        """Where a run goes on with other settings than its checkpoint's: the optimizer's, and the schedule's place."""
+        for group, own in zip(self.optimizers().optimizer.param_groups, self._group_settings, strict=True):
+            group |= own
+        if self._former_steps_per_epoch:
+            num_epochs = self.step.num_steps_taken / self._former_steps_per_epoch
+            self.step.num_steps_taken = round(num_epochs * self.step.schedule.steps_per_epoch)
 
     def _schedule(self) -> Schedule:
         epochs = self.trainer.max_epochs
@@ -251,24 +274,37 @@ class Detector(L.LightningModule):
             return ""
         self.step.micro_step.release()  # whose memory the ordinary way needs, and whose gradients are dropped
         parts = [coloured(part.to(self.device)) for part in self._last_window.split(self.micro_batch_size)]
-        return find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
+        found = find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
+        return next(filter(None, self.step.ranks.gather(found)), "")
 
     def _learning_rate(self) -> float:
         return self.optimizers().optimizer.param_groups[0]["lr"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not know: plain values only, so that loading never runs code."""
-        checkpoint["yolofit"] = self.description
+        checkpoint["yolofit"] = {**self.description, "settings": self.settings}
         if self.step is not None:
             self._record(self.step.settle())
             checkpoint["yolofit"]["step"] = self.step.state_dict()
+            checkpoint["yolofit"]["steps_per_epoch"] = self.step.schedule.steps_per_epoch
             checkpoint["yolofit"]["epoch_statistics"] = asdict(self.epoch_statistics)
+            checkpoint["yolofit"]["validation_summary"] = {
+                name: float(value) for name, value in self.validation_summary.items()
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
-        self._step_state = checkpoint["yolofit"].get("step")
-        if "epoch_statistics" in checkpoint["yolofit"]:
-            self.epoch_statistics = EpochStatistics(**checkpoint["yolofit"]["epoch_statistics"])
+        about = checkpoint["yolofit"]
+        self._step_state = about.get("step")
+        self._former_steps_per_epoch = about.get("steps_per_epoch")
+        self.validation_summary = about.get("validation_summary", {})
+        if "epoch_statistics" in about:
+            self.epoch_statistics = EpochStatistics(**about["epoch_statistics"])
+
+    def result(self) -> dict[str, Any]:
+        """What ``best.ckpt`` is made of: the averaged weights, by their names in ``last.ckpt``, and whose they are."""
+        state = {f"ema.network.{name}": tensor for name, tensor in self.ema.network.state_dict().items()}
+        return {"state_dict": state, "yolofit": self.description}
 
     @property
     def description(self) -> dict[str, Any]:

@@ -1,29 +1,38 @@
 """Write a configuration to begin with: ``python -m engine.new DATA.yaml [--output FILE]``.
 
-It looks at the data set and at this machine. With ``--from-command 'yolo detect train ...'`` or ``--from-args
-args.yaml`` it translates what an Ultralytics run was started with, key by key, and says what each became.
+It looks at the data set and at this machine. With ``--from-command 'yolo detect train ...'``, which may also be Python
+code or a file, or ``--from-args args.yaml`` it translates what an Ultralytics run was started with, key by key, and
+says what each became.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.text import Text
 
+from data.augment import AugmentConfig
 from data.dataset_yaml import read_dataset_yaml
+from data.errors import DataError
 from data.index import build_index
+from engine.arguments import CommandParser, path_option, path_text
+from engine.datamodule import check_sizes
 from engine.diagnosis import BF16_CAPABILITY
 from engine.errors import ConfigError, run_command
 from engine.machine import Machine, examine_machine
-from engine.migrate import Translation, parse_command, read_args_yaml, translate
+from engine.migrate import Translation, plain, translate
+from engine.optim import OptimizerConfig
+from engine.schedule import ScheduleConfig
+from engine.ultralytics_arguments import parse_command, read_args_yaml
+from models.loss import LossGains
+from models.postprocess import NmsConfig
 
 IMAGE_SIZES = (640, 800, 960, 1280)
 MIN_SIDE_PX = 8
@@ -31,7 +40,6 @@ MIN_SIDE_PX = 8
 SMALL_BOX_QUANTILE = 0.1
 BATCH_SIZES = (32, 16, 8, 4)
 MIN_STEPS_PER_EPOCH = 8
-MAX_WORKERS = 8
 COMMENTS = {
     "run.folder": "receives everything; -2, -3, ... is appended if it is taken",
     "run.patience": "epochs without a better mAP50-95 after which training stops",
@@ -39,7 +47,6 @@ COMMENTS = {
     "data.image_size": "side of the network's input in pixels; memory grows with its square",
     "data.batch_size": "images per optimizer step: what the learning rate is chosen for",
     "data.micro_batch_size": "images on the device at a time: planned at the start, so that the budget is kept",
-    "data.workers": "processes that prepare images",
     "model.network": "yolo11n, s, m, l or x",
     "model.weights": "pretrained weights to start from",
     "model.precision": "bf16 and fp16 halve the activations, which are over 95 % of the memory",
@@ -50,6 +57,14 @@ COMMENTS = {
     "trainer.devices": "a number of devices, or a list of theirs",
     "trainer.max_epochs": "the learning rate falls over so many",
 }
+CHECKED_PARTS: dict[str, Callable[..., object]] = {
+    "data.augment": AugmentConfig,
+    "model.optimizer": OptimizerConfig,
+    "model.schedule": ScheduleConfig,
+    "model.loss": LossGains,
+    "model.nms": NmsConfig,
+}
+"""Sections of a configuration that check their own ranges."""
 GROUP_ORDER = ("seed_everything", "run", "data", "model", "memory", "trainer")
 
 
@@ -76,12 +91,12 @@ class DataFacts:
         """The largest usual batch that leaves some steps in an epoch."""
         return next((size for size in BATCH_SIZES if self.num_images >= MIN_STEPS_PER_EPOCH * size), BATCH_SIZES[-1])
 
-    def text(self) -> str:
-        """In one line."""
-        side_px = self.small_side_rel * self.image_size
+    def text(self, image_size_px: int) -> str:
+        """In one line, as it is at an image size."""
+        side_px = self.small_side_rel * image_size_px
         return (
             f"{self.num_images:,} training images, {self.num_boxes:,} boxes, {self.num_classes} classes; "
-            f"a tenth of the boxes is under {side_px:.0f} px wide or high at {self.image_size} px"
+            f"a tenth of the boxes is under {side_px:.0f} px wide or high at {image_size_px} px"
         )
 
 
@@ -94,20 +109,20 @@ def main(args: list[str] | None = None) -> None:
     options = _parser().parse_args(args)
     machine = examine_machine()
     translation = _translation(options, machine)
-    root = options.data or (translation and translation.settings.get("data.root"))
+    root = translation.settings.get("data.root") if translation else options.data
     if not root:
-        raise ConfigError("DATA.yaml: missing: give the data.yaml of a data set, or a command that has data=")
+        raise ConfigError(f"DATA.yaml: missing: {_where_data_may_be(translation)}")
     facts = _facts_if_there(root) if translation else examine_data(root)
     settings = suggest(root, facts, machine)
     if translation:
-        translation.keep_only(_known_keys())
-        settings |= translation.settings | {"data.root": str(root)}
+        settings |= translation.settings
     output = options.output or Path(f"{Path(root).absolute().parent.name}.yaml")
     if output.exists():
         raise ConfigError(f"--output: {output}: exists: choose another file")
-    _write(output, render(settings, facts))
-    _check(output)
-    _tell(output, facts, machine, translation)
+    text = render(settings, facts, translation)
+    _check(text, translation)
+    _write(output, text)
+    _tell(output, facts, machine, settings, translation)
 
 
 def examine_data(root: str | Path) -> DataFacts:
@@ -141,7 +156,6 @@ def suggest(root: str | Path, facts: DataFacts | None, machine: Machine) -> dict
         "data.image_size": facts.image_size if facts else IMAGE_SIZES[0],
         "data.batch_size": facts.batch_size if facts else BATCH_SIZES[0],
         "data.micro_batch_size": "auto",
-        "data.workers": min(max(machine.cores - 1, 1), MAX_WORKERS),
         "model.network": "yolo11l" if on_gpu else "yolo11n",
         "model.precision": precision if on_gpu else "fp32",
         "model.recompute": "auto",
@@ -151,8 +165,11 @@ def suggest(root: str | Path, facts: DataFacts | None, machine: Machine) -> dict
     }
 
 
-def render(settings: Mapping[str, Any], facts: DataFacts | None) -> str:
-    """The YAML file: settings by section, each with what it means."""
+def render(settings: Mapping[str, Any], facts: DataFacts | None, translation: Translation | None = None) -> str:
+    """The YAML file: settings by section, each with what it means or was; and what was left out."""
+    translated = translation.lines if translation else []
+    with_remarks = (line for line in translated if line.settings and line.remark)
+    comments = COMMENTS | {next(iter(line.settings)): line.comment() for line in with_remarks}
     tree: dict[str, Any] = {}
     for key, value in settings.items():
         *sections, name = key.split(".")
@@ -160,45 +177,57 @@ def render(settings: Mapping[str, Any], facts: DataFacts | None) -> str:
         for section in sections:
             branch = branch.setdefault(section, {})
         branch[name] = value
-    lines = [f"# {facts.text()}."] if facts else []
+    lines = [f"# {facts.text(settings['data.image_size'])}."] if facts else []
     lines += ["# Differences from the defaults; --help explains every key, --print_config shows all values."]
+    lines += [f"# {line.comment()}" for line in translated if not line.settings]
     for group in sorted(tree, key=lambda name: GROUP_ORDER.index(name) if name in GROUP_ORDER else len(GROUP_ORDER)):
-        lines += [*([""] if isinstance(tree[group], dict) else []), *_render(group, tree[group], group, 0)]
+        lines += [*([""] if isinstance(tree[group], dict) else []), *_render(group, tree[group], group, comments)]
     return "\n".join(lines) + "\n"
 
 
-def _render(name: str, value: Any, key: str, depth: int) -> list[str]:
-    indent = "  " * depth
+def _render(name: str, value: Any, key: str, comments: Mapping[str, str]) -> list[str]:
+    indent = "  " * key.count(".")
     if isinstance(value, dict):
-        inner = [line for child, below in value.items() for line in _render(child, below, f"{key}.{child}", depth + 1)]
+        inner = [line for child, below in value.items() for line in _render(child, below, f"{key}.{child}", comments)]
         return [f"{indent}{name}:", *inner]
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1000)
-    line = f"{indent}{name}: {text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}"
-    return [f"{line}  # {COMMENTS[key]}" if key in COMMENTS else line]
+    line = f"{indent}{name}: {plain(value)}"
+    return [f"{line}  # {comments[key]}" if key in comments else line]
 
 
 def _translation(options: argparse.Namespace, machine: Machine) -> Translation | None:
     if options.from_command is not None:
-        arguments = parse_command(options.from_command)
+        arguments, place = parse_command(options.from_command), "--from-command"
     elif options.from_args is not None:
-        arguments = read_args_yaml(options.from_args)
+        arguments, place = read_args_yaml(options.from_args), f"--from-args: {options.from_args}"
     else:
         return None
-    if arguments.get("device") is None and not machine.gpus:
+    if "device" not in arguments and not machine.gpus:
         arguments["device"] = "cpu"  # which Ultralytics takes then, and leaves amp off
-    facts = _facts_if_there(options.data or arguments.get("data"))
-    return translate(arguments, facts.num_classes if facts else None, is_complete=options.from_args is not None)
+    if options.data or isinstance(arguments.get("data"), str):
+        arguments["data"] = str(Path(options.data or arguments["data"]).expanduser())
+    facts = _facts_if_there(arguments.get("data"))
+    return translate(
+        arguments,
+        num_classes=facts.num_classes if facts else None,
+        num_images=facts.num_images if facts else None,
+        is_complete=options.from_args is not None,
+        place=place,
+    )
 
 
-def _facts_if_there(root: str | None) -> DataFacts | None:
+def _facts_if_there(root: Any) -> DataFacts | None:
     """Facts about a data set that need not be on this machine."""
-    return examine_data(root) if root and Path(root).is_file() else None
+    return examine_data(root) if isinstance(root, str) and Path(root).exists() else None
 
 
-def _known_keys() -> set[str]:
-    from engine.cli import CommandLine  # seconds to import
-
-    return set(CommandLine(["--data.root=any"]).parser.get_defaults().keys())
+def _where_data_may_be(translation: Translation | None) -> str:
+    """What to do without a data set."""
+    lines = translation.lines if translation else []
+    if any(line.theirs.startswith("resume=") for line in lines):
+        return "the arguments of the run to resume are in args.yaml in its folder: give that with --from-args"
+    if any(line.theirs.startswith("data=") for line in lines):
+        return "data= cannot be known without running the code: give the data.yaml before --from-command"
+    return "give the data.yaml of a data set, or a command that has data="
 
 
 def _write(output: Path, text: str) -> None:
@@ -215,23 +244,45 @@ def _write(output: Path, text: str) -> None:
         raise ConfigError(f"--output: {output}: cannot be written ({error.strerror}): choose another file") from error
 
 
-def _check(output: Path) -> None:
-    """Parse what was written; what is no configuration does not stay."""
-    from engine.cli import CommandLine
+def _check(text: str, translation: Translation | None) -> None:
+    """Refuse what is no configuration, before it is written.
+
+    Raises:
+        ConfigError: Naming the key and, if it was translated, what it was.
+    """
+    from engine.cli import CommandLine  # seconds to import
 
     try:
-        CommandLine([f"--config={output}"])
-    except ConfigError:
-        output.unlink()
-        raise
+        config = CommandLine([f"--config={text}"]).config
+        for key, kind in CHECKED_PARTS.items():
+            kind(**config[key].as_dict())
+        data = config.data
+        check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale)
+    except (ConfigError, DataError, ValueError) as error:
+        lines = translation.lines if translation else []
+        found = ((str(error).find(key), line.theirs) for line in lines for key in line.settings)
+        was = [f"{theirs}: " for position, theirs in sorted(found) if position >= 0][:1]  # of the key with the mistake
+        raise ConfigError(f"{''.join(was)}{error}") from error
 
 
-def _tell(output: Path, facts: DataFacts | None, machine: Machine, translation: Translation | None) -> None:
+def _tell(
+    output: Path,
+    facts: DataFacts | None,
+    machine: Machine,
+    settings: Mapping[str, Any],
+    translation: Translation | None,
+) -> None:
     console = Console(highlight=False)
     if facts:
-        console.print(Text(f"data: {facts.text()}"), soft_wrap=True)
-    names = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU here: the configuration is for a CPU"
-    console.print(Text(f"GPU: {names}"), soft_wrap=True)
+        console.print(Text(f"data: {facts.text(settings['data.image_size'])}"), soft_wrap=True)
+    else:
+        root = settings["data.root"]
+        missing = f"data.root: {root}: is not here, so images and labels were not looked at: put it there, or change it"
+        console.print(Text(missing, style="yellow"), soft_wrap=True)
+    names = ", ".join(gpu.name for gpu in machine.gpus)
+    is_for_gpu = settings["trainer.accelerator"] == "gpu"
+    bare = f"none here: the configuration is for {'a machine that has one' if is_for_gpu else 'a CPU'}"
+    console.print(Text(f"GPU: {names or bare}"), soft_wrap=True)
     for line in translation.lines if translation else ():
         text = Text(f"{line.theirs:20} ", style="bold")
         text.append(f"-> {line.text()}", style="green" if line.settings else "yellow")
@@ -245,12 +296,23 @@ def _tell(output: Path, facts: DataFacts | None, machine: Machine, translation: 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.new", description="Write a configuration to begin with.")
-    parser.add_argument("data", metavar="DATA.yaml", nargs="?", help="description of the data set; only read")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="default: named after the data set's folder")
+    parser = CommandParser(prog="python -m engine.new", description="Write a configuration to begin with.")
+    parser.add_argument(
+        "data",
+        metavar="DATA.yaml",
+        nargs="?",
+        type=path_text("DATA.yaml"),
+        help="description of the data set; only read",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", type=path_option("--output"), help="default: named after the data set's folder"
+    )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--from-command", metavar="'yolo ...'", help="translate an Ultralytics command")
-    source.add_argument("--from-args", metavar="args.yaml", type=Path, help="translate an Ultralytics args.yaml")
+    about = "translate an Ultralytics command or Python call: its text, or a file with it; nothing of it is run"
+    source.add_argument("--from-command", metavar="'yolo ...'", help=about)
+    source.add_argument(
+        "--from-args", metavar="args.yaml", type=path_option("--from-args"), help="translate an Ultralytics args.yaml"
+    )
     return parser
 
 

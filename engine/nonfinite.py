@@ -1,8 +1,8 @@
 """What happens when a gradient is inf or NaN: the whole window is skipped, counted and named; too many end the run.
 
-While training, only the norm of the window's gradient is looked at, on the device. Where it went wrong, layer and
-images, is found once, before a run ends because of it: `find_origin` takes the window's pass again and looks at each
-layer. Memory: as much as a micro-batch of training.
+While training, only the norm of the window's gradient and BatchNorm's running statistics are looked at, on the device.
+Where it went wrong, layer and images, is found once, before a run ends because of it: `find_origin` takes the window's
+pass again and looks at each layer. Memory: as much as a micro-batch of training.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from data.batch import Batch
@@ -40,7 +41,7 @@ class NonFiniteGuard:
         self.num_in_a_row = 0
 
     def record(self, finite: bool, names: Sequence[str]) -> None:
-        """Note whether a window's gradient was finite; ``names`` are the images of that window.
+        """Note whether a window's gradient was finite; ``names`` are that window's images, of all ranks.
 
         Raises:
             TrainingError: After ``max_in_a_row`` skipped windows without a good one between.
@@ -51,7 +52,9 @@ class NonFiniteGuard:
         self.num_skipped += 1
         self.num_in_a_row += 1
         shown = _some_of(names)
-        log.warning("optimizer step skipped (%d in all): its gradient is inf or NaN: %s", self.num_skipped, shown)
+        warn = rank_zero_only(log.warning)  # all ranks know the same
+        reason = "its gradient, or a statistic of BatchNorm, is inf or NaN"
+        warn("optimizer step skipped (%d in all): %s: %s", self.num_skipped, reason, shown)
         if self.num_in_a_row >= self.max_in_a_row:
             where = self.diagnose()
             raise TrainingError(
@@ -67,10 +70,10 @@ def find_origin(
     loss_sums: Callable[[Batch], LossSums],
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> str:
-    """Where the first inf or NaN of a window appears: in a weight, a layer's output, the loss or a gradient.
+    """Where the first inf or NaN of a window appears: a weight, a layer's output, the loss, a gradient or a statistic.
 
     Args:
-        network: In training mode; its gradients are dropped, its weights stay.
+        network: In training mode; its gradients are dropped, its weights stay, its running statistics move.
         micro_batches: The window as it was trained on, on the device.
         loss_sums: The training's forward pass and un-normalised loss.
         scale: The training's loss scaling.
@@ -79,9 +82,8 @@ def find_origin(
         Half a sentence that names layer and images, such as "the output of model.9.cv1.conv, of board7.jpg"; "" if
         everything is finite this time.
     """
-    for name, parameter in network.named_parameters():
-        if not parameter.isfinite().all():
-            return f"the weight {name}"
+    if found := _bad_number(network):
+        return found
     network.zero_grad(set_to_none=True)
     try:
         for micro_batch in micro_batches:
@@ -89,6 +91,15 @@ def find_origin(
                 return found
     finally:
         network.zero_grad(set_to_none=True)
+    return _bad_number(network)
+
+
+def _bad_number(network: nn.Module) -> str:
+    """The first weight or running statistic that is inf or NaN."""
+    for kind, tensors in (("weight", network.named_parameters()), ("statistic", network.named_buffers())):
+        for name, tensor in tensors:
+            if not tensor.isfinite().all():
+                return f"the {kind} {name}"
     return ""
 
 

@@ -50,12 +50,12 @@ def append_nms(model: onnx.ModelProto, output: str, nms: NmsConfig) -> onnx.Mode
     Args:
         model: Its output is (B, 4 + C, A): centre boxes and scores, as `engine.export.InferenceNetwork` gives it.
         output: The name of that output.
-        nms: Limits. Its ``max_detections`` here counts for each class; a box may have several classes.
+        nms: Limits. Its ``limit`` of detections here counts for each class; a box may have several classes.
     """
     import onnx
 
     opset = model.opset_import[0].version
-    text = GRAPH.format(opset=opset, max_detections=nms.max_detections, iou=nms.iou, confidence=nms.confidence)
+    text = GRAPH.format(opset=opset, max_detections=nms.limit, iou=nms.iou, confidence=nms.confidence)
     suppression = onnx.parser.parse_model(text)
     suppression.ir_version = model.ir_version
     return onnx.compose.merge_models(model, suppression, io_map=[(output, "predictions")])

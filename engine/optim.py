@@ -1,4 +1,8 @@
-"""The optimizer: AdamW or SGD in three parameter groups, fused, and the clipping of the window's gradient."""
+"""The optimizer: AdamW or SGD in three parameter groups, fused, and the clipping of the window's gradient.
+
+Its state is made with it, not in its first step as torch would. So the first step needs no more memory than the others,
+and skipping it leaves zeros behind: fused SGD would leave its momentum uninitialised.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ class OptimizerConfig:
     lr: float = 0.001
     """Learning rate after warm-up. For SGD, 0.01 is usual."""
     momentum: float = 0.937
-    """Momentum of SGD; first beta of AdamW."""
+    """Nesterov momentum of SGD, 0 for none; first beta of AdamW."""
     beta2: float = 0.999
     """Second beta of AdamW."""
     weight_decay: float = 0.0005
@@ -64,9 +68,11 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig, batch_size: int
     """The configured optimizer, fused: one kernel for all parameters, and a skipped step costs no host sync.
 
     Args:
-        network: Its trainable parameters form the groups ``decay``, ``norm`` and ``bias``.
+        network: On its device. Its trainable parameters form the groups ``decay``, ``norm`` and ``bias``.
         config: Rates and decay.
         batch_size: Effective batch, for the scaling of the weight decay.
+
+    Memory: the optimizer's state, one (SGD) or two (AdamW) more copies of the trainable weights.
     """
     decay = config.weight_decay * batch_size / config.nominal_batch_size
     groups = [
@@ -74,9 +80,28 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig, batch_size: int
         for name, parameters in parameter_groups(network).items()
         if parameters
     ]
+    optimizer: torch.optim.Optimizer
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
+        nesterov = config.momentum > 0  # torch refuses it without momentum
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
+    _make_state(optimizer)
+    optimizer.register_load_state_dict_post_hook(_make_state)  # a checkpoint from before the first step has none
+    return optimizer
+
+
+def _make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter that has no state the one of a run's beginning: zeros."""
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            for name in ("momentum_buffer",) if is_sgd else ("exp_avg", "exp_avg_sq"):
+                if state.get(name) is None:
+                    state[name] = torch.zeros_like(parameter)
+            if not is_sgd and "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
 
 
 def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 from rich.console import Console
 
+from engine.arguments import CommandParser
 from engine.auto import count_devices, spec_of
 from engine.datamodule import check_sizes
 from engine.errors import ConfigError, config_key, run_command
@@ -145,11 +146,10 @@ def _recommend(question: Question) -> Recommendation:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m engine.plan",
         description="Plan the VRAM of training, without a GPU.",
         epilog="All options of engine.fit, such as --config FILE or --model.network yolo11s, say what is planned.",
-        allow_abbrev=False,
     )
     budget = "most VRAM to use (default: the configuration's, else what the GPU here has free, else 16GiB)"
     batch = "micro-batches of the table (default: 16,32, or the effective batch, a half and a quarter of it)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 import lightning as L
@@ -45,7 +45,9 @@ class TrainingProgress(ProgressBar):
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._refreshed = 0.0
+        self._epoch: int | None = None  # the one at hand
         self._epoch_started = 0.0
+        self._first_step = 0  # of this epoch in this process: a run may go on in its middle
         self._pause_seconds: float | None = None  # of an epoch beside its steps: loader's start, validation
 
     def disable(self) -> None:
@@ -57,15 +59,25 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the head of the table."""
+        """Say where a run goes on, and print the head of the table."""
         if self._enabled:
+            if trainer.ckpt_path is not None:
+                self._print(f"going on at {_position(trainer)}: {trainer.ckpt_path}")
             self._print(_row(tuple(COLUMNS)), style="bold")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the live line."""
-        self._epoch_started = time.monotonic()
-        description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self._open(description, int(trainer.num_training_batches), "waiting for the first images")
+        self._begin_epoch(trainer, 0)
+        self._open_epoch(trainer, 0, "waiting for the first images")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Open the live line where a run goes on in the middle of an epoch, or after a validation there."""
+        if self._epoch != trainer.current_epoch:
+            self._begin_epoch(trainer, batch_idx)
+        if self._live is None:
+            self._open_epoch(trainer, batch_idx)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,8 +108,10 @@ class TrainingProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's row."""
         self._close()
-        in_steps_seconds = self.throughput.seconds_per_step * int(trainer.num_training_batches)
-        self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
+        if self._epoch == trainer.current_epoch:  # and not one of which only the validation was left
+            num_steps = int(trainer.num_training_batches) - self._first_step
+            in_steps_seconds = self.throughput.seconds_per_step * num_steps
+            self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
         if self._enabled:
             self._print(_row(self._cells(trainer, pl_module)))
 
@@ -112,11 +126,19 @@ class TrainingProgress(ProgressBar):
     def _print(self, row: str, style: str | None = None) -> None:
         """Print a row; training goes on if nobody reads any more, as behind ``| head`` or in a lost terminal."""
         try:
-            self.console.print(row, style=style, highlight=False)
+            self.console.print(row, style=style, highlight=False, soft_wrap=True)
         except SystemExit:  # how rich answers a broken pipe, after it has led the output to nowhere
             log.warning("nobody reads the output any more: training goes on without it")
 
-    def _open(self, description: str, total: int, text: str = "") -> None:
+    def _begin_epoch(self, trainer: L.Trainer, first_step: int) -> None:
+        self._epoch, self._first_step = trainer.current_epoch, first_step
+        self._epoch_started = time.monotonic()
+
+    def _open_epoch(self, trainer: L.Trainer, num_steps_done: int, text: str = "") -> None:
+        description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._open(description, int(trainer.num_training_batches), text, num_steps_done)
+
+    def _open(self, description: str, total: int, text: str = "", completed: int = 0) -> None:
         self._close()
         if not self._enabled or not self.console.is_terminal:
             return
@@ -127,7 +149,7 @@ class TrainingProgress(ProgressBar):
             TextColumn("{task.fields[text]}"),
         )
         self._live = Progress(*columns, console=self.console, transient=True, auto_refresh=False)
-        self._task = self._live.add_task(description, total=total, text=text)
+        self._task = self._live.add_task(description, total=total, completed=completed, text=text)
         self._text_width = self.console.width - len(f"{description}  {total}/{total}  ") - BAR_WIDTH
         self._live.start()
         self._refreshed = 0.0  # the first step shows at once
@@ -165,7 +187,7 @@ class TrainingProgress(ProgressBar):
         return (
             f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
             *(f"{float(metrics[f'train/{name}_loss']):.2f}" for name in ("box", "cls", "dfl")),
-            *(f"{float(metrics.get(key, nan)):.4f}" for key in ("val/map50", "val/map50_95")),
+            *(_score(float(metrics.get(key, nan))) for key in ("val/map50", "val/map50_95")),
             f"{self.throughput.images_per_second:.0f}",
             f"{self.throughput.data_wait_share:.0%}",
             gpu_gib(module.device),
@@ -180,10 +202,27 @@ class TrainingProgress(ProgressBar):
         return f"{'>' if self._pause_seconds is None else ''}{format_duration(seconds)}"
 
 
+def _position(trainer: L.Trainer) -> str:
+    """Where a run is that goes on, for people, who count from 1."""
+    epoch, windows = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    place = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+    if epoch.processed == epoch.ready:
+        return place
+    num_steps = int(trainer.num_training_batches)
+    return (
+        f"{place}, {f'step {windows.processed + 1} of {num_steps}' if windows.processed < num_steps else 'validation'}"
+    )
+
+
 def format_duration(seconds: float) -> str:
     """Hours, minutes and seconds, such as ``1:02:03`` or, after four days, ``100:00:00``."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _score(score: float) -> str:
+    """A dash where there was no validation, or no object to find in it."""
+    return "-" if isnan(score) else f"{score:.4f}"
 
 
 def gpu_gib(device: torch.device) -> str:

@@ -2,8 +2,8 @@
 
 A window is a transaction. If memory runs out in its forward or backward passes, its gradients are dropped, BatchNorm's
 running statistics go back to what they were, and the whole window is done again at the next lower settings; the
-optimizer has not moved yet, so no image is lost and none counts twice. If it runs out in the optimizer, whose fused
-kernel allocates nothing once it has begun, the finished gradient is kept and the step is tried again.
+optimizer has not moved yet, so no image is lost and none counts twice. If it runs out afterwards, while the gradient is
+finished and used, what has been done is kept and the rest is carried through: see `engine.carry_through`.
 
 Everything is freed before the next attempt, which is why `retry` leaves its except block first: a caught error holds,
 through its traceback, every tensor of the failed pass.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar, get_args
 
@@ -171,20 +171,28 @@ def retry(
     """
     result: list[Result] = []
     while True:
-        cause = "another device ran out of memory"
+        cause = ""
         if not result:
-            try:
-                result.append(attempt())
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                cause = _in_one_sentence(error)
+            result, cause = caught_out_of_memory(attempt)
         if not agree(not result):
             return result[0]
         if not result:
             undo()
             free_memory()
-        lower(cause)
+        lower(cause or "another device ran out of memory")
+
+
+def caught_out_of_memory(attempt: Callable[[], Result]) -> tuple[list[Result], str]:
+    """The result of ``attempt`` in a list, which is empty if memory ran out; and then the cause, in a sentence.
+
+    All that a failed attempt has held is free on return: the error, which holds it through its traceback, is gone.
+    """
+    try:
+        return [attempt()], ""
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return [], _in_one_sentence(error)
 
 
 def in_parts(batch: Batch, part_size: int, work: Callable[[Batch], object]) -> int:
@@ -216,8 +224,22 @@ def in_parts(batch: Batch, part_size: int, work: Callable[[Batch], object]) -> i
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, the device's or the host's, did not suffice."""
+    """Whether an error says that memory, the device's or the host's, did not suffice, or was raised on account of that.
+
+    Leaving a context may fail after memory has run out in it, as ending the recording of a CUDA graph does.
+    """
+    return any(_says_out_of_memory(each) for each in _with_those_before(error))
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in ALLOCATION_FAILED)
+
+
+def _with_those_before(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that were being handled when it was raised."""
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def free_memory() -> None:
@@ -229,6 +251,7 @@ def free_memory() -> None:
 
 def _in_one_sentence(error: BaseException) -> str:
     """``CUDA out of memory (tried to allocate 2.00 GiB)``, out of torch's long message."""
-    sentences = " ".join(str(error).split()).split(". ")
+    message = next(str(each) for each in _with_those_before(error) if _says_out_of_memory(each))
+    sentences = " ".join(message.split()).split(". ")
     wanted = next((s.strip(". ") for s in sentences if s.lower().startswith("tried to allocate")), None)
     return f"{sentences[0].rstrip('.')} ({wanted[0].lower()}{wanted[1:]})" if wanted else sentences[0].rstrip(".")

@@ -17,17 +17,19 @@ import numpy as np
 
 from data.batch import Batch
 from data.index import ImageIndex
+from engine.best import read_best
 from engine.diagnosis import Finding
 from engine.loggers import send_pictures
 from engine.metrics import CONFUSION_CONFIDENCE, DetectionResults
-from engine.report.curves import draw_confusion, draw_curves
+from engine.report.curves import curve_pictures
 from engine.report.facts import RunFacts
 from engine.report.html import REPORT, write_report
 from engine.report.labels_plot import draw_labels
 from engine.report.mistakes import ImageRecord, collect_records
-from engine.report.pictures import TILES, draw_mistakes, draw_train_batch, draw_validation_batch
-from engine.report.results_plots import best_epoch, draw_results, read_history
+from engine.report.pictures import TILES, draw_found, draw_mistakes, draw_train_batch, draw_truth
+from engine.report.results_plots import draw_results, read_history
 from engine.report.style import drawing
+from engine.run import BEST, CHECKPOINTS
 
 log = logging.getLogger(__name__)
 NUM_BATCHES = 3
@@ -66,12 +68,14 @@ class RunReporter(L.Callback):
         self._best: DetectionResults | None = None
         self._best_records: list[ImageRecord] = []
         self._best_epoch = 0
-        self._first_epoch = 0
-        """From which on this process has validated: a resumed run's are counted on."""
+        self._first_epoch = 1
+        """Of this process: a run that goes on counts on."""
+        self._has_begun = False
         self._is_done = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the statistics of the training boxes."""
+        self._has_begun, self._first_epoch = True, trainer.current_epoch + 1
         index = _train_index(trainer)
         if trainer.is_global_zero and index is not None:
             self._draw("labels.png", lambda path: draw_labels(index, pl_module.class_names, path))
@@ -105,8 +109,8 @@ class RunReporter(L.Callback):
         results = getattr(pl_module, "results", None)
         if trainer.sanity_checking or not trainer.is_global_zero or results is None:
             return
-        self._first_epoch = self._first_epoch or trainer.current_epoch + 1
-        if self._best is None or np.nan_to_num(results.map50_95) > np.nan_to_num(self._best.map50_95):
+        # As for best.ckpt: the newest epoch while nothing was found, or could be measured.
+        if self._best is None or not self._best.map50_95 > 0 or results.map50_95 > self._best.map50_95:
             self._best, self._best_epoch = results, trainer.current_epoch + 1
             self._attempt("records of validation", lambda: self._keep_records(pl_module), "training is not affected")
 
@@ -115,8 +119,8 @@ class RunReporter(L.Callback):
         self._finish(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Report what there is, if an epoch was finished."""
-        if self._best is not None:
+        """Report what there is, if training had begun."""
+        if self._has_begun:
             reason = f"{type(exception).__name__}: {exception}".rstrip(": ")
             self._warnings.messages.append(f"the run ended early: {reason}")
             self._finish(trainer, pl_module)
@@ -136,7 +140,9 @@ class RunReporter(L.Callback):
         facts = self._facts(trainer, module)
         self._draw_images(facts, module.class_names)
         consequence = "the pictures in the run folder are there all the same"
-        self._attempt("pictures in the loggers", lambda: self._send(trainer), consequence)
+        for path in self._pictures():
+            send = partial(send_pictures, trainer.loggers, [path], trainer.global_step)
+            self._attempt(f"{path.name} for the loggers", send, consequence)
         if self._attempt(REPORT, lambda: write_report(facts), consequence):
             print(f"report: {self.folder / REPORT}")
 
@@ -144,9 +150,8 @@ class RunReporter(L.Callback):
         history, results = self.folder / "metrics.csv", self._best
         if history.is_file():
             self._draw("results.png", lambda path: draw_results(read_history(history), path))
-        if results is not None:
-            self._draw("PR_curve.png", lambda path: draw_curves(results, path.parent))
-            self._draw("confusion_matrix.png", lambda path: draw_confusion(results, path.parent))
+        for name, draw in (curve_pictures(results) if results is not None else {}).items():
+            self._draw(name, draw)
 
     def _draw_images(self, facts: RunFacts, class_names: list[str]) -> None:
         records, confidence = self._best_records, facts.confidence
@@ -154,8 +159,8 @@ class RunReporter(L.Callback):
             return
         for number in range(min(NUM_BATCHES, -(-len(records) // TILES))):
             shown = records[number * TILES : (number + 1) * TILES]
-            draw = partial(draw_validation_batch, shown, class_names, confidence)
-            self._draw(f"val_batch{number}_labels.jpg", draw)
+            self._draw(f"val_batch{number}_labels.jpg", partial(draw_truth, shown, class_names, confidence))
+            self._draw(f"val_batch{number}_pred.jpg", partial(draw_found, shown, class_names, confidence))
         mistakes = partial(draw_mistakes, records, class_names, confidence)
         facts.num_wrong_images = self._draw("worst_mistakes.jpg", mistakes) or 0
 
@@ -173,26 +178,20 @@ class RunReporter(L.Callback):
         )
         if index is not None:
             facts.num_train_boxes_C = np.bincount(index.classes, minlength=num_classes)
+        best = read_best(self.folder / CHECKPOINTS / BEST)
+        facts.about_results = "" if best is None else f"best.ckpt holds {best}."
         if results is not None:
+            since = " since the run went on" if self._first_epoch > 1 else ""
             facts.about_results = (
-                f"Epoch {self._best_epoch}, the best one by mAP50-95{self._better_before()}, on "
-                f"{results.num_images:,} validation images: numbers by class, curves and pictures are of this epoch."
+                f"Epoch {self._best_epoch}, the best one by mAP50-95{since}, on {results.num_images:,} validation "
+                f"images: numbers by class, curves and pictures are of this epoch. {facts.about_results}"
             )
             best_f1 = np.nan_to_num(results.confidence, nan=CONFUSION_CONFIDENCE)
             facts.confidence = float(np.clip(best_f1, MIN_SHOWN_CONFIDENCE, CONFUSION_CONFIDENCE))
         return facts
 
-    def _better_before(self) -> str:
-        """That an epoch from before the run was resumed is better, whose detections are not known any more."""
-        history = self.folder / "metrics.csv"
-        best = best_epoch(read_history(history)) if history.is_file() else None
-        if best is None or best >= self._first_epoch:
-            return ""
-        return f" since the run was resumed (epoch {best} is better, and best.ckpt is of it)"
-
-    def _send(self, trainer: L.Trainer) -> None:
-        pictures = [path for pattern in PICTURES for path in sorted(self.folder.glob(pattern))]
-        send_pictures(trainer.loggers, pictures, trainer.global_step)
+    def _pictures(self) -> list[Path]:
+        return [path for pattern in PICTURES for path in sorted(self.folder.glob(pattern))]
 
     def _draw(self, name: str, draw: Callable[[Path], Any]) -> Any:
         with drawing():
@@ -203,9 +202,8 @@ class RunReporter(L.Callback):
         try:
             return make()
         except Exception as error:  # whatever it is: the weights are worth more than a picture
-            log.warning(
-                "%s: %s cannot be made (%s: %s): %s", self.folder, what, type(error).__name__, error, consequence
-            )
+            cause = " ".join(f"{type(error).__name__}: {error}".split())  # one line
+            log.warning("%s: %s cannot be made (%s): %s", self.folder, what, cause, consequence)
             log.debug("the cause", exc_info=error)
             return None
 

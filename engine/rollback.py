@@ -24,36 +24,46 @@ class BatchStatistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        norms: list[Any] = list(batch_norms(network))
-        self._norms = norms
-        self._tensors_by_kind = [
-            [norm.running_mean for norm in norms] + [norm.running_var for norm in norms],
-            [norm.num_batches_tracked for norm in norms],
-        ]
+        self._norms: list[Any] = list(batch_norms(network))
         self._saved: list[Tensor] = []
 
     def save(self) -> None:
         """Remember the statistics as they are now."""
         self._saved = []  # if memory runs out here, nothing has changed that `restore` should undo
-        self._saved = [_flatten(tensors) for tensors in self._tensors_by_kind]
+        self._saved = [_flatten(tensors) for tensors in self._tensors_by_kind()]
 
     def restore(self) -> None:
         """Put the remembered statistics back; allocates nothing."""
-        for tensors, saved in zip(self._tensors_by_kind, self._saved, strict=False):
+        for tensors, saved in zip(self._tensors_by_kind(), self._saved, strict=False):
             _unflatten(saved, tensors)
 
     def restore_unless(self, good: Tensor) -> None:
         """Put the remembered statistics back where ``good`` (scalar bool, on the device) is false: no host sync."""
-        for tensors, saved in zip(self._tensors_by_kind, self._saved, strict=True):
+        for tensors, saved in zip(self._tensors_by_kind(), self._saved, strict=True):
             _unflatten(torch.where(good, _flatten(tensors), saved), tensors)
+
+    @property
+    def needs_several_values(self) -> bool:
+        """Whether some BatchNorm takes its statistics from this process' micro-batches alone."""
+        return any(norm.training and not isinstance(norm, nn.SyncBatchNorm) for norm in self._norms)
+
+    def are_finite(self) -> Tensor:
+        """Scalar bool on the device: whether no running statistic is inf or NaN."""
+        return _flatten(self._statistics()).isfinite().all()
 
     def average_over_ranks(self) -> None:
         """Give all ranks the mean of their running statistics, so that they go on with one network."""
         if not is_parallel() or not any(norm.training for norm in self._norms):
             return
-        tensors = self._tensors_by_kind[0]
+        tensors = self._statistics()
         all_reduce_sum(tensors)
         torch._foreach_div_(tensors, dist.get_world_size())
+
+    def _tensors_by_kind(self) -> list[list[Tensor]]:
+        return [self._statistics(), [norm.num_batches_tracked for norm in self._norms]]
+
+    def _statistics(self) -> list[Tensor]:
+        return [norm.running_mean for norm in self._norms] + [norm.running_var for norm in self._norms]
 
 
 def _flatten(tensors: list[Tensor]) -> Tensor:

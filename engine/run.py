@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from engine.best import BestCheckpoint, settle_best
 from engine.errors import ConfigError
 from engine.folder_lock import lock_folder
-from engine.resume import MidEpochCheckpoints
-from engine.run_logs import EventFiles, MetricsCsv
+from engine.resume import LastCheckpoint
+from engine.run_logs import METRICS, EventFiles, MetricsCsv
 
-MONITOR = "val/map50_95"
 CHECKPOINTS = "checkpoints"
+BEST = "best.ckpt"
+LAST = "last.ckpt"
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,21 @@ class RunConfig:
     folder: Path = Path("runs/fit")
     """Receives everything the run writes. If another run is in it, ``-2``, ``-3``, ... is appended."""
     patience: int = 100
-    """Epochs without a better mAP50-95 after which training stops; 0 trains to the end."""
+    """Epochs without a better mAP50-95 after which a validation ends training; 0 trains to the end."""
     checkpoint_minutes: float = 10.0
     """``last.ckpt`` is written at the end of every epoch and after so many minutes; 0 for the former only."""
 
 
-def prepare_run_folder(config: RunConfig, ckpt_path: Path | None) -> Path:
-    """Choose, make and lock the folder of a run that starts, or of one that is resumed from one of its own checkpoints.
+def prepare_run_folder(config: RunConfig, ckpt_path: Path | None, num_steps_behind: int = 0) -> Path:
+    """Choose, make and lock the folder of a run that starts, or of one that goes on from one of its own checkpoints.
 
-    With several processes the first one does so; the others learn of it in their callbacks' ``setup``.
+    A run that goes on in another folder takes its best epoch and its metrics along. With several processes the first
+    one does so; the others learn of the folder in their callbacks' ``setup``.
+
+    Args:
+        config: Where to.
+        ckpt_path: The checkpoint that the run goes on from, if it does.
+        num_steps_behind: Optimizer steps that it has behind it then.
 
     Raises:
         ConfigError: If it cannot be made, or another run has it.
@@ -43,21 +52,52 @@ def prepare_run_folder(config: RunConfig, ckpt_path: Path | None) -> Path:
     folder = config.folder
     if rank_zero_only.rank:
         return folder
-    is_resumed = ckpt_path is not None and folder.resolve() in ckpt_path.resolve().parents
+    own = None if ckpt_path is None else _own_folder(folder, ckpt_path)
     try:
-        number = 1
-        while not is_resumed and not _claim(folder):
-            if config.folder.name in ("", ".."):
-                raise ConfigError(f"run.folder: {config.folder}: is not empty: choose another folder")
-            number += 1
-            folder = config.folder.with_name(f"{config.folder.name}-{number}")
+        folder = _new_folder(config.folder) if own is None else own
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run.folder: {folder}: cannot be made ({error.strerror}): choose another") from error
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"run.folder: {folder}: cannot be written to: choose another")
     lock_folder(folder)
+    if ckpt_path is not None:
+        _take_along(ckpt_path, folder, num_steps_behind)
     return folder
+
+
+def _own_folder(folder: Path, ckpt_path: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, if it is the configured one, or a numbered one beside it."""
+    mine = folder.resolve()
+    for one in ckpt_path.resolve().parents:
+        if one == mine:
+            return folder
+        if one.parent == mine.parent and re.fullmatch(rf"{re.escape(mine.name)}-\d+", one.name):
+            return folder.with_name(one.name)
+    return None
+
+
+def _new_folder(configured: Path) -> Path:
+    folder, number = configured, 1
+    while not _claim(folder):
+        if configured.name in ("", ".."):
+            raise ConfigError(f"run.folder: {configured}: is not empty: choose another folder")
+        number += 1
+        folder = configured.with_name(f"{configured.name}-{number}")
+    return folder
+
+
+def _take_along(ckpt_path: Path, folder: Path, num_steps_behind: int) -> None:
+    """Give a run that goes on the best epoch and the metrics that belong to it."""
+    source, best = ckpt_path.parent, folder / CHECKPOINTS / BEST
+    try:
+        settle_best(best, num_steps_behind, best if source.resolve() == best.parent.resolve() else source / BEST)
+        metrics = source.parent / METRICS
+        if source.name == CHECKPOINTS and metrics.is_file() and not (folder / METRICS).exists():
+            shutil.copyfile(metrics, folder / METRICS)
+    except OSError as error:
+        message = f"run.folder: {folder}: cannot be written to ({error.strerror}): make room, or choose another"
+        raise ConfigError(message) from error
 
 
 def _claim(folder: Path) -> bool:
@@ -83,14 +123,9 @@ def default_loggers(folder: Path, num_steps_behind: int = 0) -> list[Logger]:
 
 
 def default_callbacks(folder: Path, config: RunConfig) -> list[Callback]:
-    """``best.ckpt`` by mAP50-95, ``last.ckpt`` of the newest state, and the end of patience."""
-    place: dict[str, Any] = {"dirpath": folder / CHECKPOINTS, "enable_version_counter": False}
-    callbacks: list[Callback] = [
-        ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", **place),
-        ModelCheckpoint(filename="last", **place),
-        MidEpochCheckpoints(folder / CHECKPOINTS / "last.ckpt", config.checkpoint_minutes),
+    """``best.ckpt`` by mAP50-95 and the end of patience, and ``last.ckpt`` of the newest state."""
+    checkpoints = folder / CHECKPOINTS
+    return [
+        BestCheckpoint(checkpoints / BEST, config.patience),
+        LastCheckpoint(checkpoints / LAST, config.checkpoint_minutes),
     ]
-    if config.patience > 0:
-        patience = EarlyStopping(MONITOR, mode="max", patience=config.patience, check_finite=False, strict=False)
-        callbacks.append(patience)
-    return callbacks

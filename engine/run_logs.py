@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
+METRICS = "metrics.csv"
 STEP = "step"
 
 
@@ -34,7 +35,7 @@ class MetricsCsv(Logger):
             num_steps_behind: Optimizer steps that a resumed run has behind it; rows of later ones are dropped.
         """
         super().__init__()
-        self._path = folder / "metrics.csv"
+        self._path = folder / METRICS
         self._rows = [row for row in read_rows(self._path) if int(row[STEP]) < num_steps_behind]
 
     @property

@@ -41,6 +41,8 @@ class ScheduleConfig:
         for key in ("warmup_epochs", "warmup_bias_lr"):
             if getattr(self, key) < 0:
                 raise ValueError(f"model.schedule.{key}: {getattr(self, key)}: must not be negative")
+        if not 0 <= self.warmup_momentum < 1:
+            raise ValueError(f"model.schedule.warmup_momentum: {self.warmup_momentum}: must be in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,11 @@ IN_PLACE = {aten.add_.Tensor, aten.div_.Tensor, aten.mul_.Tensor, aten.clamp_.de
 LIKE_FIRST = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.pow.Tensor_Scalar}
 LIKE_FIRST |= {aten.silu.default}
 """Operators whose result is like their first argument if the second is, or is a number."""
-OPTIMIZER_STATE = {"adamw": {"exp_avg": "momentum", "exp_avg_sq": "variance"}, "sgd": {"momentum_buffer": "momentum"}}
-"""Per optimizer, its tensors as large as the weights, and the component that each is."""
+OPTIMIZER_STATE = {
+    "adamw": {"step": "momentum", "exp_avg": "momentum", "exp_avg_sq": "variance"},
+    "sgd": {"momentum_buffer": "momentum"},
+}
+"""Per optimizer, the tensors of its state, and the component that each is part of."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def network_on_meta(
     name: NetworkName, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
 ) -> tuple[nn.Module, WeightAverage, list[int]]:
     """A network in training mode, its average and its strides; shared, so leave it as it was."""
-    network = build_network(name, num_classes)
+    with torch.random.fork_rng(devices=[]):  # a plan leaves the run's random numbers as they are
+        network = build_network(name, num_classes)
     strides = head_strides(network)
     network = network.to("meta")
     average = WeightAverage(network, EmaConfig())
@@ -174,7 +178,7 @@ class _Simulation:
         self.scaler = torch.amp.GradScaler(enabled=False)
         tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
         tracker.track([*self.ema.parameters(), *self.ema.buffers()], "ema")
-        self._fill_optimizer_state()
+        self._track_optimizer_state()
 
     def run(self, accumulates: bool) -> dict[str, int]:
         """The step, from top to bottom, as `engine.step` has it; bytes by component at its peak."""
@@ -235,7 +239,7 @@ class _Simulation:
     def _update(self) -> None:
         self.accumulation.normalise(self.optimizer, self.scaler)
         grad_norm = clip_gradients(gradients_of(self.optimizer), self.spec.optimizer.max_grad_norm)
-        finite = grad_norm.isfinite()
+        finite = grad_norm.isfinite() & self.statistics.are_finite()
         step_if(finite, self.optimizer, self.optimizer.step)
         self.statistics.restore_unless(finite)
         self.ema.update(self.network, 1, finite)
@@ -250,15 +254,9 @@ class _Simulation:
             names=[],
         )
 
-    def _fill_optimizer_state(self) -> None:
-        """Give the optimizer the state that it has after its first step, which it would not create on meta."""
-        self.optimizer._need_device_dtype_check_for_fused = False
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                state = self.optimizer.state[parameter]
-                for name, component in OPTIMIZER_STATE[self.spec.optimizer.name].items():
-                    state[name] = torch.zeros_like(parameter)
-                    self.tracker.track([state[name]], component)
-                if self.spec.optimizer.name == "adamw":
-                    state["step"] = torch.zeros((), device="meta")
-                    self.tracker.track([state["step"]], "momentum")
+    def _track_optimizer_state(self) -> None:
+        self.optimizer._need_device_dtype_check_for_fused = False  # which refuses the meta device
+        components = OPTIMIZER_STATE[self.spec.optimizer.name]
+        for state in self.optimizer.state.values():
+            for name, tensor in state.items():
+                self.tracker.track([tensor], components[name])

@@ -1,20 +1,28 @@
-"""What there is to predict on: a picture, a folder, a glob pattern or a video, frame by frame."""
+"""What there is to predict on: pictures, folders, lists, glob patterns and videos, frame by frame."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+import os
+import unicodedata
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from data.errors import DataError
 from data.image import read_image
-from data.listing import IMAGE_SUFFIXES
+from data.listing import IMAGE_SUFFIXES, is_file
 from engine.errors import ConfigError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
+LIST_SUFFIX = ".txt"
+RESULTS = "predictions.json"
+"""A folder that holds it holds drawn copies: its pictures are none to predict on."""
+OnError = Callable[[DataError], None]
+"""Takes what is wrong with a file that cannot be read."""
 
 
 @dataclass
@@ -26,50 +34,94 @@ class Frame:
     path: Path
     """The file that it is from."""
     stem: str
-    """What to call what is written about it; no two frames of a source share it."""
+    """What to call what is written about it; no two frames of a source share it, whatever their case."""
     number: int | None = None
     """Of a frame in a video, from 1."""
     fps: float = 0.0
     """Of the video."""
 
 
-def find_files(source: str) -> list[Path]:
-    """Pictures and videos that a source means, in order of their names; a folder is searched to its depth.
+def find_files(*sources: str, on_error: OnError | None = None) -> list[Path]:
+    """Pictures and videos that some sources mean, each once, in order of their names within a source.
+
+    A folder is searched to its depth, without hidden files (macOS leaves ``._x.jpg``) and linked folders, as in
+    training, and without folders of earlier predictions. A list file names one a line, relative to itself.
+
+    Args:
+        sources: A picture, a folder, a list file, a glob pattern or a video each.
+        on_error: Takes what is wrong with a folder that is passed over; it is raised without.
 
     Raises:
-        ConfigError: If there are none.
+        ConfigError: If a source holds none.
     """
-    path = Path(source)
-    if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+    found = [file for source in sources for file in _find(source, on_error or _raise)]
+    return list(dict.fromkeys(found))
+
+
+def _find(source: str, on_error: OnError) -> list[Path]:
+    path = Path(source).expanduser()
+    if is_file(path):
+        files = _listed(path) if path.suffix.lower() == LIST_SUFFIX else [path]
+    elif source and os.path.isdir(path):  # noqa: PTH112  Path raises for what cannot be a name
+        files = _in_folder(path, on_error)
+    elif source.isdecimal() or "://" in source:
+        rule = "cameras and streams are not supported"
+        raise ConfigError(f"--source: {source}: {rule}: record a video or pictures first, and give these")
     else:
-        files = sorted(Path(name) for name in glob.glob(source, recursive=True))  # noqa: PTH207  may be absolute
-    files = [file for file in files if _is_known(file)]
+        names = [] if "\0" in source else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  may be absolute
+        files = [Path(name) for name in names if _is_known(Path(name)) and is_file(Path(name))]
     if not files:
         kinds = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
         raise ConfigError(f"--source: {source}: no picture or video there: give a file, folder or pattern of {kinds}")
     return files
 
 
-def read_frames(files: list[Path]) -> Iterator[Frame]:
+def _in_folder(folder: Path, on_error: OnError) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        on_error(DataError(f"{error.filename}: cannot be read ({error.strerror}): allow reading it"))
+
+    files: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        if RESULTS in names and Path(place) != folder:
+            folders.clear()
+            continue
+        files += [Path(place, name) for name in names if name[0] != "." and _is_known(Path(name))]
+        for link in (path for name in folders if (path := Path(place, name)).is_symlink()):
+            on_error(DataError(f"{link}: a linked folder is not followed: name it with --source, too"))
+    return sorted(files)
+
+
+def _listed(file: Path) -> list[Path]:
+    """What a list file names, there or not; nothing if it names no picture at all, as the labels of one."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--source: {file}: cannot be read ({error}): give a list of paths in UTF-8") from None
+    paths = [file.parent / line for line in lines if line]
+    return paths if any(map(_is_known, paths)) else []
+
+
+def read_frames(files: list[Path], on_error: OnError | None = None) -> Iterator[Frame]:
     """Every frame of every video, and every picture, decoded one at a time.
 
-    Raises:
-        DataError: If a picture cannot be read.
-        ConfigError: If a video cannot.
+    Args:
+        files: From `find_files`.
+        on_error: Takes what is wrong with a file that cannot be read, and it is passed over; it is raised without.
     """
+    on_error = on_error or _raise
     used: set[str] = set()
     for path in sorted(files, key=lambda path: not _is_video(path)):  # what they were cut into may lie beside them
-        stem = path.stem if path.stem not in used else f"{path.stem}_{path.suffix[1:]}"
+        stem = path.stem if _key(path.stem) not in used else f"{path.stem}_{path.suffix[1:]}"
         number = 2
-        while stem in used:
+        while _key(stem) in used:
             stem, number = f"{path.stem}_{number}", number + 1
-        used.add(stem)
-        for frame in _read_video(path, stem) if _is_video(path) else [Frame(read_image(path), path, stem)]:
-            used.add(frame.stem)
-            yield frame
+        used.add(_key(stem))
+        try:
+            for frame in _read_video(path, stem) if _is_video(path) else [Frame(read_image(path), path, stem)]:
+                used.add(_key(frame.stem))
+                yield frame
+        except DataError as error:
+            on_error(error)
 
 
 def _read_video(path: Path, stem: str) -> Iterator[Frame]:
@@ -85,7 +137,16 @@ def _read_video(path: Path, stem: str) -> Iterator[Frame]:
     finally:
         video.release()
     if number == 0:
-        raise ConfigError(f"--source: {path}: no frame of it can be read: convert it to MP4 with H.264")
+        raise DataError(f"{path}: no frame of it can be read: convert it to MP4 with H.264")
+
+
+def _raise(error: DataError) -> None:
+    raise error
+
+
+def _key(stem: str) -> str:
+    """The same for names that are one on some file systems: ``A`` and ``a``, and both forms of ``é``."""
+    return unicodedata.normalize("NFC", stem).casefold()
 
 
 def _is_video(path: Path) -> bool:

@@ -6,33 +6,40 @@ device one by one. So the number of optimizer steps, the schedule and the averag
 No line between two optimizer steps waits for the device. Whether a gradient was finite decides on the device, and
 the host reads the outcome of a step only after it has queued the next window's work: see `settle`.
 
-Where memory can run out, `engine.recovery` tries again with less on the device: see `run`.
+Where memory runs out, a window is done again with less on the device (`engine.recovery`), up to its last backward pass;
+from there on, it is carried through (`engine.carry_through`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
-from engine.accumulation import AccumulationWindow, back_propagate, gradients_of
+from engine.accumulation import AccumulationWindow, back_propagate, fill_missing_gradients, gradients_of
+from engine.carry_through import carry_through
 from engine.colour import coloured
 from engine.copy_ahead import copied_ahead
 from engine.cuda_graphs import RecordedMicroStep, can_record
 from engine.ema import WeightAverage
+from engine.errors import TrainingError
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, clip_gradients, step_if
 from engine.precision import AUTOCAST_DTYPE, Precision, autocast
-from engine.ranks import Ranks
-from engine.recovery import MemorySettings, retry
+from engine.ranks import Ranks, is_parallel
+from engine.recovery import MemorySettings, free_memory, retry
 from engine.rollback import BatchStatistics
 from engine.schedule import Schedule
 from models.loss import DetectionLoss, LossGains, LossSums
-from models.network import network_input, raw_predictions
+from models.network import head_strides, network_input, raw_predictions
+
+Result = TypeVar("Result")
+MAX_FAILURES = 10
+"""How often memory may run out in a step, after its last backward pass: more often than settings can be lowered."""
 
 
 class StepOutcome(NamedTuple):
@@ -44,7 +51,7 @@ class StepOutcome(NamedTuple):
     grad_norm: float
     """L2 norm of the window's gradient before clipping."""
     finite: bool
-    """False if the gradient was inf or NaN and the window was skipped."""
+    """False if the gradient or a running statistic was inf or NaN and the window was skipped."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +116,15 @@ class TrainingStep:
         self.batch_statistics = BatchStatistics(network)
         self.ranks = Ranks()
         self._pending: _Readback | None = None
+        self._asked_because: list[str] = []
         parameter = next(network.parameters())
         self.device = parameter.device
         records = cuda_graphs and can_record(network)
-        self.micro_step = RecordedMicroStep(self._forward_backward, list(network.parameters()), records)
+        self._buffers = [(module._buffers, name) for module in network.modules() for name in module._buffers]
+        parameters = list(network.parameters())
+        self.micro_step = RecordedMicroStep(self._forward_backward, parameters, records, self._tensors_in_place)
+        scaler.scale(torch.zeros((), device=self.device))  # makes its state: in a step, memory may run out half-way
+        self._coarsest_px = max(head_strides(network))
         self._input_dtype = parameter.dtype if precision == "fp32" else AUTOCAST_DTYPE[precision]
 
     def run(self, window: Batch) -> StepOutcome | None:
@@ -121,43 +133,89 @@ class TrainingStep:
         Raises:
             TrainingError: If memory does not suffice even for the lowest settings.
         """
-        accumulation = retry(lambda: self._accumulate(window), self._lower, self._undo, self.ranks.any)
-        losses = accumulation.normalise(self.optimizer, self.scaler)
-        grad_norm = clip_gradients(gradients_of(self.optimizer), self.optimizer_config.max_grad_norm)
-        finite = grad_norm.isfinite()
-
+        accumulation = retry(lambda: self._accumulate(window), self._recover, self._undo, self.ranks.any)
         previous = self.settle()
         self.schedule.apply(
             self.optimizer, self.num_steps_taken, self.optimizer_config.lr, self.optimizer_config.momentum
         )
-        retry(lambda: step_if(finite, self.optimizer, self.take_step), self._lower, agree=self.ranks.any)
-        self.scaler.update()
-        self.batch_statistics.restore_unless(finite)
-        self.batch_statistics.average_over_ranks()
-        self.ema.update(self.network, self.num_steps_taken + 1, finite)
-        self.optimizer.zero_grad(set_to_none=not self.micro_step.keeps_gradients)
-
-        self._pending = self._read_back(losses, grad_norm, finite, window.names)
+        losses = self._through(lambda: accumulation.normalise(self.optimizer, self.scaler))
+        grad_norm, finite = self._through(self._clip_and_judge)
+        self._through(lambda: step_if(finite, self.optimizer, self.take_step))
+        self._through(self.scaler.update)
+        self._through(lambda: self._follow(finite))
+        self._pending = self._through(lambda: self._read_back(losses, grad_norm, finite, window.names))
+        self._lower_where_asked()
         return previous
 
     def _accumulate(self, window: Batch) -> AccumulationWindow:
         """Forward and backward passes of all micro-batches of a window."""
+        micro_batches = window.split(self.memory.micro_batch_size)
+        self._check_sizes(micro_batches)
         self.batch_statistics.save()
         accumulation = AccumulationWindow(len(window), len(window.classes), self.device)
-        for micro_batch in copied_ahead(window.split(self.memory.micro_batch_size), self.device):
+        for micro_batch in copied_ahead(micro_batches, self.device):
             totals = self.micro_step.run(coloured(micro_batch), accumulation.scale, self.memory.settings)
             accumulation.add(totals)
+        if is_parallel():
+            fill_missing_gradients(self.optimizer)
         return accumulation
 
+    def _check_sizes(self, micro_batches: list[Batch]) -> None:
+        """Refuse a micro-batch of which BatchNorm would see one value per channel, which have no variance."""
+        if not self.batch_statistics.needs_several_values:
+            return
+        for micro_batch in micro_batches:
+            num_images, _, height_px, width_px = micro_batch.images.shape
+            if num_images * (height_px // self._coarsest_px) * (width_px // self._coarsest_px) == 1:
+                raise TrainingError(
+                    f"data.image_size: {height_px} x {width_px} px: a micro-batch of a single image leaves BatchNorm "
+                    "one value per channel, which has no variance: use larger images, or set model.freeze_batch_norm"
+                )
+
     def _undo(self) -> None:
-        """Drop what a failed window has left behind."""
+        """Drop what a window that is not used has left behind."""
         self.optimizer.zero_grad(set_to_none=True)
         self.batch_statistics.restore()
 
-    def _lower(self, cause: str) -> None:
+    def _clip_and_judge(self) -> tuple[Tensor, Tensor]:
+        """Clip the gradient; its norm before, and whether the window may be used: on all ranks or on none."""
+        self.batch_statistics.average_over_ranks()
+        grad_norm = clip_gradients(gradients_of(self.optimizer), self.optimizer_config.max_grad_norm)
+        return grad_norm, grad_norm.isfinite() & self.batch_statistics.are_finite()
+
+    def _follow(self, finite: Tensor) -> None:
+        """What follows the weights: statistics, average, gradients."""
+        self.batch_statistics.restore_unless(finite)
+        self.ema.update(self.network, self.num_steps_taken + 1, finite)
+        self.optimizer.zero_grad(set_to_none=not self.micro_step.keeps_gradients)
+
+    def _through(self, work: Callable[[], Result]) -> Result:
+        return carry_through(work, self._make_room)
+
+    def _make_room(self, cause: str) -> None:
+        """Give back what the rest of the step can do without; the next one needs less."""
         self.micro_step.release()
-        sentence = self.memory.lower(cause, self.num_steps_taken + (self._pending is not None))
-        self.memory.on_recovery(sentence)
+        self.memory.on_recovery(cause)
+        self.ask_for_less(cause)
+        if len(self._asked_because) > MAX_FAILURES:
+            raise TrainingError(f"{cause}: a step fails {MAX_FAILURES} times over: {self.memory.what_fits()}")
+
+    def ask_for_less(self, cause: str) -> None:
+        """Have all ranks lower their settings at the end of the step that is under way, or of the next one."""
+        self._asked_because.append(cause)
+
+    def _lower_where_asked(self) -> None:
+        while self.ranks.any(bool(self._asked_because)):
+            causes = self.ranks.gather(self._asked_because.pop(0) if self._asked_because else "")
+            self._lower(next(filter(None, causes)))
+            free_memory()  # what the allocator keeps for larger micro-batches
+
+    def _recover(self, cause: str) -> None:
+        self.memory.on_recovery(self._lower(cause))
+
+    def _lower(self, cause: str) -> str:
+        self.micro_step.release()
+        return self.memory.lower(cause, self.num_steps_taken + (self._pending is not None))
 
     def _forward_backward(self, micro_batch: Batch, scale: Tensor) -> Tensor:
         """Forward pass, loss and backward pass of one micro-batch on the device; returns its totals.
@@ -166,6 +224,15 @@ class TrainingStep:
         recorded once and launched again: see `engine.cuda_graphs`.
         """
         return back_propagate(self.loss_sums(micro_batch), self.gains, scale, self.scaler)
+
+    def _tensors_in_place(self) -> Iterator[Tensor]:
+        """What a micro-step reads or changes in place beside parameters and gradients."""
+        for buffers, name in self._buffers:  # many times as fast as `Module.buffers`
+            if (buffer := buffers[name]) is not None:
+                yield buffer
+        if self.scaler.is_enabled():
+            scale: Any = self.scaler._scale  # there since the beginning
+            yield scale
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
         """Forward pass and un-normalised loss of one micro-batch on the device, its colours changed already."""
@@ -189,7 +256,12 @@ class TrainingStep:
         *values, finite = pending.values.tolist()
         outcome = StepOutcome._make([*values, bool(finite)])
         self.num_steps_taken += outcome.finite
-        self.guard.record(outcome.finite, pending.names)
+        shares = [pending.names] if outcome.finite else self.ranks.gather(pending.names)
+        try:
+            self.guard.record(outcome.finite, [name for names in shares for name in names])
+        except TrainingError:
+            self._undo()  # of the window that has begun, and of the look for the origin
+            raise
         return outcome
 
     def _read_back(self, losses: Tensor, grad_norm: Tensor, finite: Tensor, names: list[str]) -> _Readback:

@@ -42,11 +42,19 @@ def cover(height: int, width: int, tile_px: int, overlap: float) -> list[Tile]:
     ]
 
 
+def num_tiles(height: int, width: int, tile_px: int, overlap: float) -> int:
+    """How many `cover` would give."""
+    return (_num_steps(height, tile_px, overlap) + 1) * (_num_steps(width, tile_px, overlap) + 1)
+
+
+def _num_steps(side: int, tile_px: int, overlap: float) -> int:
+    """From the first tile to the last, along one side of a picture."""
+    return math.ceil(max(side - tile_px, 0) / max(tile_px * (1 - overlap), 1))
+
+
 def _starts(side: int, tile_px: int, overlap: float) -> list[int]:
-    if side <= tile_px:
-        return [0]
-    num_steps = math.ceil((side - tile_px) / max(tile_px * (1 - overlap), 1))
-    return [round(step * (side - tile_px) / num_steps) for step in range(num_steps + 1)]
+    num_steps = _num_steps(side, tile_px, overlap)
+    return [round(step * (side - tile_px) / max(num_steps, 1)) for step in range(num_steps + 1)]
 
 
 def merge(

@@ -1,16 +1,19 @@
-"""Validate weights: ``python -m engine.validate --config FILE --ckpt_path CKPT [--json]``.
+"""Validate weights: ``python -m engine.validate --data.root data.yaml --ckpt_path CKPT [--split test] [--json]``.
 
-The file may be a checkpoint of yolofit, an Ultralytics ``.pt`` or safetensors. Which network it holds is in it.
+The file may be a checkpoint of yolofit, an Ultralytics ``.pt`` or safetensors. Its network is taken, and the image size
+that it was trained with, unless a configuration or the command line gives another.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 
-from engine.checkpoint import EXAMPLE, load_network
+from engine.checkpoint import EXAMPLE, check_classes, load_network, some
 from engine.cli import CommandLine
 from engine.errors import ConfigError, run_command
 from engine.metrics import DetectionResults
+from engine.trainer_keys import explained_by_lightning
 
 
 def main(args: list[str] | None = None) -> DetectionResults:
@@ -18,35 +21,38 @@ def main(args: list[str] | None = None) -> DetectionResults:
     cli = CommandLine(args, writes_run=False)
     if cli.ckpt_path is None:
         raise ConfigError(f"--ckpt_path: missing: name the weights to validate, such as {EXAMPLE}")
+    if cli.config.trainer.limit_val_batches == 0:
+        key = "trainer.limit_val_batches"
+        raise ConfigError(f"{key}: 0: there would be nothing to measure: leave it out, or set --{key} 1.0")
     loaded = load_network(cli.ckpt_path, "--ckpt_path")
     cli.config.model.network, cli.config.model.weights = loaded.name, None
     cli.build()
-    _check_classes(loaded.class_names, cli.datamodule.class_names)
+    check_classes(loaded.class_names, cli.datamodule.class_names, "--ckpt_path")
+    cli.datamodule.validation_split = cli.config.split
+    _say_other_names(loaded.class_names, cli.datamodule.class_names)
     cli.model.ema.network.load_state_dict(loaded.network.state_dict())
-    cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    with explained_by_lightning():
+        cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     results = cli.model.results
-    print(json.dumps(results.as_dict()) if cli.config_init.json else results.table())
+    how = {
+        "network": loaded.name,
+        "image_size": cli.datamodule.image_size,
+        "precision": cli.model.precision_name,
+        "split": cli.config.split,
+    }
+    if cli.config.json:
+        print(json.dumps(how | results.as_dict()))
+    else:
+        images = f"{results.num_images} {how['split']} images with {results.num_truth_C.sum()} objects"
+        print(f"{cli.ckpt_path}: {how['network']} at {how['image_size']} px in {how['precision']}: {images}")
+        print(results.table())
     return results
 
 
-def _check_classes(theirs: list[str], ours: list[str]) -> None:
-    """Refuse weights that tell other things apart than the data set does. Numbers count: names may be translated.
-
-    Raises:
-        ConfigError: If there are more classes on one side, or a name stands for another number.
-    """
-    remedy = "use the data.yaml that it was trained with"
-    if len(theirs) != len(ours):
-        counts = f"it has {len(theirs)} classes ({_some(theirs)}), the data set {len(ours)} ({_some(ours)})"
-        raise ConfigError(f"--ckpt_path: {counts}: {remedy}")
-    for number, name in enumerate(ours):
-        if theirs[number] != name and name in theirs:
-            places = f"{name} is its class {theirs.index(name)}, the data set's {number}"
-            raise ConfigError(f"--ckpt_path: {places}: {remedy}")
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def _say_other_names(theirs: list[str], ours: list[str]) -> None:
+    other = [f"{a} is {b} here" for a, b in zip(theirs, ours, strict=True) if a != b]
+    if other:
+        print(f"note: {len(other)} classes have other names in the file: {some(other)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ Shapes: B images, A anchors, C classes, n detections of one image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ FEW_CANDIDATES = 2000  # up to here one suppression of all classes is quicker th
 FIRST_SHARE = 2  # candidates for each detection that may be kept, at the first try
 NEXT_SHARE = 4  # times as many at the next
 LOGIT_SLACK = 0.01  # far more than the rounding of a sigmoid
+FEWEST_KEPT = 300  # in an image, by max_detections auto: what others keep
+KEPT_FOR_EACH_OBJECT = 2  # by max_detections auto, as one of two detections may be wrong
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,10 @@ class NmsConfig:
     multi_label: bool = True
     """Let a box be a detection of every class above ``confidence``, instead of its best class only."""
     max_candidates: int = 30_000
-    """Candidates of an image that enter the suppression, the best ones: bounds time and memory."""
-    max_detections: int = 300
-    """Detections of an image that are kept, the best ones. Raise it for images with more objects."""
+    """Candidates of an image that enter the suppression, the best ones: bounds time and memory. No more are kept."""
+    max_detections: int | Literal["auto"] = "auto"
+    """Detections of an image that are kept, the best ones; all of them count in AP. ``auto``: 300, or twice the objects
+    of the most crowded validation image if that is more."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -45,8 +49,20 @@ class NmsConfig:
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"model.nms.{key}: {getattr(self, key)}: must be between 0 and 1")
         for key in ("max_candidates", "max_detections"):
-            if getattr(self, key) < 1:
+            if getattr(self, key) != "auto" and getattr(self, key) < 1:
                 raise ValueError(f"model.nms.{key}: {getattr(self, key)}: must be at least 1")
+
+    @property
+    def limit(self) -> int:
+        """``max_detections`` as a number."""
+        return FEWEST_KEPT if self.max_detections == "auto" else self.max_detections
+
+    def for_crowds(self, most_objects: int) -> NmsConfig:
+        """With a number in place of ``auto``, for images with up to so many objects."""
+        if self.max_detections != "auto":
+            return self
+        limit = max(FEWEST_KEPT, KEPT_FOR_EACH_OBJECT * most_objects)
+        return replace(self, max_detections=min(limit, self.max_candidates))
 
 
 @dataclass
@@ -98,7 +114,7 @@ def _image_detections(boxes_A4: Tensor, logits_CA: Tensor, loud_n: Tensor, confi
     scores, order = scores.sort(descending=True, stable=True)
     scores, order = scores[: config.max_candidates], order[: config.max_candidates]
     boxes, classes = boxes_A4[loud_n[anchors[order]]], classes[order]
-    kept = _suppress_until(config.max_detections, boxes, scores, classes, config.iou)
+    kept = _suppress_until(config.limit, boxes, scores, classes, config.iou)
     return Detections(boxes[kept], scores[kept], classes[kept])
 
 

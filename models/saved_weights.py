@@ -20,6 +20,9 @@ from models.restricted_pickle import Inert, PickledTensor, RestrictedPickleError
 
 MAX_MODULES = 20_000  # of a pickled model; YOLO11x has about 1,000
 PREFIXES = ("ema.network.", "ema.", "network.", "module.", "model.", "")  # averaged weights first
+STRIDE_PX = 32  # Ultralytics trains at the multiple above
+DOWNLOADS = "https://github.com/ultralytics/assets/releases"
+"""Where Ultralytics publishes pretrained weights."""
 SAFETENSORS_KEY = "yolofit"  # of the metadata: the network's description, as JSON
 
 
@@ -55,10 +58,18 @@ def read_weights(path: Path) -> SavedWeights:
             return _read_safetensors(path)
         with SavedFile(path) as file:
             return _find_weights(file)
+    except FileNotFoundError as error:
+        raise WeightsError(f"no such file: nothing is downloaded: {_where_from(path)}") from error
     except OSError as error:
         raise WeightsError(f"cannot be read ({error.strerror or error}): is the path right?") from error
     except (RestrictedPickleError, SafetensorError) as error:
         raise WeightsError(str(error)) from error
+
+
+def _where_from(path: Path) -> str:
+    """How to come by a file that is not there."""
+    name = path.name if re.fullmatch(r"yolo11[nslmx]\.pt", path.name) else "yolo11l.pt and the like"
+    return f"is the path right? {name} can be had from {DOWNLOADS}"
 
 
 def _read_safetensors(path: Path) -> SavedWeights:
@@ -85,7 +96,7 @@ def _find_weights(file: SavedFile) -> SavedWeights:
         return SavedWeights("a yolofit checkpoint", _strip_prefix(state), **_description(content["yolofit"]))
     for key in ("ema", "model"):
         if isinstance(content.get(key), Inert):
-            return _pickled_model(file, content[key])
+            return _pickled_model(file, content[key], content.get("train_args"))
     nested = (content.get(key) for key in ("ema_state_dict", "ema", "state_dict", "model_state_dict", "model"))
     for candidate in (*nested, content):
         state = _read_tensors(file, candidate)
@@ -94,17 +105,27 @@ def _find_weights(file: SavedFile) -> SavedWeights:
     raise WeightsError("holds no weights: neither a model nor a state dict is in it")
 
 
-def _pickled_model(file: SavedFile, model: Inert) -> SavedWeights:
+def _pickled_model(file: SavedFile, model: Inert, train_args: Any) -> SavedWeights:
     yaml = model.attributes.get("yaml")
-    args = model.attributes.get("args")
-    image_size = args.get("imgsz") if isinstance(args, dict) else None
+    sizes = [_image_size(args) for args in (model.attributes.get("args"), train_args)]
     return SavedWeights(
         "an Ultralytics model",
         _strip_prefix({name: file.tensor(tensor) for name, tensor in _walk(model).items()}),
         network=_network_name(yaml) if isinstance(yaml, dict) else None,
         class_names=_names(model.attributes.get("names")),
-        image_size=image_size if type(image_size) is int else None,
+        image_size=next((size for size in sizes if size is not None), None),
     )
+
+
+def _image_size(args: Any) -> int | None:
+    """What ``imgsz`` came to in a training with these arguments: a dict or, in a file of its middle, an object."""
+    if isinstance(args, Inert):
+        args = args.attributes
+    found = args.get("imgsz") if isinstance(args, dict) else None
+    sides = found if isinstance(found, list | tuple) else [found]
+    if not sides or not all(type(side) is int and side > 0 for side in sides):
+        return None
+    return -(-max(sides) // STRIDE_PX) * STRIDE_PX
 
 
 def _walk(model: Inert) -> dict[str, PickledTensor]:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from engine.cli import CommandLine
-from engine.migrate import parse_command, translate
+from engine.migrate import translate
+from engine.ultralytics_arguments import parse_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.ko.md"])

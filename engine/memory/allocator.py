@@ -59,7 +59,7 @@ def resolve_budget(config: MemoryConfig, device: torch.device) -> int:
     free_bytes = min(free_bytes, total_bytes)
     if config.budget == "auto":
         return free_bytes - MARGIN_BYTES
-    budget_bytes = _budget_bytes(config.budget, total_bytes)
+    budget_bytes = budget_bytes_of(config.budget, total_bytes)
     if budget_bytes > free_bytes:
         raise ConfigError(
             f"memory.budget: {config.budget}: {format_bytes(budget_bytes)} is more than the "
@@ -88,7 +88,12 @@ def dump_snapshot(path: Path) -> None:
     torch.cuda.memory._dump_snapshot(str(path))
 
 
-def _budget_bytes(budget: str | float, total_bytes: int) -> int:
+def budget_bytes_of(budget: str | float, total_bytes: int) -> int:
+    """A budget that is no ``auto`` in bytes, on a device with so many.
+
+    Raises:
+        ConfigError: If it is neither a share nor a size.
+    """
     with config_key("memory.budget"):
         try:
             number = float(budget)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from engine.metrics import COCO_RECALLS, CONFIDENCES, CONFUSION_CONFIDENCE, CONFUSION_IOU, DetectionResults
-from engine.report.style import BAD, INK, MUTED, class_colour, drawable_names, new_figure, shortened, tidy, title
+from engine.report.style import BAD, INK, MUTED, chart_colour, drawable_names, new_figure, shortened, tidy, title
 
 MAX_NAMED_CLASSES = 16
 """With more classes, single ones are thin grey lines without names."""
@@ -17,21 +19,27 @@ MAX_WRITTEN_CELLS = 32
 """With more classes, the cells of a confusion matrix hold no numbers."""
 BACKGROUND = "background"
 ALL_CLASSES = "all classes"
+ABOUT_CONFUSION = f"at confidence {CONFUSION_CONFIDENCE} and IoU {CONFUSION_IOU}"
 
 
-def draw_curves(results: DetectionResults, folder: Path) -> list[Path]:
-    """Draw ``PR_curve.png``, ``F1_curve.png``, ``P_curve.png`` and ``R_curve.png``; nothing without truth."""
-    if not results.num_truth_C.any():
-        return []
-    over_confidence = {"F1": results.f1_curve, "P": results.precision_curve, "R": results.recall_curve}
-    names = {"F1": "F1", "P": "precision", "R": "recall"}
-    paths = [_draw_pr(results, folder / "PR_curve.png")]
-    for letter, curve in over_confidence.items():
-        paths.append(_draw_over_confidence(results, names[letter], curve, folder / f"{letter}_curve.png"))
-    return paths
+def curve_pictures(results: DetectionResults) -> dict[str, Callable[[Path], None]]:
+    """How to draw each picture, by its name: the four curves, if there is any truth, and the two matrices."""
+    pictures: dict[str, Callable[[Path], None]] = {}
+    if results.num_truth_C.any():
+        pictures["PR_curve.png"] = partial(_draw_pr, results)
+        over_confidence = {
+            "F1": ("F1", results.f1_curve),
+            "P": ("precision", results.precision_curve),
+            "R": ("recall", results.recall_curve),
+        }
+        for letter, (name, curve) in over_confidence.items():
+            pictures[f"{letter}_curve.png"] = partial(_draw_over_confidence, results, name, curve)
+    pictures["confusion_matrix.png"] = partial(_draw_counts, results)
+    pictures["confusion_matrix_normalized.png"] = partial(_draw_shares, results)
+    return pictures
 
 
-def _draw_pr(results: DetectionResults, path: Path) -> Path:
+def _draw_pr(results: DetectionResults, path: Path) -> None:
     figure = new_figure(6.2, 4.6)
     axes = figure.subplots()
     labels = [f"{ap:.2f}" for ap in results.ap50_C]
@@ -41,10 +49,9 @@ def _draw_pr(results: DetectionResults, path: Path) -> Path:
     about = "a detection is right from IoU 0.5 on; in the legend: AP50"
     _finish(axes, "Precision over recall", about, "recall", "precision")
     figure.savefig(path)
-    return path
 
 
-def _draw_over_confidence(results: DetectionResults, name: str, curve: NDArray, path: Path) -> Path:
+def _draw_over_confidence(results: DetectionResults, name: str, curve: NDArray, path: Path) -> None:
     figure = new_figure(6.2, 4.6)
     axes = figure.subplots()
     at_best = curve[:, np.searchsorted(CONFIDENCES, results.confidence)]
@@ -56,7 +63,6 @@ def _draw_over_confidence(results: DetectionResults, name: str, curve: NDArray, 
     about = f"the best mean F1 is at confidence {results.confidence:.3f}; in the legend: {name} there"
     _finish(axes, f"{name[0].upper()}{name[1:]} over confidence", about, "confidence", name)
     figure.savefig(path)
-    return path
 
 
 def _draw_classes(axes: Axes, results: DetectionResults, x: NDArray, curve: NDArray, values: list[str]) -> None:
@@ -65,7 +71,7 @@ def _draw_classes(axes: Axes, results: DetectionResults, x: NDArray, curve: NDAr
     for c in present if len(present) > 1 else []:
         if len(present) <= MAX_NAMED_CLASSES:
             label = f"{shortened(names[c])} {values[c]}"
-            axes.plot(x, curve[c], color=class_colour(int(c)), linewidth=1.1, label=label)
+            axes.plot(x, curve[c], color=chart_colour(int(c)), linewidth=1.1, label=label)
         else:
             axes.plot(x, curve[c], color=MUTED, linewidth=0.6, alpha=0.6)
 
@@ -82,17 +88,17 @@ def _finish(axes: Axes, name: str, about: str, x: str, y: str) -> None:
     axes.figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
 
 
-def draw_confusion(results: DetectionResults, folder: Path) -> list[Path]:
-    """Draw ``confusion_matrix.png`` (counts) and ``confusion_matrix_normalized.png`` (shares of each true class)."""
+def _draw_counts(results: DetectionResults, path: Path) -> None:
+    counts = results.confusion.astype(float)
+    _draw_matrix(results, counts, ("Confusion matrix", f"boxes, {ABOUT_CONFUSION}"), path, is_share=False)
+
+
+def _draw_shares(results: DetectionResults, path: Path) -> None:
     counts = results.confusion.astype(float)
     totals = counts.sum(axis=0, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    about = f"at confidence {CONFUSION_CONFIDENCE} and IoU {CONFUSION_IOU}"
-    paths = [folder / "confusion_matrix.png", folder / "confusion_matrix_normalized.png"]
-    _draw_matrix(results, counts, ("Confusion matrix", f"boxes, {about}"), paths[0], is_share=False)
-    shown = ("Confusion matrix, normalised", f"shares of each true class, {about}")
-    _draw_matrix(results, shares, shown, paths[1], is_share=True)
-    return paths
+    heading = ("Confusion matrix, normalised", f"shares of each true class, {ABOUT_CONFUSION}")
+    _draw_matrix(results, shares, heading, path, is_share=True)
 
 
 def _draw_matrix(

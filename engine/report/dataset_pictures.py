@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from data.errors import DataError
 from data.image import read_image
 from data.index import ImageIndex
 from data.inspect import SIZE_EDGES_PX, DatasetFacts, box_sizes_px
 from data.letterbox import resize_long_side
+from engine.report.style import RIM, class_colour, drawable_names, drawable_text, drawing, plain_numbers, shortened
 
+log = logging.getLogger(__name__)
 SPLIT_COLOURS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}  # told apart by the colour-blind too
-CLASS_COLOURS = (
-    *("#FF3B30", "#0A84FF", "#A0F000", "#FF2DF5", "#00E5FF", "#FF9500", "#9B6BFF", "#FFE600"),
-    *("#FFFFFF", "#00B050", "#FF9EBB", "#B07840"),
-)
-ASIAN_FONTS = ("Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic", "Noto Sans CJK JP")
+RIM_EFFECT = [withStroke(linewidth=2.6, foreground=RIM)]
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "axes.axisbelow": True,
+    "axes.titlesize": "medium",
+    "legend.frameon": False,
+}
 MAX_CLASSES = 60
+MAX_LEGEND_ENTRIES = 40
 NUM_EXAMPLES, NUM_COLUMNS, EXAMPLE_SIZE_PX = 12, 4, 480
 DOTS_PER_INCH = 130
 
 
 def write_pictures(folder: Path, facts: DatasetFacts, indices: dict[str, ImageIndex]) -> list[Path]:
-    """Write ``classes.png``, ``boxes.png`` and ``examples_<split>.png``.
+    """Write ``classes.png``, ``boxes.png`` and ``examples_<split>.png``; one that cannot be drawn is a warning.
 
     Args:
         folder: An existing folder.
@@ -41,22 +50,33 @@ def write_pictures(folder: Path, facts: DatasetFacts, indices: dict[str, ImageIn
         indices: The usable images of each split.
 
     Returns:
-        The files.
+        The files that could be made.
 
     Raises:
         OSError: If they cannot be written.
     """
-    with _style():
-        figures = {"classes": class_figure(facts), "boxes": box_figure(indices["train"], facts.image_size)}
-        figures |= {
-            f"examples_{split}": example_figure(index, facts.names, split)
-            for split, index in indices.items()
-            if len(index)
-        }
-        files = [folder / f"{name}.png" for name in figures]
-        for file, figure in zip(files, figures.values(), strict=True):
-            figure.savefig(file, dpi=DOTS_PER_INCH)
-    return files
+    figures: dict[str, Callable[[], Figure]] = {
+        "classes": partial(class_figure, facts),
+        "boxes": partial(box_figure, indices["train"], facts.image_size),
+    }
+    for split, index in indices.items():
+        if len(index):
+            figures[f"examples_{split}"] = partial(example_figure, index, facts.names, split)
+    with drawing(), mpl.rc_context(STYLE):
+        files = [_write(folder / f"{name}.png", make) for name, make in figures.items()]
+    return [file for file in files if file is not None]
+
+
+def _write(file: Path, make: Callable[[], Figure]) -> Path | None:
+    try:
+        make().savefig(file, dpi=DOTS_PER_INCH)
+    except OSError:  # of the disk: the others would fail, too
+        raise
+    except Exception as error:  # the other pictures and the numbers are worth having
+        log.warning("%s cannot be drawn (%s: %s): the others are made", file, type(error).__name__, error)
+        log.debug("the cause", exc_info=error)
+        return None
+    return file
 
 
 def class_figure(facts: DatasetFacts) -> Figure:
@@ -71,9 +91,11 @@ def class_figure(facts: DatasetFacts) -> Figure:
         places = np.arange(len(order)) + (position - (len(counts) - 1) / 2) * height
         bars = axes.barh(places, values[order], height * 0.92, label=split, color=SPLIT_COLOURS[split])
         axes.bar_label(bars, [f"{count:,}" for count in values[order]], padding=3, fontsize=8, color="#444444")
-    axes.set_yticks(range(len(order)), [facts.names[class_id] for class_id in order])
+    names = drawable_names(facts.names)
+    axes.set_yticks(range(len(order)), [shortened(names[class_id]) for class_id in order])
     axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=10)
+    plain_numbers(axes.xaxis)
     axes.set_xlim(0, largest * 2)
     axes.set_xlabel("objects (logarithmic)")
     rest = len(facts.names) - len(order)
@@ -150,7 +172,11 @@ def example_figure(index: ImageIndex, names: tuple[str, ...], split: str) -> Fig
         axes.set_axis_off()
     for axes, image in zip(grid, chosen, strict=False):
         seen |= _draw_example(axes, index, int(image))
-    lines = [Line2D([], [], color=_colour(class_id), linewidth=3, label=names[class_id]) for class_id in sorted(seen)]
+    shown = drawable_names(names)
+    lines = [
+        Line2D([], [], color=class_colour(c), linewidth=3, label=shortened(shown[c]), path_effects=RIM_EFFECT)
+        for c in sorted(seen)[:MAX_LEGEND_ENTRIES]
+    ]
     if lines:
         figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 8), frameon=False)
     return figure
@@ -168,38 +194,12 @@ def _draw_example(axes: Axes, index: ImageIndex, image: int) -> set[int]:
     axes.imshow(picture)
     height, width = picture.shape[:2]
     for (x1, y1, x2, y2), class_id in zip(boxes_rel * (width, height, width, height), classes.tolist(), strict=True):
-        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=_colour(class_id), linewidth=1.3)
+        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=class_colour(class_id), linewidth=1.3)
+        frame.set_path_effects(RIM_EFFECT)
         axes.add_patch(frame)
     return set(classes.tolist())
 
 
-def _colour(class_id: int) -> str:
-    """A bright colour; beyond the listed ones, golden steps round the circle of hues keep neighbours apart."""
-    if class_id < len(CLASS_COLOURS):
-        return CLASS_COLOURS[class_id]
-    return mpl.colors.to_hex(mpl.colors.hsv_to_rgb((class_id * 0.618034 % 1, 0.6, 1.0)))
-
-
 def _shortened(name: str, length: int = 36) -> str:
-    name = name.encode(errors="replace").decode()  # without bytes that are no UTF-8, which cannot be drawn
+    name = drawable_text(name)
     return name if len(name) <= length else f"{name[: length // 2]}…{name[-length // 2 + 1 :]}"
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Quiet axes, and a font for Asian class names where there is one."""
-    available = {font.name for font in fontManager.ttflist}
-    fonts = ["DejaVu Sans", *[name for name in ASIAN_FONTS if name in available]]
-    style = {
-        "font.family": fonts,
-        "text.parse_math": False,  # a name may hold dollar signs
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e5e5e5",
-        "axes.axisbelow": True,
-        "axes.titlesize": "medium",
-        "legend.frameon": False,
-    }
-    with mpl.rc_context(style):
-        yield

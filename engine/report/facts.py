@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from engine.diagnosis import PLATFORM_NAMES
@@ -174,8 +175,9 @@ def memory_rows(folder: Path) -> list[tuple[str, str]]:
 
 def environment_rows() -> list[tuple[str, str]]:
     """This machine and the versions of what runs on it."""
-    machine = examine_machine()
-    gpus = ", ".join(f"{gpu.name} ({format_bytes(gpu.total_bytes)})" for gpu in machine.gpus)
+    machine = examine_machine([])  # what it asks of a GPU would open a CUDA context there, beside another process
+    known = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = ", ".join(f"{gpu.name} ({format_bytes(gpu.total_memory)})" for gpu in known)
     rows = [
         ("GPU", gpus or "none"),
         ("driver", machine.driver or "none"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from engine.report.compact import compact
 from engine.report.facts import RunFacts, environment_rows, memory_rows, plan_rows, run_warnings
 from engine.report.page import PAGE, STYLE
 from engine.report.results_plots import draw_panel, read_history, shown_panels
@@ -23,7 +24,6 @@ from engine.report.style import drawing, new_figure
 
 log = logging.getLogger(__name__)
 REPORT = "report.html"
-MIME_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 MAX_NARROW_CLASSES = 12
 """With more classes, a confusion matrix is too fine for the width of a phone, and is scrolled there."""
 SHOWN_KEYS = (
@@ -165,12 +165,12 @@ def _confidence(facts: RunFacts) -> str:
 
 
 def _predictions(facts: RunFacts) -> str:
-    pairs = ""
-    for number in range(3):
-        truth, found = (facts.folder / f"val_batch{number}_{kind}.jpg" for kind in ("labels", "pred"))
-        pairs += _picture(truth, "What is true.", wide=True)
-        pairs += _picture(found, f"Found above confidence {facts.confidence:.2f}.", wide=True)
-    return f'<div class="pair">{pairs}</div>' if pairs else ""
+    pairs = []
+    for truth in sorted(facts.folder.glob("val_batch*_labels.jpg")):
+        found = truth.with_name(truth.name.replace("_labels", "_pred"))
+        pair = _picture(truth, "What is true.", wide=True)
+        pairs.append(pair + _picture(found, f"Found above confidence {facts.confidence:.2f}.", wide=True))
+    return _first_open(pairs, "More validation images")
 
 
 def _mistakes(facts: RunFacts) -> str:
@@ -182,9 +182,9 @@ def _mistakes(facts: RunFacts) -> str:
 
 
 def _training_data(facts: RunFacts) -> str:
-    batches = "".join(_picture(path, wide=True) for path in sorted(facts.folder.glob("train_batch*.jpg")))
+    batches = [_picture(path, wide=True) for path in sorted(facts.folder.glob("train_batch*.jpg"))]
     note = _note("Training images as the network gets them.") if batches else ""
-    return _picture(facts.folder / "labels.png", wide=True) + note + (f'<div class="pair">{batches}</div>')
+    return _picture(facts.folder / "labels.png", wide=True) + note + _first_open(batches, "More training images")
 
 
 def _environment(facts: RunFacts) -> str:
@@ -229,6 +229,13 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
     return f'<table class="facts">{cells}</table>' if cells else ""
 
 
+def _first_open(parts: Sequence[str], rest: str) -> str:
+    """The first of some parts in full width, where names can be read, and the rest to be opened."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{parts[0]}<details><summary>{escape(rest)}</summary>{''.join(parts[1:])}</details>"
+
+
 def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
@@ -237,7 +244,8 @@ def _picture(path: Path, caption: str = "", wide: bool = False) -> str:
     """A picture of the run folder; nothing if it is not there. On a phone, wide ones are scrolled."""
     if not path.is_file():
         return ""
-    image = _image(path.read_bytes(), MIME_TYPES[path.suffix], caption or path.stem.replace("_", " "))
+    picture = compact(path, "WEBP")
+    image = _image(picture.content, picture.mime_type, caption or path.stem.replace("_", " "))
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure{" class=wide" if wide else ""}><div class="scroll">{image}</div>{text}</figure>'
 

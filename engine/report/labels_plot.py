@@ -13,7 +13,7 @@ from engine.report.style import (
     INK,
     MUTED,
     PALETTE,
-    class_colour,
+    chart_colour,
     drawable_names,
     log_scale,
     new_figure,
@@ -57,7 +57,7 @@ def draw_labels(index: ImageIndex, class_names: list[str], path: Path, split: st
 def _draw_classes(axes: Axes, counts: np.ndarray, class_names: list[str]) -> None:
     order = np.argsort(-counts, kind="stable")[:MAX_CLASSES]
     names = drawable_names(class_names)
-    axes.bar(range(len(order)), counts[order], color=[class_colour(int(c)) for c in order])
+    axes.bar(range(len(order)), counts[order], color=[chart_colour(int(c)) for c in order])
     shown = [shortened(names[c]) for c in order]
     axes.set_xticks(range(len(order)), shown, rotation=45, ha="right", rotation_mode="anchor")
     present = counts[counts > 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 from data.batch import Batch
 from data.errors import DataError
 from data.image import read_image
-from engine.drawing import Labels, text_font
+from engine.drawing import Labels, Legend, draw_boxes, draw_legend, text_font
 from engine.report.mistakes import FALSE, MISSED, RIGHT, ImageRecord, judge
-from engine.report.style import BAD, DOUBTFUL, GOOD, PALETTE, class_colour, drawable_names
+from engine.report.style import class_colour, drawable_names, drawable_text, shortened
 
 TILE_PX = 400
 COLUMNS = 4
@@ -23,13 +23,12 @@ TILES = 16
 MISTAKE_TILES, MISTAKE_COLUMNS, MISTAKE_TILE_PX = 9, 3, 480
 CAPTION_PX = 20
 FONT_PX = 12
-LEGEND_FONT_PX, LEGEND_ROW_PX = 15, 24
+LINE_PX = 2
+LEGEND_FONT_PX = 15
 GAP_PX = 4
 JPEG_QUALITY = 88
 INK_RGB, PAPER_RGB, EMPTY_RGB = "#24292f", "#ffffff", "#eef1f4"
-KIND_COLOURS = {MISSED: BAD, FALSE: DOUBTFUL, RIGHT: GOOD}
-Legend = Mapping[str, str]
-"""Colours by what they mean."""
+KIND_COLOURS = {MISSED: "#FF5050", FALSE: "#FFA000", RIGHT: "#40FF70"}
 
 
 @dataclass(frozen=True)
@@ -54,39 +53,37 @@ class Tile:
 
 def draw_train_batch(batch: Batch, class_names: Sequence[str], path: Path) -> None:
     """Draw the first images of a window as the network gets them, with their boxes."""
-    names = drawable_names(class_names)
+    names = _names(class_names)
     boxes, classes, owners = (tensor.numpy() for tensor in (batch.boxes_xyxy_px, batch.classes, batch.image_index))
     tiles = []
     for i in range(min(len(batch), TILES)):
         mine = owners == i
         marks = [_class_mark(box, c, names) for box, c in zip(boxes[mine], classes[mine], strict=True)]
-        tiles.append(Tile(batch.images[i].permute(1, 2, 0).numpy(), Path(batch.names[i]).name, marks))
-    save_sheet(tiles, path, _class_legend(tiles, names))
+        tiles.append(Tile(batch.images[i].permute(1, 2, 0).numpy(), drawable_text(Path(batch.names[i]).name), marks))
+    save_sheet(tiles, path, _class_legend({mark.class_id for tile in tiles for mark in tile.marks}, names))
 
 
-def draw_validation_batch(
-    records: Sequence[ImageRecord], class_names: Sequence[str], confidence: float, labels_path: Path
-) -> None:
-    """Draw the truth of some images, and into another file their detections, in the same places.
-
-    Args:
-        records: At most `TILES` images.
-        class_names: By class id.
-        confidence: Detections above it are drawn.
-        labels_path: For the truth, ending in ``_labels.jpg``; the detections go beside it, into ``_pred.jpg``.
-    """
-    names = drawable_names(class_names)
-    truth, found = [], []
+def draw_truth(records: Sequence[ImageRecord], class_names: Sequence[str], confidence: float, path: Path) -> None:
+    """Draw the truth of at most `TILES` images, under the same legend as `draw_found`."""
+    names = _names(class_names)
+    tiles = []
     for record in records:
         image, caption = _read(record.path)
         marks = [_class_mark(row[:4], int(row[4]), names) for row in record.truth]
-        truth.append(Tile(image, f"{caption} (truth)", marks))
-        shown = record.detections[record.detections[:, 5] > confidence][::-1]  # the surest on top
+        tiles.append(Tile(image, f"{caption} (truth)", marks))
+    save_sheet(tiles, path, _record_legend(records, names, confidence))
+
+
+def draw_found(records: Sequence[ImageRecord], class_names: Sequence[str], confidence: float, path: Path) -> None:
+    """Draw the detections in the same images, in the same places, above a confidence."""
+    names = _names(class_names)
+    tiles = []
+    for record in records:
+        image, caption = _read(record.path)
+        shown = _shown(record, confidence)[::-1]  # the surest on top
         marks = [_class_mark(row[:4], int(row[4]), names, f" {row[5]:.2f}") for row in shown]
-        found.append(Tile(image, f"{caption} (found)", marks))
-    legend = _class_legend([*truth, *found], names)
-    save_sheet(truth, labels_path, legend)
-    save_sheet(found, labels_path.with_name(labels_path.name.replace("_labels", "_pred")), legend)
+        tiles.append(Tile(image, f"{caption} (found)", marks))
+    save_sheet(tiles, path, _record_legend(records, names, confidence))
 
 
 def draw_mistakes(records: Sequence[ImageRecord], class_names: Sequence[str], confidence: float, path: Path) -> int:
@@ -98,7 +95,7 @@ def draw_mistakes(records: Sequence[ImageRecord], class_names: Sequence[str], co
         confidence: Detections above it count.
         path: Where the picture goes; not written if there are no mistakes.
     """
-    names = drawable_names(class_names)
+    names = _names(class_names)
     judged = [(judge(record, confidence), record) for record in records]
     wrong = sorted((pair for pair in judged if pair[0].severity > 0), key=lambda pair: -pair[0].severity)
     tiles = []
@@ -124,37 +121,28 @@ def save_sheet(
     rows = max(-(-len(tiles) // columns), 1)
     cell_px = (tile_px + GAP_PX, tile_px + CAPTION_PX + GAP_PX)
     width = columns * cell_px[0] + GAP_PX
-    entries = _place_legend(legend, width)
-    top = LEGEND_ROW_PX * (entries[-1][1] + 1) + GAP_PX if entries else 0
+    strip = draw_legend(legend, width, LEGEND_FONT_PX)
+    top = strip.height if legend else 0
     sheet = Image.new("RGB", (width, top + rows * cell_px[1] + GAP_PX), PAPER_RGB)
-    pen = ImageDraw.Draw(sheet)
-    for x, row, text, colour in entries:
-        middle = LEGEND_ROW_PX * (row + 0.5) + GAP_PX / 2
-        pen.rectangle((x, middle - 7, x + 14, middle + 7), fill=colour)
-        pen.text((x + 20, middle), text, fill=INK_RGB, font=text_font(text, LEGEND_FONT_PX), anchor="lm")
+    sheet.paste(strip, (0, 0))
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         sheet.paste(_draw_tile(tile, tile_px), (column * cell_px[0] + GAP_PX, top + row * cell_px[1] + GAP_PX))
     sheet.save(path, quality=JPEG_QUALITY)
 
 
-def _place_legend(legend: Legend, width: int) -> list[tuple[float, int, str, str]]:
-    """Left side, row, text and colour of each entry, as many in a row as there is room for."""
-    entries, x, row = [], float(GAP_PX), 0
-    for name, colour in legend.items():
-        text = _shortened(name, 240, LEGEND_FONT_PX)
-        length = 20 + text_font(text, LEGEND_FONT_PX).getlength(text)
-        if x + length > width and x > GAP_PX:
-            x, row = float(GAP_PX), row + 1
-        entries.append((x, row, text, colour))
-        x += length + 20
-    return entries
+def _class_legend(class_ids: Iterable[int], names: Sequence[str]) -> Legend:
+    return {names[c]: class_colour(c) for c in sorted(class_ids)}
 
 
-def _class_legend(tiles: Sequence[Tile], names: Sequence[str]) -> Legend:
-    """The classes in some tiles; none where there are so many that colours repeat."""
-    present = sorted({mark.class_id for tile in tiles for mark in tile.marks})
-    return {names[c]: class_colour(c) for c in present} if len(names) <= len(PALETTE) else {}
+def _record_legend(records: Sequence[ImageRecord], names: Sequence[str], confidence: float) -> Legend:
+    """The classes that are true or found in some images."""
+    columns = [part[:, 4] for record in records for part in (record.truth, _shown(record, confidence))]
+    return _class_legend({int(c) for column in columns for c in column}, names)
+
+
+def _shown(record: ImageRecord, confidence: float) -> NDArray:
+    return record.detections[record.detections[:, 5] > confidence]
 
 
 def _draw_tile(tile: Tile, tile_px: int) -> Image.Image:
@@ -174,13 +162,16 @@ def _draw_tile(tile: Tile, tile_px: int) -> Image.Image:
 
 def _draw_marks(pen: ImageDraw.ImageDraw, marks: Sequence[Mark], gain: float, size: tuple[int, int]) -> None:
     """All boxes, the last on top; then names where there is room, the last first."""
-    boxes = [(np.asarray(mark.box_xyxy_px, dtype=float) * gain).tolist() for mark in marks]
-    for mark, (x1, y1, x2, y2) in zip(marks, boxes, strict=True):
-        pen.rectangle((x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)), outline=mark.colour, width=2)
+    boxes = np.array([mark.box_xyxy_px for mark in marks], dtype=float).reshape(-1, 4) * gain
+    draw_boxes(pen, boxes, [mark.colour for mark in marks], LINE_PX)
     labels = Labels(pen, size, boxes, FONT_PX)
     for mark, box in zip(marks[::-1], boxes[::-1], strict=True):
         if mark.text:
             labels.write(mark.text, box, mark.colour)
+
+
+def _names(class_names: Sequence[str]) -> list[str]:
+    return [shortened(name) for name in drawable_names(class_names)]
 
 
 def _class_mark(box: NDArray, class_id: int, names: Sequence[str], more: str = "") -> Mark:
@@ -190,9 +181,9 @@ def _class_mark(box: NDArray, class_id: int, names: Sequence[str], more: str = "
 def _read(path: str) -> tuple[NDArray, str]:
     """A picture and its caption; a grey one if the file is gone meanwhile, for the rest is worth seeing."""
     try:
-        return read_image(path), Path(path).name
+        return read_image(path), drawable_text(Path(path).name)
     except DataError:
-        return np.full((TILE_PX, TILE_PX, 3), 200, np.uint8), f"{Path(path).name} cannot be read"
+        return np.full((TILE_PX, TILE_PX, 3), 200, np.uint8), f"{drawable_text(Path(path).name)} cannot be read"
 
 
 def _shortened(text: str, width_px: int, font_px: int) -> str:

@@ -1,7 +1,11 @@
-"""How pictures of a run look: one set of colours, and fonts that can write every class name that is there."""
+"""How pictures of a run look: one set of colours, and fonts that can write every class name that is there.
+
+Charts are on white paper, boxes on boards of any colour: they have colours of their own.
+"""
 
 from __future__ import annotations
 
+import colorsys
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -20,29 +25,60 @@ from engine.report.memory_plots import INK, MUTED, PALETTE, RULE, SHADE
 
 __all__ = ["INK", "MUTED", "PALETTE", "RULE", "SHADE"]
 GOOD, BAD, DOUBTFUL = "#1a7f37", "#cf222e", "#bc4c00"
+BOX_COLOURS = (
+    *("#FF7F75", "#4DA3FF", "#A0F000", "#FF70F6", "#00E5FF", "#FF9500", "#B48CFF", "#FFE600"),
+    *("#FFFFFF", "#1FD67A", "#FF9EBB", "#D9A066"),
+)
+"""Of the first classes: bright, so that a dark rim sets them off on light boards, too."""
+RIM = "#000000"
 BASE_FONT = "DejaVu Sans"
 OTHER_SCRIPTS = (
     "malgun",  # Windows
     "AppleSDGothicNeo",
     "AppleGothic",
     "NanumGothic",
-    "NotoSansKR-Regular",
-    "NotoSansCJK-Regular",
+    "NotoSansKR",
+    "NotoSansCJK",
+    "SourceHanSans",
+    "UnDotum",
+    "Baekmuk",
     "msyh",
+    "simsun",
     "YuGothR",
-    "wqy-zenhei",
+    "msgothic",
+    "Hiragino",
+    "PingFang",
+    "ipag",
+    "TakaoGothic",
+    "NotoSansJP",
+    "NotoSansSC",
+    "wqy-",
+    "DroidSansFallback",
+    "ARIALUNI",
+    "unifont",
 )
-"""Files of fonts for what the base font lacks, Korean first, in the order in which they are tried."""
+"""How the files of fonts begin for what the base font lacks, Korean first, in the order in which they are tried."""
 
 
 @cache
 def font_files() -> tuple[str, ...]:
     """The base font, which comes with matplotlib, and those of `OTHER_SCRIPTS` that are installed."""
-    installed = {Path(path).stem: path for path in font_manager.findSystemFonts()}
-    others = [installed[stem] for stem in OTHER_SCRIPTS if stem in installed]
-    for path in others:  # matplotlib's own list may be older than the font
-        font_manager.fontManager.addfont(path)
+    installed = sorted(font_manager.findSystemFonts(), key=lambda path: ("regular" not in path.lower(), path))
+    others = []
+    for start in OTHER_SCRIPTS:  # one of each, the regular one if it is there
+        path = next((path for path in installed if Path(path).stem.lower().startswith(start.lower())), None)
+        if path is not None and _can_be_used(path):
+            others.append(path)
     return (font_manager.findfont(BASE_FONT), *others)
+
+
+def _can_be_used(path: str) -> bool:
+    try:
+        font_manager.fontManager.addfont(path)  # matplotlib's own list may be older than the font
+        _font(path)
+    except (OSError, RuntimeError):  # damaged, or a kind that matplotlib does not read
+        return False
+    return True
 
 
 def font_file(text: str) -> str | None:
@@ -51,8 +87,20 @@ def font_file(text: str) -> str | None:
 
 
 def drawable_names(class_names: Sequence[str]) -> list[str]:
-    """Class names as pictures can show them: ``class 3`` where no installed font has the characters."""
-    return [name if font_file(name) else f"class {number}" for number, name in enumerate(class_names)]
+    """Class names as pictures can show them, in one line: ``class 3`` where no installed font has the characters."""
+    names = [" ".join(name.split()) for name in class_names]
+    return [_unhidden(name) if name and font_file(name) else f"class {c}" for c, name in enumerate(names)]
+
+
+def drawable_text(text: str) -> str:
+    """A text in one line, with a mark in place of each character that no installed font has: the names of files."""
+    text = " ".join(text.split())
+    return text if font_file(text) else "".join(c if font_file(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _unhidden(name: str) -> str:
+    """With a space before an underscore, for matplotlib leaves such names out of legends."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def shortened(name: str, most: int = 24) -> str:
@@ -61,7 +109,15 @@ def shortened(name: str, most: int = 24) -> str:
 
 
 def class_colour(class_id: int) -> str:
-    """The colour of a class in every picture."""
+    """The colour of a class's boxes; beyond the listed ones, golden steps round the hues keep neighbours apart."""
+    if class_id < len(BOX_COLOURS):
+        return BOX_COLOURS[class_id]
+    rgb = colorsys.hls_to_rgb(class_id * 0.618034 % 1, 0.78, 1.0)
+    return "#" + "".join(f"{round(255 * part):02X}" for part in rgb)
+
+
+def chart_colour(class_id: int) -> str:
+    """The colour of a class in charts."""
     return PALETTE[class_id % len(PALETTE)]
 
 
@@ -91,11 +147,16 @@ def tidy(axes: Axes, grid: Any = "y") -> None:
 
 
 def log_scale(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers, for powers are mathematics, which `drawing` takes as text."""
+    """A logarithmic y axis with plain numbers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    plain_numbers(axes.yaxis)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Ticks of a logarithmic axis as plain numbers, for powers are mathematics, which `drawing` takes as text."""
+    axis.set_major_formatter(lambda value, _: f"{value:,.12g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def title(axes: Axes, text: str, about: str = "") -> None:

@@ -144,6 +144,8 @@ class BatchNormAct(torch.autograd.Function):
         if not norm.training:
             statistics = norm.running_mean, norm.running_var + norm.eps
         else:
+            if x_BCHW.numel() == x_BCHW.shape[1]:  # as PyTorch has it; the running variance would become NaN
+                raise ValueError(f"expected more than 1 value per channel when training, got {tuple(x_BCHW.shape)}")
             running = None if is_repeating.get() else (norm.running_mean, norm.running_var, norm.num_batches_tracked)
             if num_parts == 1 and residual_BCHW is None:  # PyTorch's kernels do both in one go
                 arguments = running, norm.momentum, norm.eps, silu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -129,6 +130,84 @@ def test_build_index__coco_images_of_another_root(tmp_path: Path) -> None:
         assert index_of(tmp_path / "data.yaml", tmp_path / "cache").path(0) == str(tmp_path / root / "x.png")
 
 
+AS_TEXT = {
+    "categories": [{"id": "90", "name": "b"}, {"id": "7", "name": "a"}],
+    "annotations": [
+        {"id": "1", "image_id": "six", "category_id": 90.0, "bbox": ["8", "4", "16.0", "8"], "iscrowd": "0"},
+        {"id": "2", "image_id": "5", "category_id": "7", "bbox": [0, 0, "40", 40], "iscrowd": False},
+        {"id": "3", "image_id": 5.0, "category_id": "90", "bbox": [0, 0, 80, 40], "iscrowd": "1"},
+        {"id": "4", "image_id": "9", "category_id": 7, "bbox": ["80", "40", "80", "40"], "iscrowd": ""},
+    ],
+    "images": [{**IMAGES[0], "width": "80", "height": "40"}, IMAGES[1], {**IMAGES[2], "width": "160", "height": "80"}],
+}
+
+
+def test_build_index__coco_values_as_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Crowd is not what is not "0": each object would be lost."""
+    expected = index_of(write(tmp_path / "numbers"))
+    index = index_of(write(tmp_path / "text", **AS_TEXT))
+    for i in range(3):
+        assert index.labels(i)[0].tolist() == expected.labels(i)[0].tolist()
+        assert index.labels(i)[1].tolist() == expected.labels(i)[1].tolist()
+    assert [record.getMessage() for record in caplog.records] == ["train: 1 crowd regions dropped"] * 2
+    assert read_dataset_yaml(tmp_path / "text" / "data.yaml").names == ("a", "b")
+
+
+def test_build_index__coco_category_ids_as_text_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    categories = [{"id": str(number), "name": f"n{number}"} for number in (10, 9, 1)]
+    assert read_dataset_yaml(write(tmp_path, categories=categories)).names == ("n1", "n9", "n10")
+
+
+@pytest.mark.parametrize("segmentation", [[[8, 12, "24", 4, 9, 4]], [8, 12, 24, 4, 9, 4], [[8, 4], [24, 12], [9, 9]]])
+@pytest.mark.parametrize("box", [{}, {"bbox": None}, {"bbox": []}])
+def test_build_index__coco_polygon_without_a_box(tmp_path: Path, segmentation: list, box: dict, caplog) -> None:
+    annotation = {"id": 1, "image_id": 5, "category_id": 90, "segmentation": segmentation, **box}
+    index = index_of(write(tmp_path, annotations=[annotation]))
+    np.testing.assert_allclose(index.labels(0)[0], [[0.1, 0.1, 0.3, 0.3]], atol=1e-7)
+    assert "1 polygons and rotated boxes reduced to boxes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "prefix", ["sub\\", "C:\\work\\set\\", "/content/set/", "../../label-studio/upload/", "https://example.org/bucket/"]
+)
+def test_build_index__coco_names_of_another_machine(tmp_path: Path, prefix: str, caplog) -> None:
+    names = ["x a.png", "sub/y.png"] if prefix != "sub\\" else ["x a.png", "y.png"]
+    for name in ("x a.png", "sub/x a.png", "sub/y.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "images" / name), np.zeros((40, 80, 3), np.uint8))
+    written = [prefix + (name.replace(" ", "%20") if "://" in prefix else name) for name in names]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(["gone", *written])]
+    images[0]["file_name"] = f"{prefix}gone.png"
+    file = write(tmp_path, folder="elsewhere", images=images, annotations=[])
+    index = index_of(file)
+    folder = tmp_path / "images" / ("sub" if prefix == "sub\\" else "")
+    assert [index.path(i) for i in range(2)] == [str(folder / name) for name in names]
+    assert f"train.json: image {written[0]!r} is found as {folder / names[0]}, others likewise" in caplog.text
+    assert "train: 1 images left out: " in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a/x.png", "a%20b/x.png", "http://[n/y.png", "/", ""])
+def test_build_index__coco_relative_names_are_never_cut(tmp_path: Path, name: str) -> None:
+    """``a/x.png`` is not ``x.png``."""
+    with pytest.raises(DataError, match=rf"no image '{re.escape(name)}' in any of"):
+        index_of(write(tmp_path, images=[{"id": 5, "file_name": name}], annotations=[]))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_build_index__coco_name_that_is_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    file = write(tmp_path, images=[{"id": 5, "file_name": name}], annotations=[])
+    (tmp_path / "x.png").rename(tmp_path / name)
+    assert Path(index_of(file).path(0)).is_file()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_build_index__coco_text_of_windows(tmp_path: Path, encoding: str) -> None:
+    file = write(tmp_path)
+    (tmp_path / "train.json").write_bytes(json.dumps(content()).encode(encoding))
+    assert len(index_of(file)) == 3
+
+
 @pytest.mark.parametrize("name", ["gone.png", "x" * 300, "\0.png"])
 def test_build_index__coco_image_that_is_missing_is_left_out(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
@@ -158,7 +237,15 @@ def test_build_index__coco_image_that_is_missing_is_left_out(
         ({"annotations": [{**ANNOTATIONS[1], "bbox": [70, 0, 20, 9]}]}, r"x\.png: box \(70, 0, 90, 9\) lies outside"),
         ({"images": [{**IMAGES[0], "width": 40, "height": 80}], "annotations": []}, r"x\.png: annotated at 40 x 80"),
         ({"categories": [{"id": 1}]}, "categories: id 1 is missing or repeated, or has no name"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": "2", "name": "b"}]}, "ids of its categories are not all"),
+        ({"categories": [{"id": 7, "name": "a"}, {"id": "b", "name": "b"}]}, "ids of its categories"),
+        ({"images": [{"id": 5, "file_name": "\ud83d.png"}, *IMAGES[1:]]}, "file_name is '.ud83d.png': half a"),
+        ({"categories": [{"id": 7, "name": "\udc80"}, CATEGORIES[0]]}, "name is '.udc80': half a character"),
+        ({"images": [{"id": True, "file_name": "x.png"}]}, "images: id True is missing or repeated"),
+        ({"images": [{**IMAGES[0], "id": 5}, {**IMAGES[1], "id": "5"}]}, "images: id '5' is missing or repeated"),
+        ({"annotations": [{**ANNOTATIONS[1], "iscrowd": "maybe"}]}, "2: iscrowd is 'maybe', expected 0 or 1"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": ["1", "x", 3, 4]}]}, "bbox is .'1', 'x', 3, 4., not x, y"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": "[1, 2, 3, 4]"}]}, r"bbox is \[1, 2, 3, 4\], not x, y"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": None, "segmentation": {"counts": []}}]}, "bbox is None, not x, y"),
         ({"categories": []}, "its categories are missing or share a name: give 'names'"),
     ],
 )

@@ -108,6 +108,88 @@ def test_read_dataset_yaml__same_images_for_both_splits(folder: Path) -> None:
     assert dataset.sources("val") == dataset.sources("train")
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("entry", ["images/nothing", "../test/images", "x" * 300, "/no/such/images"])
+def test_sources__of_a_split_that_is_not_there(folder: Path, split: str, entry: str) -> None:
+    """Exporters name three splits; who does not use one needs not have it."""
+    dataset = read(folder, base(test="extra") | {split: entry})
+    for other in {"train", "val", "test"} - {split}:
+        assert dataset.sources(other)
+    with pytest.raises(DataError, match=rf"data\.yaml: {split} is '{entry}', but .* does not exist: give a folder"):
+        dataset.sources(split)
+
+
+def test_sources__of_a_split_that_would_be_downloaded(folder: Path) -> None:
+    dataset = read(folder, base(val="nothing", download="https://example.org/x.zip"))
+    with pytest.raises(DataError, match=r"\('download' is not run: fetch the data set first\)"):
+        dataset.sources("val")
+
+
+@pytest.mark.parametrize("key", ["valid", "validation"])
+def test_sources__validation_by_other_names(folder: Path, key: str) -> None:
+    assert read(folder, {"train": "images/train", key: "images/val", "names": ["a"]}).sources("val")
+
+
+@pytest.mark.parametrize(
+    ("path", "entry"),
+    [
+        (None, "/content/drive/My Drive/set/images/train"),
+        (None, "C:\\Users\\me\\set\\images\\train"),
+        (None, "D:/set/images/train"),
+        (None, "images\\train"),
+        (None, "..\\images\\train"),
+        ("/content/set", "images/train"),
+        ("C:\\set", "images\\train"),
+        ("../datasets/set", "images/train"),
+    ],
+)
+def test_sources__of_another_machine_are_found_and_told(folder: Path, path: str | None, entry: str) -> None:
+    dataset = read(folder, base(path=path, train=entry))
+    assert dataset.sources("train") == (folder / "images/train",)
+    [note] = dataset.notes["train"]
+    assert f"which is not there: {folder / 'images/train'} is used instead" in note and "\n" not in note
+
+
+def test_sources__of_another_machine_below_the_working_directory(folder: Path, tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    dataset = read(tmp_path_factory.mktemp("configs"), base(path=f"somewhere/{folder.name}"))
+    assert dataset.sources("val") == (folder / "images/val",) and dataset.notes["val"]
+
+
+def test_sources__of_another_machine_never_mean_the_same_folder(folder: Path) -> None:
+    """Only ``images`` is there of both: which of them it is, nobody knows."""
+    (folder / "train").mkdir()
+    dataset = read(folder, base(train="/a/train/images", val="/a/val/images"))
+    assert set(dataset.missing) == {"train", "val"}
+    dataset = read(folder, base(train="/a/one/train", val="/b/two/train"))
+    assert dataset.splits == {"train": (folder / "train",)} and set(dataset.missing) == {"val"}
+
+
+def test_sources__in_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    by_root = read(elsewhere, base(path=f"~/{folder.name}"))
+    assert by_root.sources("train") == (folder / "images/train",) and not by_root.notes["train"]
+    assert read(elsewhere, base(train=f"~/{folder.name}/extra")).sources("train") == (folder / "extra",)
+    assert read(folder, "path: ~\ntrain: images/train\nnames: [a]\n").root == folder  # YAML's null
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_read_dataset_yaml__text_of_windows(folder: Path, encoding: str) -> None:
+    (folder / "data.yaml").write_bytes("train: images/train\r\nnames:\r\n- ü\r\n- b\r\n".encode(encoding))
+    assert read_dataset_yaml(folder / "data.yaml").names == ("ü", "b")
+
+
+@pytest.mark.parametrize("form", ['{"0": a, "1": b}', '{1: b, "0": a}', "{00: a, 01: b}"])
+def test_read_dataset_yaml__names_with_text_keys(folder: Path, form: str) -> None:
+    assert read(folder, f"train: images/train\nnames: {form}\nnc: '2'\n").names == ("a", "b")
+
+
+def test_read_dataset_yaml__key_points(folder: Path) -> None:
+    assert read(folder, base(kpt_shape=[17, 3])).num_keypoint_values == 51
+    assert read(folder, base()).num_keypoint_values == 0
+
+
 def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
     with pytest.raises(DataError, match=r"data\.yaml: no key 'test': name the folder of the test images"):
         read(folder, base(test="")).sources("test")
@@ -128,12 +210,18 @@ def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
         (base(names={"a": 0}), r"names has the ids \['a'\], expected 0 to 0"),
         (base(names=["a", {"b": 1}]), "names has the entry {'b': '1'}, expected a name: put quotes round it"),
         (base(nc=3), "nc is 3, but there are 2 names: make them agree"),
-        ({"val": "images/val", "names": ["a"]}, "no key 'train': name the folder of the training images"),
-        (base(train=None), "no key 'train'"),
+        ({"names": ["a"]}, "no key 'train': name the folder of the training images"),
+        (base(train=None, val=""), "no key 'train'"),
         (base(train={"a": 1}), "train is {'a': 1}, expected a path or a list of paths"),
         (base(train=[3]), r"train is \[3\], expected a path"),
-        (base(val="images/nothing"), "val is 'images/nothing', but .*nothing does not exist: give a folder"),
-        (base(val="x" * 300), "val is 'x+', but .* does not exist: give a folder"),
+        (base(names=["a", " "]), "names has the entry ' ', expected a name"),
+        (base(names=["a", "\ud83d"]), "names has the entry '.ud83d', expected a name"),
+        (base(names="pad, via"), r"names is 'pad, via', expected .*: write \[pad, via\]"),
+        (base(kpt_shape=17), "kpt_shape is 17, expected the number of key points and 2 or 3"),
+        (base(kpt_shape=[17, 4]), r"kpt_shape is \[17, 4\], expected"),
+        ("train: images/train\nnames: [a]\ntrain: images/val\n", "has the key 'train' twice: remove one of them"),
+        ("train: images/train\nnames: {0: a, 1: b, 0: c}\n", "has the key '0' twice"),
+        ("train: images/train\nnames: {0: a, '0': c}\n", "has the key '0' twice"),
     ],
 )
 def test_read_dataset_yaml__rejects(folder: Path, content: dict | str, message: str) -> None:
@@ -147,6 +235,6 @@ def test_read_dataset_yaml__rejects_missing_file_and_folder(tmp_path: Path) -> N
         read_dataset_yaml(tmp_path / "x.yaml")
     with pytest.raises(DataError, match=r"is a folder: give the data\.yaml file inside it"):
         read_dataset_yaml(tmp_path)
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x9f")
+    (tmp_path / "binary.yaml").write_bytes(b"\x89PNG\xff\xfe\x00\x9f")
     with pytest.raises(DataError, match=r"binary\.yaml: cannot be read"):
         read_dataset_yaml(tmp_path / "binary.yaml")

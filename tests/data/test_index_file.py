@@ -39,7 +39,7 @@ def random_table(num_images: int, boxes_per_image: int, seed: int = 0) -> ScanTa
         box_offsets=offsets_of(counts),
         sizes_hw=rng.integers(10, 4000, (num_images, 2)).astype(np.int32),
         stamps=rng.integers(0, 2**60, (num_images, 4)),
-        notices=np.zeros((num_images, len(NOTICE_KINDS)), np.int32),
+        notices=np.zeros((num_images, len(NOTICE_KINDS)), np.uint16),
     )
 
 
@@ -83,10 +83,10 @@ def test_save_table__memory_per_image_and_box(tmp_path: Path) -> None:
     table = random_table(20_000, 20)
     save_table(tmp_path / "x.bin", table, KEY)
     path_bytes = len(table.path(0))
-    expected = len(table) * (path_bytes + 80) + len(table.classes) * 20
+    expected = len(table) * (path_bytes + 72) + len(table.classes) * 20
     assert (tmp_path / "x.bin").stat().st_size == pytest.approx(expected, rel=0.01)
     assert sum(getattr(table, name).nbytes for name in ARRAYS) == pytest.approx(expected, rel=0.01)
-    million_images_gib = (1_000_000 * (path_bytes + 80) + 20_000_000 * 20) / 2**30
+    million_images_gib = (1_000_000 * (path_bytes + 72) + 20_000_000 * 20) / 2**30
     assert million_images_gib < 0.55
 
 

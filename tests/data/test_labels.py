@@ -13,10 +13,10 @@ from data.errors import DataError
 from data.labels import Labels, read_labels
 
 
-def parse(folder: Path, text: str | bytes, num_classes: int = 3) -> Labels:
+def parse(folder: Path, text: str | bytes, num_classes: int = 3, num_keypoint_values: int = 0) -> Labels:
     file = folder / "x.txt"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_labels(file, num_classes)
+    return read_labels(file, num_classes, num_keypoint_values)
 
 
 def test_read_labels__boxes_become_corners(tmp_path: Path) -> None:
@@ -40,6 +40,44 @@ def test_read_labels__byte_order_mark(tmp_path: Path) -> None:
 def test_read_labels__polygon_becomes_its_box(tmp_path: Path) -> None:
     labels = parse(tmp_path, "1 0.1 0.9 0.5 0.2 0.7 0.6\n0 0.2 0.2 0.4 0.2 0.4 0.3 0.2 0.3\n")
     np.testing.assert_allclose(labels.boxes_xyxy_rel, [[0.1, 0.2, 0.7, 0.9], [0.2, 0.2, 0.4, 0.3]], atol=1e-7)
+
+
+BOX = [[0.4, 0.45, 0.6, 0.55]]  # what "0.5 0.5 0.2 0.1" means
+
+
+@pytest.mark.parametrize(
+    ("points", "num_values"),
+    [
+        ("0.42 0.42 1 0.58 0.42 1 0.58 0.58 1 0.42 0.58 1", 12),  # an odd number of columns, as of a polygon
+        ("0.42 0.42 2 0.58 0.42 1 0 0 0", 9),
+        ("0.42 0.42 0.58 0.42 0.58 0.58", 6),
+        ("0.1 0.2", 2),
+        ("-0.5 1.7 0.31", 3),  # a key point may lie outside, and its third number may be a score
+    ],
+)
+def test_read_labels__key_points_are_left_out(tmp_path: Path, points: str, num_values: int) -> None:
+    labels = parse(tmp_path, f"0 0.5 0.5 0.2 0.1 {points}\n1 0.5 0.5 0.2 0.2\n", num_keypoint_values=num_values)
+    np.testing.assert_allclose(labels.boxes_xyxy_rel[:1], BOX, atol=1e-7)
+    assert labels.notices == {"boxes whose key points are left out": 1} and len(labels.classes) == 2
+
+
+@pytest.mark.parametrize("num_points", [2, 4, 17])
+def test_read_labels__key_points_are_known_by_their_visibilities(tmp_path: Path, num_points: int) -> None:
+    """Without ``kpt_shape`` in data.yaml."""
+    points = " ".join(f"0.4{i % 10} 0.5 {i % 3}" for i in range(num_points))
+    labels = parse(tmp_path, f"0 0.5 0.5 0.2 0.1 {points}\n")
+    np.testing.assert_allclose(labels.boxes_xyxy_rel, BOX, atol=1e-7)
+    assert labels.notices == {"boxes whose key points are left out": 1}
+
+
+@pytest.mark.parametrize("row", ["0 0 1 0 1 1 0 1 0 0", "1 0 1 1 0 1 0 0 1 0", "0 1 0 0 1 0 1 1 0 1"])
+def test_read_labels__polygon_along_the_edges_has_no_visibilities(tmp_path: Path, row: str) -> None:
+    assert parse(tmp_path, f"0 {row}\n").boxes_xyxy_rel.tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-32"])
+def test_read_labels__text_of_windows(tmp_path: Path, encoding: str) -> None:
+    assert parse(tmp_path, "1 0.5 0.5 0.1 0.1\r\n".encode(encoding)).classes.tolist() == [1]
 
 
 def test_read_labels__clips_what_reaches_outside(tmp_path: Path) -> None:
@@ -68,7 +106,8 @@ def test_read_labels__drops_empty_boxes_and_repetitions(tmp_path: Path) -> None:
         ("-1 0.5 0.5 0.1 0.1", "class -1, but"),
         ("0.5 0.5 0.5 0.1 0.1", "class 0.5, but"),
         ("0 0.5 0.5 0.1", r"4 columns, expected 5 \(class cx cy width height\) or a polygon"),
-        ("0 0.5 0.5 0.1 0.1 0.9", "6 columns, expected 5"),
+        ("0 0.5 0.5 0.1 0.1 0.9", r"6 columns, expected 5 .*: remove the confidence or angle at the end"),
+        ("0,0.5,0.5,0.1,0.1", "'0,0.5,0.5,0.1,0.1': expected 5 numbers with spaces between: replace commas"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "8 columns, expected 5"),
         ("0 nan 0.5 0.1 0.1", "'nan' is not a finite number"),
         ("0 0.5 0.5 0.1 1e999", "'1e999' is not a finite number"),
@@ -85,6 +124,13 @@ def test_read_labels__rejects(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(DataError, match=rf"x\.txt:3: {message}") as caught:
         parse(tmp_path, f"0 0.5 0.5 0.1 0.1\n\n{line}\n0 0.5 0.5 0.1 0.1")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("row", ["0 .5 .5 .1 .1 .2 .2", "0 .5 .5 .1", "0 .1 .1 .2 .2 .3 .3 .4 .4"])
+def test_read_labels__rejects_other_numbers_of_key_points(tmp_path: Path, row: str) -> None:
+    message = r"x\.txt:1: \d columns, expected 5 .* or, by kpt_shape in data\.yaml, 11: correct"
+    with pytest.raises(DataError, match=message):
+        parse(tmp_path, row, num_keypoint_values=6)
 
 
 def test_read_labels__rejects_what_is_not_text(tmp_path: Path) -> None:

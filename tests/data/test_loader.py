@@ -125,6 +125,22 @@ def test_build_validation_loader__every_image_once_in_order(index: ImageIndex) -
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_loaders__a_device_without_an_image_gets_an_empty_batch(
+    num_workers: int, rectangular: bool, index: ImageIndex
+) -> None:
+    """Windows of 3, 3 and 1 of 7 images on two devices, and validation batches of 16 on eight."""
+    shares = {"num_replicas": 2, "rank": 1}
+    *_, last = build_train_loader(make_train(index), 3, num_workers, **shares)
+    validation = ValidationDataset(index, 64, rectangular)
+    (only,) = build_validation_loader(validation, 16, num_workers, num_replicas=8, rank=7)
+    for batch in (last, only):
+        assert len(batch) == 0 and batch.images.shape[:2] == (0, 3) and batch.names == []
+        assert batch.boxes_xyxy_px.shape == (0, 4) and batch.split(2) == []
+        assert batch.classes.dtype == batch.image_index.dtype == torch.int64
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_build_train_loader__too_many_broken_images_end_in_one_line(index: ImageIndex, num_workers: int) -> None:
     for image in (2, 3):
         Path(index.path(image)).write_bytes(b"no image")

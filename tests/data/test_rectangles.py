@@ -65,6 +65,13 @@ def test_rectangle_sampler__every_picture_once_and_one_shape_a_batch(batch_size:
     assert areas == sorted(areas, reverse=True)
 
 
+def test_rectangle_sampler__a_process_without_pictures_has_an_empty_batch() -> None:
+    """Without one, Lightning would leave its validation out, while the others wait for it."""
+    samplers = [RectangleSampler(np.array([[32, 64]]), 2, num_replicas=2, rank=rank) for rank in (0, 1)]
+    assert [[[key.index for key in batch] for batch in sampler] for sampler in samplers] == [[[0]], [[]]]
+    assert [len(sampler) for sampler in samplers] == [1, 1]
+
+
 def test_build_validation_loader__a_picture_is_the_same_for_any_batch_size(index: ImageIndex) -> None:
     dataset = ValidationDataset(index, 96, rectangular=True)
     seen = []

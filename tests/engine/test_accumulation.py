@@ -166,3 +166,15 @@ def test_training_step__weights_after_three_steps_independent_of_micro_batch(
 def test_split__keeps_the_effective_batch(batch_size: int, micro_batch_size: int, expected: list[int]) -> None:
     window = make_window([1] * batch_size, image_size=32)
     assert [len(part) for part in window.split(micro_batch_size)] == expected
+
+
+def test_back_propagate__keeps_gradients_in_range_however_crowded_the_images_are() -> None:
+    """The sums of a window grow with its boxes; times the provisional scale, they must not, or fp16 would overflow."""
+    norms = []
+    for num_boxes in (2, 20, 100):
+        network, window = make_network(), make_window([num_boxes] * 2, image_size=128)
+        accumulation = AccumulationWindow(len(window), len(window.classes), torch.device("cpu"))
+        sums = make_step(network).loss_sums(window)
+        back_propagate(sums, LossGains(), accumulation.scale, torch.amp.GradScaler("cpu", enabled=False))
+        norms.append(float(flat_gradient(network).norm()))
+    assert max(norms) < 3 * norms[0]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import lightning as L
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from engine import advice, throughput
 from engine.advice import WARM_UP_STEPS, PaceAdvisor, advise_before, print_advice
 from engine.cli import CommandLine
-from engine.diagnosis import Finding
+from engine.diagnosis import Finding, LoaderInUse, diagnose_throughput
 from engine.machine import Machine, examine_machine
 from engine.memory.units import GIB
 from engine.throughput import WINDOW_STEPS, Throughput
@@ -77,11 +77,38 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def advise(clock: Clock, waiting: Callable[[int], float], num_steps: int, **trainer_options: object) -> list[str]:
+STEADY = LoaderInUse(workers=2, cores=8, cache="ram", next_workers=2, most_workers=7)
+
+
+class Data(L.LightningDataModule):
+    """A loader that takes its time, and says what it is, by epoch; the last word holds for the epochs after."""
+
+    def __init__(self, images: Images, loaders: Sequence[LoaderInUse]) -> None:
+        super().__init__()
+        self.images = images
+        self.loaders = loaders
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(self.images, batch_size=1)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(torch.zeros(2, 1))
+
+    def loader_in_use(self) -> LoaderInUse:
+        return self.loaders[min(self.trainer.current_epoch, len(self.loaders) - 1)]
+
+
+def advise(
+    clock: Clock,
+    waiting: Callable[[int], float],
+    num_steps: int,
+    loaders: Sequence[LoaderInUse] = (STEADY,),
+    **trainer_options: object,
+) -> list[str]:
     """What is said in a run whose loader takes `waiting` seconds for the window of each step."""
     measured = Throughput()
     console = Console(file=io.StringIO(), width=200)
-    advisor = PaceAdvisor(measured, workers=2, cores=8, console=console)
+    advisor = PaceAdvisor(measured, console)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=num_steps,
@@ -94,8 +121,7 @@ def advise(clock: Clock, waiting: Callable[[int], float], num_steps: int, **trai
         enable_checkpointing=False,
         **trainer_options,
     )
-    validation = DataLoader(torch.zeros(2, 1))
-    trainer.fit(Steps(clock), DataLoader(Images(clock, waiting), batch_size=1), validation)
+    trainer.fit(Steps(clock), datamodule=Data(Images(clock, waiting), loaders))
     lines = console.file.getvalue().splitlines()
     assert len(lines) == len(advisor.findings)
     return lines
@@ -105,9 +131,59 @@ def test_pace_advisor__says_once_that_the_loader_sets_the_pace_and_what_to_gain(
     (line,) = advise(clock, lambda step: STEP_SECONDS, num_steps=300)
     # Half of the time is waiting: the loader needs 0.2 s a window, four workers would need 0.1 s.
     assert line == (
-        "note: pace of training: the loader sets it: training waits for data 50% of the time (2 workers, 8 cores): "
-        "set data.workers to 4: about 2.0 times as fast"
+        "note: pace of training: the loader sets it: training waits for data 50% of the time (2 workers, 8 cores, "
+        "cache ram): set data.workers to 4, for which there are cores and RAM: about 2.0 times as fast"
     )
+
+
+def test_pace_advisor__judges_a_loader_by_its_own_steps(clock: Clock) -> None:
+    """Two epochs with one worker, which training waits for; then four, which suffice."""
+    before, after = replace(STEADY, workers=1, next_workers=4), replace(STEADY, workers=4, next_workers=4)
+    num_slow_steps = 2 * STEPS_PER_EPOCH
+    lines = advise(clock, lambda step: 0.1 if step <= num_slow_steps else 0.002, 400, [before, before, after])
+    assert len(lines) == 2
+    assert "(1 workers" in lines[0] and "data.workers is auto and becomes 4 with the next epoch" in lines[0]
+    assert "set data.workers" not in lines[0]
+    assert lines[1].startswith("ok: pace of training: the device sets it: training waits for data 2%")
+
+
+def test_pace_advisor__advises_nothing_while_a_cache_fills(clock: Clock) -> None:
+    filling, filled = replace(STEADY, is_filling_cache=True), replace(STEADY, cache="ram")
+    lines = advise(clock, lambda step: 0.1, 300, [filling, filling, filled])
+    assert "the cache is being filled" in lines[0] and "set data." not in lines[0]
+    assert "set data.workers to 4" in lines[1] and len(lines) == 2
+
+
+def test_pace_advisor__says_nothing_twice_of_a_loader_that_suffices(clock: Clock) -> None:
+    lines = advise(clock, lambda step: 0.002, 300, [replace(STEADY, is_filling_cache=True)] * 2 + [STEADY])
+    assert len(lines) == 1 and "the device sets it" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "not_said"),
+    [
+        ({}, "set data.workers to 4", "cache to"),
+        ({"most_workers": 3}, "set data.workers to 3", "cache to"),
+        ({"most_workers": 2}, "lower data.image_size", "set data."),
+        ({"workers": 4, "next_workers": 4, "most_workers": 3}, "lower data.image_size", "set data."),
+        ({"next_workers": 3}, "auto and becomes 3 with the next epoch", "set data."),
+        ({"next_workers": 1}, "auto and becomes 1 with the next epoch", "set data."),
+        ({"most_workers": 2, "cache": "none"}, "cache none", "set data."),
+        ({"most_workers": 2, "cache": "files"}, "cache files", "set data."),
+        ({"most_workers": 2, "cache": "none", "is_cache_given_up": True}, "given up as RAM ran short", "set data."),
+        (
+            {"most_workers": 2, "cache": "none", "cache_that_fits": "ram"},
+            "set data.cache to ram, as all images fit decoded in RAM: about 1.2 times as fast",
+            "data.workers",
+        ),
+        ({"most_workers": 2, "cache": "none", "cache_that_fits": "disk"}, "set data.cache to disk", "data.workers"),
+    ],
+)
+def test_diagnose_throughput__advises_what_can_be_set(changes: dict, said: str, not_said: str) -> None:
+    finding = diagnose_throughput(0.5, replace(STEADY, **changes))
+    line = f"{finding.evidence}: {finding.remedy}"
+    assert said in line and not_said not in line
+    assert finding.severity == ("note" if finding.remedy else "ok")
 
 
 def test_pace_advisor__says_once_that_the_device_sets_the_pace(clock: Clock) -> None:
@@ -149,7 +225,7 @@ def test_pace_advisor__takes_no_validation_for_waiting(clock: Clock) -> None:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def have(**facts: object) -> Machine:
         found = replace(examine_machine(), **facts)
-        monkeypatch.setattr(advice, "examine_machine", lambda: found)
+        monkeypatch.setattr(advice, "examine_machine", lambda devices: found)
         return found
 
     return have

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
-from engine import auto
+from engine import auto, planning
+from engine.advice import advise_before
 from engine.auto import count_devices, device_of, settle_memory, settle_without_plan, spec_of, what_fits
 from engine.cli import CommandLine
 from engine.errors import ConfigError
 from engine.memory.units import GIB
 from engine.simulation import StepSpec
+from tests.helpers import fake_gpu
 
 SMALL = ("--config=configs/quickstart.yaml", "--data.batch_size=8", "--data.image_size=64")
 AUTO = ("--data.micro_batch_size=auto", "--model.recompute=auto")
@@ -35,6 +37,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(auto, "resolve_budget", lambda memory, device: told.budget_bytes)
     monkeypatch.setattr(auto, "cap_allocator", lambda device, num_bytes: setattr(told, "cap_bytes", num_bytes))
     monkeypatch.setattr(auto, "enable_expandable_segments", lambda: False)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     return told
 
 
@@ -62,6 +65,14 @@ def test_settle__keeps_what_the_user_has_fixed(gpu: SimpleNamespace) -> None:
     assert settle_memory(config).plan.micro_batch == config.data.micro_batch_size == 3
     config = config_of(*SMALL, "--data.micro_batch_size=auto", "--model.recompute=block")
     assert settle_memory(config).plan.recompute == config.model.recompute == "block"
+
+
+@pytest.mark.parametrize("key", ["data.micro_batch_size", "model.recompute"])
+def test_settle__refuses_levels_of_layers_that_a_plan_would_not_keep(key: str) -> None:
+    fixed = {"data.micro_batch_size": "4", "model.recompute": "none"} | {key: "auto"}
+    args = [f"--{name}={value}" for name, value in fixed.items()]
+    with pytest.raises(ConfigError, match=f"^model.recompute_layers: {{2: 'block'}}: {key} auto .* set {key} to"):
+        settle_memory(config_of(*SMALL, *args, "--model.recompute_layers={2: block}"))
 
 
 def test_settle__predicts_and_warns_where_everything_is_fixed(
@@ -152,6 +163,53 @@ def test_device_of__follows_rank_and_choice(monkeypatch: pytest.MonkeyPatch) -> 
     assert device_of(SimpleNamespace(accelerator="gpu", devices=[0, 2])) == torch.device("cuda", 2)
     assert device_of(SimpleNamespace(accelerator="auto", devices=2)) == torch.device("cuda", 1)
     assert device_of(SimpleNamespace(accelerator="cpu", devices=1)) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"LOCAL_RANK": "1"},
+        {
+            "SLURM_NTASKS": "2",
+            "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_JOB_NAME": "train",
+            "SLURM_PROCID": "1",
+            "SLURM_LOCALID": "1",
+        },
+    ],
+)
+def test_settle__a_process_asks_only_about_its_own_gpu(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one asks of another's opens a CUDA context there, of some 500 MiB that no plan counts."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked = fake_gpu.install_two(monkeypatch)
+    monkeypatch.setattr(auto, "enable_expandable_segments", lambda: False)
+    monkeypatch.setattr(planning, "_simulated", lambda *_: {})  # a step on the meta device asks torch for real CUDA
+    config = config_of(*SMALL, *AUTO, "--trainer.devices=2", "--trainer.accelerator=gpu")
+    assert settle_memory(config) is not None
+    advise_before(config)
+    assert asked[0] == ("set_device", 1)
+    assert {index for _, index in asked} == {1}
+    assert {"mem_get_info", "get_device_capability", "set_per_process_memory_fraction"} <= {name for name, _ in asked}
+
+
+def test_advise_before__leaves_the_gpus_alone_that_a_run_on_the_cpu_does_not_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = fake_gpu.install_two(monkeypatch)
+    advise_before(config_of(*SMALL, "--trainer.accelerator=cpu"))
+    assert asked == []
+
+
+def test_settle__plans_the_share_of_one_device(gpu: SimpleNamespace) -> None:
+    """A window of 7 images on 2 devices: the larger share has 4, and so has the plan."""
+    config = config_of(*SMALL, *AUTO, "--data.batch_size=7", "--trainer.devices=2")
+    ahead = settle_memory(config)
+    assert ahead.batch_size == 4 and config.data.micro_batch_size == 4
+    alone = settle_memory(config_of(*SMALL, *AUTO, "--data.batch_size=4"))
+    assert ahead.plan == alone.plan
 
 
 @pytest.mark.slow

@@ -51,6 +51,21 @@ def test_write__cut_off_anywhere_leaves_a_whole_checkpoint(
     assert read(path) == 3
 
 
+def test_write__flushes_the_folder_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut soon after could take the new name back, and with it the newest checkpoint."""
+    path, flushed, fsync = tmp_path / "last.ckpt", [], os.fsync
+    write_checkpoint(checkpoint(1), path)
+
+    def note(descriptor: int) -> None:
+        fsync(descriptor)
+        if os.path.samestat(os.fstat(descriptor), tmp_path.stat()):
+            flushed.append(read(path))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_checkpoint(checkpoint(2), path)
+    assert flushed == [2]
+
+
 def test_save__with_a_full_disk_warns_and_keeps_what_was_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -59,11 +74,11 @@ def test_save__with_a_full_disk_warns_and_keeps_what_was_there(
     with full_disk(at_bytes=2000):
         io.save_checkpoint(checkpoint(2), path)
     assert caplog.messages == [f"{path}: cannot be written ({FULL}): what was saved before is still there"]
-    assert io.failure == caplog.messages[0]
+    assert list(io.failures.values()) == caplog.messages
     assert read(path) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
     io.save_checkpoint(checkpoint(3), path)
-    assert io.failure is None
+    assert not io.failures
     assert read(path) == 3
 
 
@@ -111,3 +126,19 @@ def test_load__notices_a_truncated_file(share: float, tmp_path: Path) -> None:
 def test_load__says_that_there_is_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--ckpt_path: .*none\.ckpt: no such file"):
         SafeCheckpointIO().load_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_load__names_the_one_before_if_the_newest_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(checkpoint(1), path)
+    path.rename(previous_of(path))
+    with pytest.raises(ConfigError, match=r"last\.ckpt: no such file: use .*last\.previous\.ckpt, the one before it"):
+        SafeCheckpointIO().load_checkpoint(path)
+
+
+def test_load__of_a_folder_names_the_checkpoint_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a folder: give the last\.ckpt in it$"):
+        verify_checkpoint(tmp_path, "--ckpt_path")
+    write_checkpoint(checkpoint(1), tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(ConfigError, match=r"is a folder: give .*/checkpoints/last\.ckpt$"):
+        verify_checkpoint(tmp_path, "--ckpt_path")

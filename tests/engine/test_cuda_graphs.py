@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
 from engine import cuda_graphs
+from engine.cli import CommandLine
 from engine.cuda_graphs import MIN_CAPACITY, RecordedMicroStep, Recording, can_record, padded
 from engine.step import TrainingStep
+from tests.helpers.faults import OutOfMemoryAt
 from tests.helpers.training import copy_of, flat_weights, make_network, make_step, make_window, relative_error
+
+RECORD = cuda_graphs.record
 
 
 class Recorder:
@@ -42,8 +50,14 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 def recorded_step(network: nn.Module, micro_batch_size: int) -> TrainingStep:
     step = make_step(network, micro_batch_size)
-    step.micro_step = RecordedMicroStep(step._forward_backward, list(network.parameters()), enabled=True)
+    step.micro_step = recorded(step)
     return step
+
+
+def recorded(step: TrainingStep) -> RecordedMicroStep:
+    """As a step on a GPU has it."""
+    parameters = list(step.network.parameters())
+    return RecordedMicroStep(step._forward_backward, parameters, True, step._tensors_in_place)
 
 
 @pytest.mark.parametrize("micro_batch_size", [4, 2, 3])
@@ -118,6 +132,123 @@ def test_release__gives_the_pool_back_and_records_again(recorder: Recorder) -> N
     assert step.micro_step._pool is None
     step.run(make_window([1, 1]))
     assert recorder.num_records == 2
+
+
+def replace_parameter(step: TrainingStep) -> None:
+    weight = step.network.model[0].conv.weight
+    weight.data = weight.data.clone()
+
+
+def replace_gradient(step: TrainingStep) -> None:
+    weight = step.network.model[0].conv.weight
+    weight.grad = weight.grad.clone()
+
+
+def drop_gradients(step: TrainingStep) -> None:
+    step.optimizer.zero_grad(set_to_none=True)
+
+
+def replace_statistic(step: TrainingStep) -> None:
+    norm = step.network.model[0].bn
+    norm.running_var = norm.running_var.clone()
+
+
+def replace_scale(step: TrainingStep) -> None:
+    step.scaler._scale = step.scaler._scale.clone()
+
+
+@pytest.mark.parametrize(
+    "replace", [replace_parameter, replace_gradient, drop_gradients, replace_statistic, replace_scale]
+)
+def test_run__records_anew_when_a_tensor_is_not_where_it_was(
+    replace: Callable[[TrainingStep], None], recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A recording works at fixed addresses: with another tensor, it would read and write memory that may be free."""
+    network = make_network(frozen=False)
+    step = make_step(network, micro_batch_size=1, scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
+    step.micro_step = recorded(step)
+    for _ in range(2):
+        step.run(make_window([1, 1]))
+    assert recorder.num_records == 1
+    replace(step)
+    for _ in range(2):
+        step.run(make_window([1, 1]))
+    assert recorder.num_records == 2
+    assert caplog.text.count("recorded anew") == 1
+
+
+def test_run__keeps_a_limited_number_of_recordings_and_one_place_for_images(recorder: Recorder) -> None:
+    """As training at 21 image sizes with a smaller last micro-batch, which has 42 kinds of micro-step."""
+    sizes = [(count, 32 * side) for side in range(2, 8) for count in (2, 1)]
+    step = make_step(make_network(), micro_batch_size=2)
+    totals = torch.zeros(4)
+    step.micro_step = RecordedMicroStep(lambda batch, scale: totals + batch.images.float().sum(), [], enabled=True)
+    windows = [make_window([1] * count, image_size=size) for count, size in sizes]
+    for _ in range(3):
+        for window in windows:
+            result = step.micro_step.run(window, torch.ones(()), None)
+            assert float(result[0]) == float(window.images.float().sum())
+    recordings = step.micro_step._recordings.values()
+    assert len(recordings) == 8 < len(windows)
+    assert len({recording.batch.images.untyped_storage().data_ptr() for recording in recordings}) == 1
+    num_records = recorder.num_records
+    for window in windows[-8:]:
+        step.micro_step.run(window, torch.ones(()), None)
+    assert recorder.num_records == num_records
+
+
+def test_run__recovers_from_memory_that_runs_out_while_it_records(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ending the recording then fails as well, and its error is the one that arrives."""
+    network = make_network(dtype=torch.float64)
+    plain = copy_of(network)
+    step, ordinary = recorded_step(network, micro_batch_size=2), make_step(plain, micro_batch_size=2)
+    captures: list[bool] = []
+
+    @contextmanager
+    def capture(graph: object, **how: object) -> Iterator[None]:
+        captures.append(True)
+        try:
+            yield
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=None))
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+
+    def record_once(*args: object) -> Recording:
+        return recorder(*args) if captures else RECORD(*args)
+
+    monkeypatch.setattr(cuda_graphs, "record", record_once)
+    step.run(make_window([1, 1]))
+    with OutOfMemoryAt(0, lambda func: bool(captures) and func is torch.ops.aten.convolution_backward.default):
+        step.run(make_window([2, 3], seed=1))
+    for _ in range(2):
+        step.run(make_window([1, 4], seed=2))
+    assert captures == [True] and recorder.num_records == 1
+    for seed, counts in enumerate([[1, 1], [2, 3], [1, 4], [1, 4]]):
+        ordinary.run(make_window(counts, seed=min(seed, 2)))
+    assert [lowering.recompute for lowering in step.memory.history] == ["elementwise"]
+    assert step.memory.history[0].cause.startswith("CUDA out of memory")
+    assert relative_error(flat_weights(network), flat_weights(plain)) < 1e-12
+
+
+def test_adapt__gives_recordings_back_and_lowers_with_the_next_step(recorder: Recorder) -> None:
+    step = recorded_step(make_network(), micro_batch_size=2)
+    told: list[str] = []
+    step.memory.on_recovery = told.append
+    for _ in range(2):
+        step.run(make_window([1, 1]))
+    sentence = CommandLine._adapt(SimpleNamespace(model=SimpleNamespace(step=step)))
+    assert "next step" in sentence
+    step.run(make_window([1, 1]))
+    assert not step.micro_step._recordings
+    assert [(lowering.step, lowering.cause) for lowering in step.memory.history] == [(3, "VRAM is spilling")]
+    assert step.memory.recompute == "elementwise"
+    assert told == []  # memory has not run out
+    step.run(make_window([1, 1]))
+    assert len(step.memory.history) == 1
 
 
 def test_padded__zeros_do_not_change_the_loss() -> None:

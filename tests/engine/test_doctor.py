@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from engine.checkpoint import network_description
 from engine.cli import CommandLine
-from engine.diagnosis import check_machine, check_needs, diagnose_throughput, needs_of
-from engine.doctor import main
+from engine.diagnosis import LoaderInUse, check_machine, check_needs, diagnose_throughput, needs_of
+from engine.doctor import check_files, main
 from engine.machine import examine_machine
 
 
@@ -29,7 +32,34 @@ def test_check_needs__a_gpu_that_is_not_there_is_a_problem() -> None:
 
 
 def test_diagnose_throughput__tells_waiting_from_computing() -> None:
-    waiting = diagnose_throughput(0.5, workers=2, cores=8)
-    computing = diagnose_throughput(0.01, workers=2, cores=8)
+    loader = LoaderInUse(workers=2, cores=8, cache="none", next_workers=2, most_workers=7)
+    waiting, computing = diagnose_throughput(0.5, loader), diagnose_throughput(0.01, loader)
     assert waiting.severity != "ok" and "workers" in waiting.remedy
     assert computing.severity == "ok"
+
+
+@pytest.mark.parametrize(
+    ("option", "evidence", "remedy"),
+    [
+        ("--data.root=/none/data.yaml", "/none/data.yaml: no such file", "give the data.yaml of a data set"),
+        ("--model.weights=/none.pt", "model.weights: /none.pt: no such file", "assets/releases"),
+        ("--model.weights=README.md", "model.weights: README.md: ", "save it again"),
+    ],
+)
+def test_main__looks_at_data_set_and_weights(
+    option: str, evidence: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--config=configs/quickstart.yaml", option])
+    assert ended.value.code == 2
+    output = " ".join(capsys.readouterr().out.split())
+    assert evidence in output and remedy in output
+
+
+def test_check_files__weights_of_another_network_are_a_problem(tmp_path: Path) -> None:
+    description = network_description("yolo11s", ["a"], 640)
+    torch.save({"yolofit": description, "state_dict": {"network.x": torch.zeros(1)}}, tmp_path / "s.pt")
+    config = CommandLine(["--config=configs/quickstart.yaml", f"--model.weights={tmp_path}/s.pt"]).config
+    (finding,) = check_files(config)
+    assert (finding.what, finding.severity) == ("weights", "problem")
+    assert finding.remedy == "set model.network to it"

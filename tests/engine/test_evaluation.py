@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -81,6 +82,62 @@ def test_evaluation__rectangles_find_the_same_for_any_batch_size(pictures: Image
         assert other_losses == pytest.approx(losses, rel=1e-4)  # convolutions round differently by batch size
         for a, b in zip(found, other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-2, rtol=0)
+
+
+def test_losses__are_divided_once_by_the_target_scores_of_all_images(pictures: ImageIndex) -> None:
+    """As in training: the sums over all images, with gains, over the sum of all target scores."""
+    torch.manual_seed(0)
+    network = build_network("yolo11n", 8).eval()
+    loss = DetectionLoss(head_strides(network))
+    evaluation = Evaluation(loss, LossGains(box=2.0, cls=3.0, dfl=5.0), NmsConfig(), [str(i) for i in range(8)])
+    box = cls = dfl = normaliser = 0.0
+    for batch in build_validation_loader(ValidationDataset(pictures, 128), 2):
+        evaluation.update(network, batch, "fp32")
+        with torch.inference_mode():
+            predictions = predict_raw(network, batch.images, "fp32")
+            sums = loss(predictions, batch.boxes_xyxy_px, batch.classes, batch.image_index)
+        box, cls, dfl = box + float(sums.box), cls + float(sums.cls), dfl + float(sums.dfl)
+        normaliser += float(sums.normaliser)
+    assert normaliser > 1
+    expected = {"box_loss": 2 * box / normaliser, "cls_loss": 3 * cls / normaliser, "dfl_loss": 5 * dfl / normaliser}
+    assert evaluation.losses() == pytest.approx(expected, rel=1e-5)
+
+
+def crowd(*counts: int) -> ImageIndex:
+    """Images with so many objects each."""
+    offsets = np.cumsum([0, *counts])
+    boxes = np.tile(np.float32([0.1, 0.1, 0.2, 0.2]), (offsets[-1], 1))
+    paths = np.frombuffer(b"a" * len(counts), np.uint8)
+    sizes = np.full((len(counts), 2), 64, np.int32)
+    return ImageIndex(paths, np.arange(len(counts) + 1), boxes, np.zeros(len(boxes), np.int32), offsets, sizes)
+
+
+@pytest.mark.parametrize(
+    ("given", "counts", "kept", "said"),
+    [
+        ({}, (3, 150), 300, ""),
+        ({}, (3, 0, 151), 302, "302 detections of an image count instead of 300: one has 151 objects"),
+        ({}, (1200, 3), 2400, "one has 1200 objects"),
+        ({"max_detections": 100}, (3, 99), 100, ""),
+        ({"max_detections": 1000}, (3, 400), 1000, ""),
+        ({"max_detections": 300}, (3, 400), 300, "300: an image has 400 objects, which cannot all be found"),
+        ({"max_candidates": 500}, (3, 400), 500, "500 detections of an image count"),
+    ],
+)
+def test_prepare__keeps_enough_detections_for_the_most_crowded_image(
+    given: dict, counts: tuple[int, ...], kept: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluation = Evaluation(None, None, NmsConfig(**given), ["a"])
+    evaluation.prepare(crowd(*counts))
+    assert evaluation.nms.limit == kept
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == (said != "") and all(said in line for line in lines)
+    assert all("\n" not in line for line in lines)
+
+
+def test_prepare__tells_that_there_is_nothing_to_measure(caplog: pytest.LogCaptureFixture) -> None:
+    Evaluation(None, None, NmsConfig(), ["a"]).prepare(crowd(0, 0))
+    assert "no object in any of 2 images: there is nothing to measure" in caplog.text
 
 
 def test_evaluation__boxes_of_rectangles_lie_in_the_picture_they_are_of(pictures: ImageIndex) -> None:

@@ -9,14 +9,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from data.batch import Batch
+from data.errors import DataError
+from engine.errors import ConfigError
 from engine.evaluation import Evaluation
 from engine.fit import main as fit
+from engine.foreign_callbacks import monitored_names
+from engine.module import Detector
 from engine.step import TrainingStep
 from engine.validate import main as validate
 from tests.helpers.runs import make_boards, quickstart_arguments
@@ -95,6 +100,10 @@ class TestFinishedRun:
         assert [row["step"] for row in rows] == ["2", "5"]  # three windows an epoch, counted from 0
         wanted = ("train/box_loss", "train/lr", "train/clip_rate", "val/map50", "val/map50_95", "val/cls_loss")
         assert all(row[key] != "" for row in rows for key in wanted)
+
+    def test_metrics__are_what_callbacks_can_watch(self, finished_run: Path) -> None:
+        head = next(csv.reader((finished_run / "metrics.csv").open()))
+        assert set(head) - {"epoch", "step"} == set(monitored_names(has_validation=True))
 
     def test_config__is_complete_and_runs_again(self, finished_run: Path, tmp_path: Path) -> None:
         config = yaml.safe_load((finished_run / "config.yaml").read_text())
@@ -233,3 +242,55 @@ def test_fit__goes_on_when_memory_runs_out_in_training_and_in_validation(
     memory = checkpoint["yolofit"]["step"]["memory"]
     assert memory["current"]["recompute"] == "elementwise"
     assert [lowering["step"] for lowering in memory["history"]] == [4]
+
+
+def test_fit__ends_if_an_optimizer_state_is_not_fp32_any_more(
+    data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TrainingStep.run
+
+    def spoil(self: TrainingStep, window: Batch) -> object:
+        outcome = run(self, window)
+        if len(window) == 4:  # the last of the epoch
+            state = next(iter(self.optimizer.state.values()))
+            state["exp_avg"] = state["exp_avg"].half()
+        return outcome
+
+    monkeypatch.setattr(TrainingStep, "run", spoil)
+    more = ("--trainer.max_epochs=1", "--data.workers=0", "--model.optimizer.name=adamw")
+    with pytest.raises(AssertionError, match=r"optimizer state exp_avg is torch\.float16"):
+        fit(arguments(data_yaml, tmp_path / "run", *more))
+
+
+def test_detector__gives_recordings_back_before_validation() -> None:
+    module = Detector(["a"], 4, 2, 64, network="yolo11n", recompute="none")
+    module.on_validation_start()  # a validation without training has none
+    released: list[bool] = []
+    module.step = SimpleNamespace(micro_step=SimpleNamespace(release=lambda: released.append(True)))
+    module.on_validation_start()
+    assert released == [True]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_fit__without_a_split_makes_no_run_folder(data_yaml: Path, tmp_path: Path, split: str) -> None:
+    """Only the splits that training reads must be there, and that is seen before anything is written."""
+    content = yaml.safe_load(data_yaml.read_text()) | {"path": str(data_yaml.parent), "test": "no/such/folder"}
+    file = tmp_path / "data.yaml"
+    file.write_text(yaml.safe_dump(content | {split: "no/such/folder"}))
+    with pytest.raises((ConfigError, DataError), match=rf"{split} is 'no/such/folder', but .* does not exist"):
+        fit(arguments(file, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit__takes_callbacks_and_says_that_weights_are_random(
+    data_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = "{class_path: ModelCheckpoint, init_args: {monitor: val/map50, mode: max, filename: mine}}"
+    more = (f"--trainer.callbacks=[{callback}]", "--trainer.enable_progress_bar=false", "--trainer.max_epochs=1")
+    cli = fit(arguments(data_yaml, tmp_path / "fit", *more))
+    captured = capsys.readouterr()
+    assert captured.err.count("training starts from random weights") == 1 and "images/s" not in captured.out
+    checkpoints = cli.config.run.folder / "checkpoints"
+    assert {path.name for path in checkpoints.glob("*.ckpt")} >= {"best.ckpt", "last.ckpt", "mine.ckpt"}
+    config, best = cli.config.run.folder / "config.yaml", checkpoints / "best.ckpt"
+    assert validate([f"--config={config}", f"--ckpt_path={best}"]).num_images == 6

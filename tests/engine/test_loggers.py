@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from engine import loggers as loggers_module
 from engine.errors import ConfigError
 from engine.loggers import check_logger_packages, combined_loggers, send_pictures
+from engine.run import default_loggers
 
 
 @pytest.fixture
@@ -58,6 +60,25 @@ def test_pictures__are_in_tensorboard(tmp_path: Path, picture: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     (image,) = events.Images("pictures/results")
     assert (image.step, image.width, image.height) == (7, 12, 8)
+
+
+def test_pictures__are_in_the_tensorboard_of_a_run_and_small(tmp_path: Path) -> None:
+    """The logger of a run, not Lightning's own; a contact sheet of photographs would be 8 MB as TensorBoard has it."""
+    noise = np.random.default_rng(0).integers(0, 256, (1700, 1600, 3), np.uint8)
+    pictures = [tmp_path / "val_batch0_pred.jpg", tmp_path / "PR_curve.png"]
+    for path in pictures:
+        Image.fromarray(noise).save(path)
+    loggers = default_loggers(tmp_path)
+    send_pictures(loggers, pictures, step=3)
+    for logger in loggers:
+        logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["images"]) == {"pictures/val_batch0_pred", "pictures/PR_curve"}
+    (image,) = events.Images("pictures/val_batch0_pred")
+    decoded = Image.open(io.BytesIO(image.encoded_image_string))
+    assert (image.step, image.width, image.height) == (3, *decoded.size)
+    assert decoded.size[0] >= 600
+    assert sum(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()) < 600_000
 
 
 class WandbLogger:

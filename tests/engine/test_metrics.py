@@ -14,8 +14,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.ops import box_iou
 
-from engine.matching import Pairs, greedy_match
+from engine.matching import Pairs, greedy_match, overlapping_pairs
 from engine.metrics import DetectionMetrics, DetectionResults
 from models.postprocess import Detections
 from tests.helpers.runs import run_together
@@ -83,14 +84,14 @@ def coco_dataset(boxes: list[Tensor], classes: list[Tensor], scores: list[Tensor
 
 
 def coco_precision(found: list[Detections], true: list[Truth]) -> np.ndarray:
-    """COCO's precision (IoU, recall, class, size) at 300 detections, from faster-coco-eval itself."""
+    """COCO's precision (IoU, recall, class, size) with every detection, from faster-coco-eval itself."""
     evaluation = COCOeval_faster(
         coco_dataset([boxes for boxes, _ in true], [classes for _, classes in true], None),
         coco_dataset([x.boxes_xyxy_px for x in found], [x.classes for x in found], [x.scores for x in found]),
         "bbox",
         print_function=lambda *_: None,
     )
-    evaluation.params.maxDets = [300]
+    evaluation.params.maxDets = [10_000]
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval["precision"][..., 0]
@@ -103,8 +104,8 @@ def coco_mean(precision: np.ndarray) -> float:
 @pytest.mark.parametrize("boxes_at_once", [1, 700, 10**6])
 @pytest.mark.parametrize(
     ("num_images", "num_truth", "num_detections"),
-    [(40, 10, 30), (3, 250, 290), (1, 2, 3)],
-    ids=["many-images", "crowded", "few-boxes"],
+    [(40, 10, 30), (3, 250, 290), (2, 700, 1500), (1, 2, 3)],
+    ids=["many-images", "crowded", "very-crowded", "few-boxes"],
 )
 def test_compute__matches_faster_coco_eval(
     num_images: int, num_truth: int, num_detections: int, boxes_at_once: int, monkeypatch: pytest.MonkeyPatch
@@ -137,16 +138,17 @@ def test_compute__matches_faster_coco_eval(
     num_images=st.integers(1, 8),
     share_empty=st.sampled_from([0.0, 0.4, 1.0]),
     num_levels=st.sampled_from([2, 5, 10**6]),
+    num_detections=st.sampled_from([20, 20, 20, 800]),
 )
 def test_compute__matches_faster_coco_eval_on_any_set(
-    seed: int, num_images: int, share_empty: float, num_levels: int
+    seed: int, num_images: int, share_empty: float, num_levels: int, num_detections: int
 ) -> None:
-    """Images without truth or detections, exact copies of boxes, and few levels of score: many ties."""
+    """Images without truth or detections, exact copies of boxes, few levels of score with many ties, and crowds."""
     random = np.random.default_rng(seed)
-    found, true = random_scene(seed, num_images, 6, 20)
+    found, true = random_scene(seed, num_images, 6, num_detections)
     for i in range(num_images):
         boxes, _ = true[i]
-        scores = torch.from_numpy(random.integers(1, num_levels + 1, 20) / num_levels).float()
+        scores = torch.from_numpy(random.integers(1, num_levels + 1, num_detections) / num_levels).float()
         detections = found[i]
         if random.random() < 0.5:
             detections.boxes_xyxy_px[:6] = boxes
@@ -167,12 +169,16 @@ def test_compute__matches_faster_coco_eval_on_any_set(
     assert ours.map50_95 == pytest.approx(ours.ap50_95_C[known].mean(), abs=1e-6)
 
 
-def test_compute__counts_300_detections_of_a_class() -> None:
-    """290 objects in one picture, all found: with COCO's usual limit of 100 detections, AP would be 0.35."""
-    corners = torch.cartesian_prod(torch.arange(29.0), torch.arange(10.0)) * 20
+@pytest.mark.parametrize("num_objects", [290, 300, 301, 2000])
+def test_compute__counts_every_detection_of_a_crowd(num_objects: int) -> None:
+    """All found in one picture: with COCO's usual limit of 100 detections, AP would be 0.35 at best."""
+    number = torch.arange(float(num_objects))
+    corners = torch.stack([number % 50, number // 50], 1) * 20
     boxes = torch.cat([corners, corners + 10], dim=1)
-    scores, classes = torch.linspace(0.9, 0.1, 290), torch.zeros(290).long()
-    assert results([Detections(boxes, scores, classes)], [(boxes, classes)]).map50_95 == pytest.approx(1)
+    scores, classes = torch.linspace(0.9, 0.3, num_objects), torch.zeros(num_objects).long()
+    ours = results([Detections(boxes, scores, classes)], [(boxes, classes)])
+    assert ours.map50_95 == ours.map50 == pytest.approx(1)
+    assert ours.recall == pytest.approx(1) and ours.confusion[0, 0] == num_objects
 
 
 def reference_matches(found: list[Detections], true: list[Truth]) -> list[np.ndarray]:
@@ -220,6 +226,27 @@ def test_compute__matches_ultralytics(seed: int) -> None:
             {"bboxes": boxes, "cls": truth_classes},
         )
     np.testing.assert_array_equal(ours.confusion, confusion.matrix)
+
+
+@pytest.mark.parametrize(("iou", "is_match"), [(0.42, False), (0.44, False), (0.46, True), (0.49, True), (0.6, True)])
+def test_compute__confusion_from_an_iou_of_045(iou: float, is_match: bool) -> None:
+    """As Ultralytics does: below the 0.5 of precision and recall. A box within a box has the IoU of their areas."""
+    ours = results([image([[0, 0, 100 * iou, 100]], [0.9], [2])], [truth([[0, 0, 100, 100]], [1])])
+    missed, alone = ours.confusion[-1, 1], ours.confusion[2, -1]
+    assert (ours.confusion[2, 1], missed, alone) == ((1, 0, 0) if is_match else (0, 1, 1))
+
+
+def test_compute__class_that_is_found_nowhere_has_no_precision() -> None:
+    """Class b has a detection at a low score only, beneath the best confidence: precision 0, not 1, beside recall 0."""
+    boxes = [[40.0 * k, 0, 40.0 * k + 30, 30] for k in range(20)]
+    true = truth([*boxes, [0, 50, 30, 80]], [0] * 20 + [1])
+    wrong = [[40.0 * k, 200, 40.0 * k + 30, 230] for k in range(40)]
+    scores = [0.9] * 20 + [0.4] * 40 + [0.05]
+    ours = results([image([*boxes, *wrong, [0, 90, 30, 120]], scores, [0] * 60 + [1])], [true], ["a", "b"])
+    assert ours.confidence > 0.4
+    assert (ours.precision_C[1], ours.recall_C[1], ours.f1_C[1]) == (0, 0, 0)
+    assert ours.precision == pytest.approx(0.5, abs=0.01) and ours.recall == pytest.approx(0.5, abs=0.01)
+    assert (ours.precision_C > 0).tolist() == (ours.recall_C > 0).tolist() == [True, False]
 
 
 def test_compute__perfect_scene() -> None:
@@ -353,6 +380,33 @@ def test_compute__two_processes_give_what_one_gives(tmp_path: Path) -> None:
             assert_same(DetectionResults(**ours), reference)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    num_detections=st.integers(0, 40),
+    num_truth=st.integers(0, 30),
+    grid=st.sampled_from([0, 4, 20]),
+)
+def test_overlapping_pairs__are_those_of_every_pair(seed: int, num_detections: int, num_truth: int, grid: int) -> None:
+    """Also on a grid, with equal edges and IoUs at the limit, and for boxes without area or of NaN."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def boxes(count: int) -> Tensor:
+        corner, size = torch.rand(count, 2, generator=generator) * 30, torch.rand(count, 2, generator=generator) * 25
+        rows = torch.cat([corner, corner + size], 1)
+        rows = (rows * grid / 30).round() if grid else rows
+        rows[torch.rand(count, generator=generator) < 0.05] = torch.nan
+        return rows
+
+    found, true = [boxes(num_detections), boxes(3)], [boxes(num_truth), boxes(2)]
+    pairs = overlapping_pairs(found, true, 0.45)
+    expected = [(box_iou(a, b) >= 0.45).nonzero() for a, b in zip(found, true, strict=True)]
+    indices = torch.cat([expected[0], expected[1] + torch.tensor([num_detections, num_truth])])
+    np.testing.assert_array_equal(np.stack([pairs.detection_P, pairs.truth_P], 1), indices)
+    iou = [box_iou(a, b)[tuple(e.T)] for a, b, e in zip(found, true, expected, strict=True)]
+    np.testing.assert_array_equal(pairs.iou_P, torch.cat(iou))
+
+
 def loop_match(pairs: Pairs, scores_D: np.ndarray) -> np.ndarray:
     """The definition of greedy matching, one detection after the other."""
     match_D, taken = np.full(len(scores_D), -1), set()
@@ -406,7 +460,7 @@ def test_results__table() -> None:
     lines = results([SOMETHING_FOUND], [SOMETHING_TRUE]).table().splitlines()
     assert lines[0].split() == ["class", "boxes", "P", "R", "F1", "AP50", "AP50-95"]
     assert lines[1].split() == ["all", "1"] + ["1.000"] * 5
-    assert lines[2].split() == ["a", "0"] + ["nan"] * 5
+    assert lines[2].split() == ["a", "0"] + ["-"] * 5
     assert len(lines) == 1 + 1 + len(NAMES) + 1
 
 

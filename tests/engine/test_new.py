@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import ExifTags, Image
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import YAML
 
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import new as new_module
@@ -59,21 +62,144 @@ def test_new__translates_a_command_into_what_parses(
     assert "accumulate=2" in said and "never an argument of Ultralytics" in said
 
 
-def test_new__translates_an_args_yaml_into_what_parses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = {
-        "task": "detect", "mode": "train", "model": "yolo11m.pt", "data": "elsewhere/data.yaml", "epochs": 50,
-        "batch": 8, "imgsz": 800, "device": "0", "optimizer": "SGD", "lr0": 0.01, "momentum": 0.937,
-        "warmup_bias_lr": 0.1, "amp": True, "nbs": 64, "save": True, "plots": True, "conf": None,
-        "format": "torchscript",
-    }  # fmt: skip
-    path, output = tmp_path / "args.yaml", tmp_path / "my.yaml"
-    path.write_text(yaml.safe_dump(arguments))
-    main(["--from-args", str(path), "--output", str(output)])
+@pytest.fixture(scope="module")
+def args_yaml(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes the ``args.yaml`` that the installed Ultralytics leaves in the folder of a run, with some arguments."""
+
+    def write(**arguments: object) -> Path:
+        path = tmp_path_factory.mktemp("run") / "args.yaml"
+        mine = {"model": "yolo11n.pt", "data": "elsewhere/data.yaml", "name": "train", "save_dir": "runs/detect/train"}
+        YAML.save(path, vars(get_cfg(overrides=mine | arguments)) if "old" not in arguments else mine | arguments)
+        return path
+
+    return write
+
+
+def test_new__translates_a_real_args_yaml_into_what_parses(
+    args_yaml: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "my.yaml"
+    arguments = {"epochs": 50, "batch": 8, "imgsz": 800, "device": "0", "optimizer": "SGD"}
+    main(["--from-args", str(args_yaml(**arguments)), "--output", str(output)])
     config = CommandLine([f"--config={output}"]).config
     assert config.data.root == "elsewhere/data.yaml" and config.data.batch_size == 64
-    assert config.model.optimizer.name == "sgd" and config.model.schedule.warmup_bias_lr == 0.1
+    assert config.model.optimizer.name == "sgd" and config.model.optimizer.lr == 0.01
+    assert config.model.schedule.warmup_bias_lr == 0.1
+    assert (config.data.image_size, config.trainer.max_epochs, config.trainer.devices) == (800, 50, [0])
     said = capsys.readouterr().out
     assert "plots" not in said and "format" not in said  # defaults that become nothing are no news
+    assert "hsv_h" not in output.read_text() and "max_detections" not in output.read_text()
+    assert len(output.read_text().splitlines()) < 40
+
+
+@pytest.mark.parametrize("multi_scale", [False, 0.0, True, 0.5])
+def test_new__takes_multi_scale_of_every_version(
+    args_yaml: Callable[..., Path], tmp_path: Path, multi_scale: object
+) -> None:
+    output = tmp_path / "my.yaml"
+    main(["--from-args", str(args_yaml(multi_scale=multi_scale)), "--output", str(output)])
+    assert CommandLine([f"--config={output}"]).config.data.multi_scale == (0.5 if multi_scale else 0.0)
+
+
+def test_new__takes_an_args_yaml_of_an_old_version(args_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    old = {"old": None, "v5loader": False, "label_smoothing": 0.0, "half": False, "int8": False, "boxes": True}
+    output = tmp_path / "my.yaml"
+    main(["--from-args", str(args_yaml(**old, line_thickness=3, multi_scale=False)), "--output", str(output)])
+    assert CommandLine([f"--config={output}"]).config.model.network == "yolo11n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "yolo train data=x model=yolo11s.pt device=0,1 batch=0.7 cache=ram amp=False resume=True fraction=0.5",
+        "yolo train data=x classes=[0,2] single_cls rect cos_lr close_mosaic=0 nbs=16 time=0.5 save_period=5 val=False",
+        "yolo train data=x seed=3 deterministic=False freeze=[0,1,2] batch=-1 device=cpu optimizer=MuSGD quantize=8",
+        "yolo train data=x model=yolov8n.pt max_det=500 conf=0.01 iou=0.6 imgsz=[480,640] scale=(0.5,1.5) workers=4",
+        "YOLO('yolo11l.pt').train(data='x', imgsz=640, lr0=rate(), project='/a b', name='c: d # e')",
+        "YOLO('yolo11l.yaml').load('a.pt').train(data='x', epochs=1e2, device=[0, 1], multi_scale=0.5)",
+        "YOLO('yolo11l.pt').train(data='x', name='a\\nb: c', device=[], project=None)",
+    ],
+)
+def test_new__what_is_written_parses(tmp_path: Path, command: str) -> None:
+    output = tmp_path / "my.yaml"
+    main(["--from-command", command, "--output", str(output)])
+    config = CommandLine([f"--config={output}"]).config
+    assert config.data.root == "x" and config.data.micro_batch_size == "auto"
+
+
+def test_new__writes_down_no_workers(
+    data_yaml: Path, args_yaml: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither those of this machine nor those of the one that the run was on."""
+    sources = (["--from-args", str(args_yaml(workers=8))], ["--from-args", str(args_yaml(workers=3))])
+    for number, arguments in enumerate(([str(data_yaml)], *sources, ["--from-command", "yolo train data=x workers=8"])):
+        output = tmp_path / f"{number}.yaml"
+        main([*arguments, "--output", str(output)])
+        assert "workers" not in yaml.safe_load(output.read_text())["data"]
+        assert CommandLine([f"--config={output}"]).config.data.workers == "auto"
+    assert "workers=3" in capsys.readouterr().out
+
+
+def test_new__names_what_was_written_by_whom_in_errors(args_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    """Not a file that is not there."""
+    output = tmp_path / "my.yaml"
+    source = args_yaml()
+    source.write_text(source.read_text().replace("perspective: 0.0", "perspective: 0.1"))
+    rule = r"^perspective=0\.1: data\.augment\.perspective.*: give a number from 0 to"
+    with pytest.raises(ConfigError, match=rule) as error:
+        main(["--from-args", str(source), "--output", str(output)])
+    assert "my.yaml" not in str(error.value) and "new.yaml" not in str(error.value) and not output.exists()
+    source.write_text(source.read_text().replace("perspective: 0.1", "perspective: 0.0"))
+    source.write_text(source.read_text().replace("multi_scale: 0.0", "multi_scale: 0.01"))
+    with pytest.raises(ConfigError, match=r"^multi_scale=0\.01: data\.multi_scale: 0\.01: is less than 32 pixels of"):
+        main(["--from-args", str(source), "--output", str(output)])
+    source.write_text(source.read_text().replace("epochs: 100", "epochs: many"))
+    with pytest.raises(ConfigError, match=rf"^--from-args: {source}: epochs is many: give a number"):
+        main(["--from-args", str(source), "--output", str(output)])
+
+
+def test_new__says_in_one_line_that_the_data_set_is_not_here(
+    data_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--from-command", "yolo train data=elsewhere/data.yaml", "--output", str(tmp_path / "a.yaml")])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "is not here, so images" in line]
+    assert line.startswith("data.root: elsewhere/data.yaml: is not here")
+    main(["--from-command", f"yolo train data='{data_yaml}'", "--output", str(tmp_path / "b.yaml")])
+    assert "is not here, so images" not in capsys.readouterr().out
+
+
+def test_new__uses_what_the_data_set_has_for_the_optimizer(
+    data_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """12 images: an epoch is one step of Ultralytics' count."""
+    for epochs, name in ((10_000, "adamw"), (10_001, "sgd")):
+        output = tmp_path / f"{name}.yaml"
+        main(["--from-command", f"yolo train data='{data_yaml}' epochs={epochs}", "--output", str(output)])
+        assert yaml.safe_load(output.read_text())["model"]["optimizer"]["name"] == name
+    assert "MuSGD" in capsys.readouterr().out and "MuSGD" in output.read_text()
+
+
+def test_new__takes_the_data_set_that_is_named_before_the_command(
+    data_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "my.yaml"
+    main([str(data_yaml), "--from-command", "yolo train data=elsewhere.yaml", "--output", str(output)])
+    assert yaml.safe_load(output.read_text())["data"]["root"] == str(data_yaml)
+    said = capsys.readouterr().out
+    assert "12 training images" in said and "elsewhere" not in said
+
+
+def test_new__takes_a_tilde_for_the_home(data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(data_yaml.parent))
+    main(["--from-command", "YOLO('yolo11n.pt').train(data='~/data.yaml')", "--output", str(tmp_path / "my.yaml")])
+    assert yaml.safe_load((tmp_path / "my.yaml").read_text())["data"]["root"] == str(data_yaml)
+
+
+def test_new__keeps_what_was_left_out_in_the_file(tmp_path: Path) -> None:
+    output = tmp_path / "my.yaml"
+    main(["--from-command", "yolo train data=x single_cls=True", "--output", str(output)])
+    assert "# single_cls=true: left out: not supported: all classes are trained" in output.read_text()
+    assert "batch_size: 64  # batch (16 by default): Ultralytics accumulates 4 x 16" in output.read_text()
 
 
 def test_new__overwrites_nothing(data_yaml: Path, tmp_path: Path) -> None:
@@ -86,7 +212,7 @@ def test_new__overwrites_nothing(data_yaml: Path, tmp_path: Path) -> None:
 
 def test_new__leaves_nothing_that_does_not_parse(tmp_path: Path) -> None:
     output = tmp_path / "my.yaml"
-    with pytest.raises(ConfigError, match=r"max_epochs.*many"):
+    with pytest.raises(ConfigError, match=r"--from-command: epochs is many: give a number"):
         main(["--from-command", "yolo detect train data=x epochs=many", "--output", str(output)])
     assert not output.exists()
 
@@ -118,9 +244,17 @@ def test_new__leaves_amp_off_where_there_is_no_gpu(
         assert yaml.safe_load(output.read_text())["model"]["precision"] == precision
 
 
-def test_new__needs_a_data_set() -> None:
-    with pytest.raises(ConfigError, match=r"DATA\.yaml: missing"):
-        main(["--from-command", "yolo detect train epochs=3"])
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        ("yolo detect train epochs=3", "give the data.yaml of a data set"),
+        ("yolo detect train resume model=last.pt", "args.yaml in its folder: give that with --from-args"),
+        ("YOLO('a.pt').train(data=find())", "cannot be known without running the code: give the data.yaml before"),
+    ],
+)
+def test_new__needs_a_data_set(command: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=rf"DATA\.yaml: missing: .*{remedy}"):
+        main(["--from-command", command])
 
 
 def test_examine_data__measures_boxes_in_parts_of_the_long_side(data_yaml: Path) -> None:
@@ -158,7 +292,7 @@ def test_batch_size__leaves_steps_in_an_epoch(num_images: int, batch_size: int) 
 def test_suggest__uses_the_gpu_that_is_there(machine_with_gpu: Machine) -> None:
     settings = suggest("data.yaml", FACTS, machine_with_gpu)
     assert settings["model.network"] == "yolo11l" and settings["model.precision"] == "bf16"
-    assert settings["trainer.accelerator"] == "gpu" and settings["data.workers"] == 8
+    assert settings["trainer.accelerator"] == "gpu" and "data.workers" not in settings
     older = replace(machine_with_gpu, gpus=[replace(machine_with_gpu.gpus[0], capability=(7, 5))])
     assert suggest("data.yaml", FACTS, older)["model.precision"] == "fp16"
     bare = replace(machine_with_gpu, gpus=[])

@@ -67,6 +67,15 @@ def test_mixed_options__are_skipped_only_if_they_do_not_fit() -> None:
         assert option.may_fit(batch_size, True, need_bytes)
 
 
+def test_mixed_options__are_not_held_to_the_peak_of_elementwise() -> None:
+    spec, micro_batch = replace(SMALL, image_size=320), LARGEST
+    mixtures = recompute_options(spec, micro_batch)[2:-1]
+    elementwise_bytes = sum(simulated(spec, micro_batch, "elementwise", (), False).values())
+    needs = [sum(option.components(micro_batch, False).values()) for option in mixtures]
+    assert min(needs) < 0.9 * elementwise_bytes
+    assert all(option.may_fit(micro_batch, False, need) for option, need in zip(mixtures, needs, strict=True))
+
+
 def test_plan_step__keeps_what_the_user_fixed() -> None:
     found = plan_step(SMALL, 8 * GIB, batch_size=20, micro_batch_size=8, recompute="block").recommended
     assert (found.micro_batch, found.accumulate, found.recompute, found.recompute_layers) == (8, 3, "block", ())

@@ -5,6 +5,7 @@ import torch
 
 from engine.errors import ConfigError
 from engine.precision import autocast, build_scaler, check_precision
+from tests.helpers.training import make_network, make_step, make_window
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -36,3 +37,15 @@ def test_autocast__sets_the_dtype_of_convolutions(precision: str, dtype: torch.d
 
 def test_build_scaler__works_only_for_fp16() -> None:
     assert [build_scaler(p, CPU).is_enabled() for p in ("fp32", "bf16", "fp16")] == [False, False, True]
+
+
+def test_build_scaler__loses_few_windows_while_it_finds_the_scale_of_a_new_network() -> None:
+    """A new YOLO11l needs 2**7 at most; docs/troubleshooting.md promises a few skips, and ten in a row end a run."""
+    network, scaler = make_network(), build_scaler("fp16", CPU)
+    step = make_step(network, scaler=scaler)
+    weight = network.model[0].conv.weight
+    weight.register_hook(lambda gradient: gradient * (float("inf") if scaler.get_scale() > 2.0**7 else 1.0))
+    for seed in range(5):
+        step.run(make_window([2, 1], seed=seed))
+    step.settle()
+    assert step.guard.num_skipped <= 3

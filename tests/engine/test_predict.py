@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from data.errors import DataError
 from data.image import read_image
-from engine.checkpoint import load_network
+from engine import predict
+from engine.checkpoint import LoadedNetwork, load_network
 from engine.errors import ConfigError
-from engine.predict import PredictionFolder, Predictor, _fresh, main
+from engine.predict import PredictionFolder, Predictor, _fresh, main, summary_line
 from engine.sources import Frame, find_files, read_frames
 from models.postprocess import Detections, NmsConfig
 from tests.helpers.checkpoints import Overfitted
@@ -47,7 +50,7 @@ def test_find_files__folder_pattern_and_file(pictures: Path) -> None:
 
 @pytest.mark.parametrize("source", ["none", "none/*.jpg", "notes.txt"])
 def test_find_files__rejects_what_holds_nothing(source: str, pictures: Path) -> None:
-    message = f"--source: {pictures / source}: no picture or video there: give a file, folder or pattern of .avi .bmp"
+    message = f"--source: {pictures / source}: no picture or video there: give a file, folder or pattern of .avi"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         find_files(str(pictures / source))
 
@@ -88,8 +91,127 @@ def test_folder__rejects_a_video_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_read_frames__rejects_a_broken_video(tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    with pytest.raises(ConfigError, match="no frame of it can be read"):
+    with pytest.raises(DataError, match="no frame of it can be read"):
         list(read_frames([tmp_path / "broken.mp4"]))
+
+
+@pytest.mark.parametrize("source", ["0", "rtsp://camera/1", "https://youtu.be/x"])
+def test_find_files__rejects_cameras_and_streams(source: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--source: {source}: cameras and streams are not supported: record"):
+        find_files(source)
+
+
+def test_find_files__passes_over_hidden_files_and_earlier_results(pictures: Path) -> None:
+    for name in ("._a.jpg", ".b.png", "deep/._a.jpg"):
+        (pictures / name).write_bytes(b"\0\5\26\7Mac OS X")
+    (pictures / "out" / "labels").mkdir(parents=True)
+    for name in ("predictions.json", "a.png", "labels/b.png"):
+        (pictures / "out" / name).touch()
+    assert [path.name for path in find_files(str(pictures))] == ["a.jpg", "a.png", "a.jpg", "부품.png"]
+    assert len(find_files(str(pictures / "out"))) == 2  # who asks for them gets them
+
+
+def test_find_files__a_list_several_sources_and_linked_folders(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "list.txt").write_text("\ufeffdeep/a.jpg\n\nnone.png\n", encoding="utf-8")
+    listed = [pictures / "deep" / "a.jpg", pictures / "none.png"]
+    assert find_files(str(pictures / "list.txt")) == listed
+    assert find_files(str(pictures / "a.png"), str(pictures / "*.png"))[0] == pictures / "a.png"
+    assert len(find_files(str(pictures), str(pictures))) == 4
+    (pictures / "linked").symlink_to(tmp_path)
+    errors: list[DataError] = []
+    assert len(find_files(str(pictures), on_error=errors.append)) == 4
+    assert str(errors[0]).startswith(f"{pictures / 'linked'}: a linked folder is not followed")
+
+
+def test_read_frames__goes_on_after_what_cannot_be_read(pictures: Path) -> None:
+    broken = {
+        "0.png": b"",
+        "cut.png": (pictures / "a.png").read_bytes()[:60],
+        "text.jpg": b"text",
+        "v.mp4": b"no video",
+    }
+    for name, content in broken.items():
+        (pictures / name).write_bytes(content)
+    (pictures / "gone.png").symlink_to("nothing")
+    errors: list[DataError] = []
+    frames = list(read_frames(find_files(str(pictures)), errors.append))
+    assert len(frames) == 4
+    assert sorted(Path(str(error).partition(": ")[0]).name for error in errors) == sorted([*broken, "gone.png"])
+
+
+def test_read_frames__no_two_share_a_name_where_case_and_form_do_not_count(tmp_path: Path) -> None:
+    for place, name in [("1", "é.png"), ("2", "e\u0301.png"), ("3", "a.png"), ("4", "A.png")]:
+        (tmp_path / place).mkdir()
+        (tmp_path / place / name).write_bytes(cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1])
+    stems = [unicodedata.normalize("NFC", frame.stem).lower() for frame in read_frames(find_files(str(tmp_path)))]
+    assert len(set(stems)) == 4
+
+
+def test_predict__names_what_cannot_be_read_and_ends_with_the_status_of_an_error(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = torch.nn.Identity()
+    monkeypatch.setattr(predict, "load_network", lambda *_: LoadedNetwork(network, "yolo11n", ["ic"], 32))
+    nothing = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
+    monkeypatch.setattr(Predictor, "detect", lambda *_: nothing)
+    (pictures / "0.png").write_bytes(b"")
+    arguments = ["--ckpt_path=x", f"--source={pictures}", f"--output={pictures}", "--device=cpu"]
+    before = {path: path.stat().st_mtime_ns for path in pictures.rglob("*")}
+    with pytest.raises(DataError, match=r"^--source: 1 of the files or folders could not be read: see the warnings"):
+        main(arguments)
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"warning: {pictures / '0.png'}: the file is empty")
+    assert captured.out.splitlines()[:-1] == ["a: nothing", "a_png: nothing", "a_jpg: nothing", "부품: nothing"]
+    results = tmp_path / "pictures-2"  # the source is where the output was asked for: nothing of it is touched
+    assert before == {path: path.stat().st_mtime_ns for path in pictures.rglob("*")}
+    assert len(list((results / "labels").iterdir())) == 4
+    assert len(json.loads((results / "predictions.json").read_text())["images"]) == 4
+
+
+def test_options__that_make_no_sense_are_one_line(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(predict, "load_network", lambda *_: LoadedNetwork(torch.nn.Identity(), "yolo11n", ["ic"], 32))
+    for option, message in [
+        ("--tile=1", "--tile: 1: must be at least 32 pixels, or 0"),
+        ("--tile=-5", "--tile: -5: must not be negative"),
+        ("--tile=nan", "--tile: nan: expected int"),
+        ("--overlap=nan", "--overlap: nan: must be at least 0 and below 1"),
+        ("--conf=nan", "--conf: nan: must be between 0 and 1"),
+        ("--iou=-1", "--iou: -1.0: must be between 0 and 1"),
+        ("--max_detections=0", "--max_detections: 0: must be at least 1"),
+        ("--device=meta", "--device: meta: not to be had here"),
+        ("--nothing", "--nothing: no such option"),
+    ]:
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}") as error:
+            main(["--ckpt_path=x", f"--source={pictures}", f"--output={tmp_path / 'out'}", option])
+        assert "\n" not in str(error.value)
+
+
+def test_detect__refuses_more_tiles_than_anyone_would_wait_for() -> None:
+    loaded = LoadedNetwork(torch.nn.Identity(), "yolo11n", ["ic"], 32)
+    predictor = Predictor(loaded, NmsConfig(), torch.device("cpu"), tile_px=32, overlap=0.99)
+    message = r"^--tile: 32: would look at 640 x 480 pixels in .* give a larger --tile or a smaller --overlap$"
+    with pytest.raises(ConfigError, match=message):
+        predictor.detect(np.zeros((480, 640, 3), np.uint8))
+
+
+def test_summary_line__most_frequent_first_within_the_terminal() -> None:
+    names = ["ic", "a very long name of a class that nobody would print whole", "", "전해 커패시터", *"abcdefgh"]
+    line = summary_line("board", [0] * 9 + [1] * 12 + [2, 3, 3], names, 120)
+    assert line == "board: 12 a very long…print whole, 9 ic, 2 전해 커패시터, 1 class 2"
+    for width in range(60, 120):
+        line = summary_line("p" * 300, [c for c in range(len(names)) for _ in range(c + 1)], names, width)
+        assert sum(1 + (ord(c) > 0x1000 and c != "…") for c in line) <= width
+        assert line.endswith(("more class", "more classes")) and "12 h" in line
+    assert summary_line("a\nb", [], names, 80) == "a\\nb: nothing"
+
+
+def test_folder__writes_what_jpeg_cannot_hold_as_png(tmp_path: Path) -> None:
+    folder = PredictionFolder(tmp_path / "out", ["a"])
+    nothing = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
+    folder.add(Frame(np.zeros((2, 66_000, 3), np.uint8), Path("a.bmp"), "a"), nothing)
+    assert read_image(tmp_path / "out" / "a.png").shape == (2, 66_000, 3)
 
 
 @pytest.mark.slow

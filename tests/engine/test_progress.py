@@ -38,6 +38,7 @@ class Run:
             max_epochs=NUM_EPOCHS,
             num_training_batches=STEPS_PER_EPOCH,
             num_val_batches=[5],
+            ckpt_path=None,
             callback_metrics={"val/map50": torch.tensor(0.912), "val/map50_95": torch.tensor(0.634)},
         )
         losses = {"train/box_loss": 1.25, "train/cls_loss": 0.75, "train/dfl_loss": 1.0}
@@ -56,13 +57,15 @@ class Run:
         lines = self.console.file.getvalue().replace("\r", "\n").splitlines()
         return [plain for line in lines if (plain := Text.from_ansi(line).plain.rstrip())]
 
-    def epoch(self, clock: Clock, number: int) -> None:
+    def epoch(self, clock: Clock, number: int, first_step: int = 0) -> None:
+        """A run that goes on in the middle of an epoch hears nothing of its start."""
         self.trainer.current_epoch = number
         callbacks = (self.throughput, self.progress)
-        for callback in callbacks:
+        for callback in callbacks if first_step == 0 else ():
             callback.on_train_epoch_start(self.trainer, self.module)
-        for step in range(STEPS_PER_EPOCH):
-            self.throughput.on_train_batch_start(self.trainer, self.module, None, step)
+        for step in range(first_step, STEPS_PER_EPOCH):
+            for callback in callbacks:
+                callback.on_train_batch_start(self.trainer, self.module, None, step)
             clock.seconds += STEP_SECONDS
             for callback in callbacks:
                 callback.on_train_batch_end(self.trainer, self.module, None, [None] * 16, step)
@@ -103,6 +106,32 @@ def test_progress__counts_validations_into_the_time_left(clock: Clock) -> None:
     assert any(text.endswith("ETA 0:01:20") for text in run.texts())  # at the end of its steps: two validations
     run.epoch(clock, 2)
     assert run.texts()[-1].endswith("0:00:00")
+
+
+def test_progress__of_a_run_that_goes_on_within_an_epoch(clock: Clock) -> None:
+    """The line goes on where it was, and the time left is that of the steps that are left."""
+    run = Run(width=120)
+    progress = {"epoch_progress": (1, 2), "batch_progress": (6, 6)}
+    epoch, windows = (SimpleNamespace(current=SimpleNamespace(processed=p, ready=r)) for p, r in progress.values())
+    run.trainer.ckpt_path, run.trainer.current_epoch = "last.ckpt", 1
+    run.trainer.fit_loop = SimpleNamespace(epoch_progress=epoch, epoch_loop=SimpleNamespace(batch_progress=windows))
+    run.progress.on_train_start(run.trainer, run.module)
+    run.epoch(clock, 1, first_step=6)
+    assert run.texts()[0] == "going on at epoch 2 of 3, step 7 of 10: last.ckpt"
+    live = [text for text in run.texts() if text.startswith("epoch 2/3")]
+    assert " 6/10" in live[0] and any(" 8/10" in text and "ETA >0:00:24" in text for text in live)
+    row = next(text.split() for text in run.texts() if text.lstrip().startswith("2/3 "))
+    assert row[-1] == "0:00:50"  # an epoch of 10 steps of 2 s and a validation of 30 s
+
+
+def test_progress__shows_its_line_again_after_a_validation_within_an_epoch(clock: Clock) -> None:
+    run = Run(width=120)
+    run.progress.on_train_epoch_start(run.trainer, run.module)
+    run.progress.on_validation_start(run.trainer, run.module)
+    run.progress.on_validation_end(run.trainer, run.module)
+    run.progress.on_train_batch_start(run.trainer, run.module, None, 5)
+    run.progress.on_train_batch_end(run.trainer, run.module, None, [None] * 16, 5)
+    assert any(text.startswith("epoch 1/3") and " 6/10" in text for text in run.texts())
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

@@ -258,3 +258,11 @@ def test_in_parts__gives_up_at_a_single_image() -> None:
 
     with pytest.raises(TrainingError, match=r"lower data\.image_size"):
         in_parts(make_window([1, 1]), 2, work)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 8, 9, 64])
+def test_lower__recomputes_before_it_takes_fewer_images(micro_batch_size: int) -> None:
+    """BatchNorm sees each micro-batch alone, so its size changes the numbers; recomputing does not."""
+    memory = MemorySettings(make_network(), 64, micro_batch_size)
+    memory.lower("CUDA out of memory", step=0)
+    assert (memory.micro_batch_size, memory.recompute) == (micro_batch_size, "elementwise")

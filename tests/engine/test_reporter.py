@@ -8,14 +8,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.dataset_yaml import read_dataset_yaml
 from data.index import build_index
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
-from engine import reporter as reporter_module
 from engine.diagnosis import Finding
-from engine.report.results_plots import best_epoch, read_history
+from engine.report import curves
 from engine.reporter import RunReporter
+from engine.run_logs import EventFiles
 from tests.helpers.report import write_history
 from tests.helpers.results import make_metrics, make_pictures
 from tests.helpers.training import make_window
@@ -87,8 +89,12 @@ def files(folder: Path) -> set[str]:
 
 
 def test_reporter__leaves_what_users_of_this_field_expect(folder: Path, index: object) -> None:
-    run(folder, make_trainer(index), make_module())
+    events = EventFiles(folder.parent / "events")
+    run(folder, make_trainer(index, loggers=[events]), make_module())
+    events.finalize("success")
     assert files(folder) == EXPECTED | {"metrics.csv"}
+    tags = EventAccumulator(events.log_dir).Reload().Tags()["images"]
+    assert set(tags) == {f"pictures/{Path(name).stem}" for name in EXPECTED - {"report.html"}}
     assert all((folder / name).stat().st_size > 2_000 for name in EXPECTED)
 
 
@@ -103,12 +109,12 @@ def test_reporter__survives_a_picture_that_cannot_be_drawn(
     def fail(*args: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(reporter_module, "draw_curves", fail)
+    monkeypatch.setattr(curves, "_draw_pr", fail)
     with caplog.at_level(logging.WARNING, logger="engine.reporter"):
         run(folder, make_trainer(index), make_module())
     (message,) = caplog.messages
     assert "PR_curve.png cannot be made (OSError: No space left on device): training is not affected" in message
-    assert EXPECTED - files(folder) == {"PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png"}
+    assert EXPECTED - files(folder) == {"PR_curve.png"}
     assert "No space left on device" in (folder / "report.html").read_text()
 
 
@@ -128,18 +134,39 @@ def test_reporter__shows_the_best_epoch(folder: Path, index: object) -> None:
     assert len(found) == sum(rows.numel() // 6 for rows in modules[1].evaluation.metrics.detections)
 
 
-def test_reporter__of_a_resumed_run_knows_that_an_earlier_epoch_was_better(folder: Path, index: object) -> None:
-    trainer, module = make_trainer(index, current_epoch=4), make_module(0.3)
-    better = best_epoch(read_history(folder / "metrics.csv"))
-    run(folder, trainer, module)
+def test_reporter__says_which_epoch_best_ckpt_holds(folder: Path, index: object) -> None:
+    """It may be another than the best one that this process has seen: the run went on, or the disk was full."""
+    (folder / "checkpoints").mkdir()
+    content = {"epoch": 2, "global_step": 6, "score": 0.9, "state_dict": {}, "yolofit": {}}
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    run(folder, make_trainer(index, current_epoch=4), make_module(0.3))
     text = (folder / "report.html").read_text()
-    assert f"Epoch 5, the best one by mAP50-95 since the run was resumed (epoch {better} is better" in text
+    assert "Epoch 5, the best one by mAP50-95 since the run went on" in text
+    assert "best.ckpt holds epoch 3, mAP50-95 0.9000" in text
+
+
+def test_reporter__reports_a_run_that_ended_in_its_first_epoch(tmp_path: Path, index: object) -> None:
+    """Nothing was validated, and there is no row in metrics.csv."""
+    reporter, trainer, module = RunReporter(tmp_path), make_trainer(index), make_module()
+    reporter.on_train_start(trainer, module)
+    reporter.on_train_batch_start(trainer, module, make_window([2, 0, 3]), 0)
+    reporter.on_exception(trainer, module, KeyboardInterrupt())
+    reporter.teardown(trainer, module, "fit")
+    assert "ended early: KeyboardInterrupt" in (tmp_path / "report.html").read_text()
+
+
+def test_reporter__leaves_no_report_of_a_run_that_never_began(tmp_path: Path, index: object) -> None:
+    reporter, trainer, module = RunReporter(tmp_path), make_trainer(index), make_module()
+    reporter.on_exception(trainer, module, KeyboardInterrupt())
+    reporter.teardown(trainer, module, "fit")
+    assert files(tmp_path) == set()
 
 
 def test_reporter__reports_a_run_that_ended_early_with_its_warnings_and_advice(folder: Path, index: object) -> None:
     findings = [Finding("CPU", "8 workers", "lower it", "note"), Finding("pace", "the device sets it")]
     reporter, trainer = RunReporter(folder, findings), make_trainer(index)
     module = make_module()
+    reporter.on_train_start(trainer, module)
     validate(reporter, trainer, module, make_pictures(folder.parent, NUM_IMAGES))
     logging.getLogger("data.index").warning("train: 3 images without a label file")
     reporter.on_exception(trainer, module, KeyboardInterrupt())

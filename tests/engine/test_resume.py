@@ -13,9 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.dataset import TrainDataset
 from data.errors import DataError
+from engine.evaluation import Evaluation
 from engine.fit import main as fit
 from engine.report.memory_log import read_memory_log
-from engine.resume import Interrupted, MidEpochCheckpoints
+from engine.resume import Interrupted, LastCheckpoint
 from tests.helpers.runs import assert_same, final_state, make_boards, quickstart_arguments, rows_of
 
 EPOCHS = 3
@@ -44,7 +45,7 @@ class RaiseSignal(L.Callback):
         if trainer.global_step + 1 == self.at_step:
             signal.raise_signal(self.number)
 
-    def on_validation_start(self, trainer: L.Trainer, *args: object) -> None:
+    def on_validation_batch_start(self, trainer: L.Trainer, *args: object) -> None:
         if self.at_step is None and trainer.current_epoch == 0:
             signal.raise_signal(self.number)
 
@@ -83,6 +84,31 @@ def test_signal__stops_with_a_checkpoint_from_which_the_run_goes_on_exactly(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("epoch", [0, EPOCHS - 1])
+def test_resume__after_validation_has_failed_begins_with_that_validation(
+    epoch: int, data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed
+) -> None:
+    """No window is taken twice, and none of the metrics is left out; in the first epoch, and in the last."""
+    folder = tmp_path / "run"
+    update = Evaluation.update
+
+    def fail(self: Evaluation, *args: object) -> None:
+        if len(rows_of(folder) if (folder / "metrics.csv").exists() else []) == epoch:
+            raise RuntimeError("in the midst of validation")
+        update(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "update", fail)
+        with pytest.raises(RuntimeError, match="in the midst of validation"):
+            fit(arguments(data_yaml, folder))
+    last = folder / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == (epoch + 1) * WINDOWS
+    fit(arguments(data_yaml, folder, f"--ckpt_path={last}"))
+    assert_same(final_state(folder), undisturbed[1])
+    assert rows_of(folder) == rows_of(undisturbed[0])
+
+
+@pytest.mark.slow
 def test_resume__extends_a_finished_run(data_yaml: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     fit(arguments(data_yaml, folder, "--trainer.max_epochs=1"))
@@ -98,11 +124,11 @@ def test_stop__names_a_checkpoint_only_if_it_is_there(name: str, shown: str, tmp
     """The disk may have refused it."""
     path = tmp_path / name / "last.ckpt"
     with pytest.raises(Interrupted, match=r"no checkpoint was written yet: start again$"):
-        MidEpochCheckpoints(path, 0)._stop()
+        LastCheckpoint(path, 0)._stop()
     path.parent.mkdir()
     path.touch()
     with pytest.raises(Interrupted) as caught:
-        MidEpochCheckpoints(path, 0)._stop()
+        LastCheckpoint(path, 0)._stop()
     assert str(caught.value).endswith(f": go on with the same command and --ckpt_path {shown.format(tmp_path)}")
 
 

@@ -57,6 +57,19 @@ def test_apply__matches_reference(decay: str, name: str) -> None:
             assert ours_row[group] == pytest.approx(values, abs=1e-12)
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("epochs", [2, 3, 4])
+def test_apply__matches_reference_in_runs_shorter_than_the_warmup(epochs: int) -> None:
+    config = ScheduleConfig(per_epoch=True, warmup_bias_lr=0.1)  # warms up for three epochs, if there are more
+    ours, theirs = trace(config, epochs, 7), reference("linear", epochs, 7)
+    assert [row["bias"] for row in ours] == [pytest.approx(row["bias"], abs=1e-12) for row in theirs]
+
+
+def test_apply__the_last_epoch_is_never_part_of_the_warmup() -> None:
+    rates = [row["decay"][0] for row in trace(ScheduleConfig(warmup_epochs=10, final_lr_fraction=1.0), 3, 20)]
+    assert rates[39] < 0.01 and rates[40:] == [0.01] * 20
+
+
 def test_apply__adamw_biases_start_at_zero_by_default() -> None:
     assert trace(ScheduleConfig(), 5, 7, "adamw")[0]["bias"][0] == 0.0
 
@@ -74,3 +87,9 @@ def test_apply__never_negative_and_never_above_the_base_rate(epochs: int, steps:
     for step in range(epochs * steps + 2):
         schedule.apply(optimizer, step, lr=0.5, momentum=0.9)
         assert 0 <= optimizer.param_groups[0]["lr"] <= 0.5
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0])
+def test_schedule_config__rejects_a_momentum_that_would_never_fade(momentum: float) -> None:
+    with pytest.raises(ValueError, match=rf"model\.schedule\.warmup_momentum: {momentum}: must be in \[0, 1\)"):
+        ScheduleConfig(warmup_momentum=momentum)

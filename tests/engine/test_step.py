@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from engine.ema import EmaConfig, WeightAverage
 from engine.errors import TrainingError
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, build_optimizer
@@ -99,6 +102,62 @@ def test_run__skipping_equals_never_having_seen_the_window() -> None:
         assert torch.equal(ours.num_batches_tracked, theirs.num_batches_tracked)
 
 
+def spoil(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    norm.running_var.data[3] = float("nan")  # as a variance that overflows
+
+
+def test_run__skips_a_window_that_spoils_only_the_statistics(caplog: pytest.LogCaptureFixture) -> None:
+    network = make_network(frozen=False)
+    step = make_step(network)
+    before = copy_of(network)
+    with network.model[0].bn.register_forward_hook(spoil), caplog.at_level(logging.WARNING):
+        step.run(make_window(COUNTS))
+        outcome = step.settle()
+    assert not outcome.finite and math.isfinite(outcome.grad_norm)
+    assert "BatchNorm" in caplog.text
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+        assert torch.equal(step.ema.network.state_dict()[name], tensor), name
+    step.run(make_window(COUNTS))
+    assert step.settle().finite and step.num_steps_taken == 1
+
+
+@pytest.mark.parametrize("recompute", ["none", "elementwise", "block"])
+def test_run__refuses_one_value_per_channel_at_every_level(recompute: str) -> None:
+    network = make_network(frozen=False)
+    step = make_step(network, micro_batch_size=2)
+    step.memory._set(2, recompute)
+    before = copy_of(network).state_dict()
+    with pytest.raises(TrainingError, match=r"^data\.image_size: 32 x 32 px: a micro-batch of a single image .*larger"):
+        step.run(make_window([1, 1, 1], image_size=32))  # 2 images, then 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    step.run(make_window([1, 1], image_size=32))
+    assert step.settle().finite
+
+
+def test_run__takes_one_value_per_channel_where_statistics_are_frozen() -> None:
+    step = make_step(make_network(frozen=True), micro_batch_size=1)
+    step.run(make_window([1], image_size=32))
+    assert step.settle().finite
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_run__ends_with_the_statistics_of_the_last_good_window(at: int) -> None:
+    """``last.ckpt`` may be written on the way out, while the window after the skipped ones is under way."""
+    network = make_network(frozen=False)
+    step = make_step(network, guard=NonFiniteGuard(max_in_a_row=1))
+    step.guard.diagnose = lambda: str(network(torch.rand(4, 3, 64, 64)).keys())  # moves them too
+    for seed in range(at - 1):
+        step.run(make_window(COUNTS, seed=seed))
+    step.settle()
+    before = copy_of(network).state_dict()
+    poison(network, float("nan"), 1)
+    step.run(make_window(COUNTS))
+    with pytest.raises(TrainingError):
+        step.run(make_window(COUNTS, seed=7))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
 def test_run__ends_after_too_many_bad_windows() -> None:
     network = make_network()
     network.register_forward_hook(lambda module, inputs, output: output | {"boxes": output["boxes"] * float("nan")})
@@ -161,3 +220,25 @@ def test_assert_fp32__names_what_is_not() -> None:
         assert_fp32(network, step.optimizer)
     with pytest.raises(AssertionError, match=r"parameter model\.0\.conv\.weight is torch\.float16"):
         assert_fp32(network.half(), step.optimizer)
+
+
+def test_run__averages_weights_with_the_number_of_the_step() -> None:
+    """As docs/configuration.md has it: the decay at update t, from 1 on, is ``decay * (1 - exp(-t / ramp_steps))``."""
+    network = make_network()
+    ema = WeightAverage(network, EmaConfig(decay=0.9, ramp_steps=2.0))
+    step = make_step(network, ema=ema)
+    expected = flat_weights(network).double()
+    for t in (1, 2, 3):
+        step.run(make_window(COUNTS, seed=t))
+        decay = 0.9 * (1 - math.exp(-t / 2.0))
+        expected = decay * expected + (1 - decay) * flat_weights(network)
+    torch.testing.assert_close(flat_weights(ema.network).double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_state_dict__goes_on_with_lowered_settings() -> None:
+    step, other = (make_step(make_network(), micro_batch_size=4) for _ in range(2))
+    step.memory.lower("CUDA out of memory", step=0)
+    step.memory.lower("CUDA out of memory", step=0)
+    other.load_state_dict(step.state_dict())
+    assert (other.memory.micro_batch_size, other.memory.recompute) == (2, "elementwise")
+    assert other.memory.history == step.memory.history

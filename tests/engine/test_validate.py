@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from engine.checkpoint import check_classes
 from engine.errors import ConfigError
-from engine.validate import _check_classes
+from engine.validate import main as validate
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,7 @@ from engine.validate import _check_classes
     ],
 )
 def test_check_classes__numbers_count(theirs: list[str], ours: list[str]) -> None:
-    _check_classes(theirs, ours)
+    check_classes(theirs, ours, "--ckpt_path")
 
 
 @pytest.mark.parametrize(
@@ -32,4 +33,9 @@ def test_check_classes__numbers_count(theirs: list[str], ours: list[str]) -> Non
 def test_check_classes__says_where_they_part(theirs: list[str], ours: list[str], message: str) -> None:
     full = f"--ckpt_path: {message}: use the data.yaml that it was trained with"
     with pytest.raises(ConfigError, match=f"^{re.escape(full)}$"):
-        _check_classes(theirs, ours)
+        check_classes(theirs, ours, "--ckpt_path")
+
+
+def test_validate__refuses_to_measure_nothing() -> None:
+    with pytest.raises(ConfigError, match=r"^trainer\.limit_val_batches: 0: .*: leave it out, or set .* 1\.0$"):
+        validate(["--data.root=data.yaml", "--ckpt_path=best.ckpt", "--trainer.limit_val_batches=0"])

@@ -15,6 +15,7 @@ from rich.console import Console
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import workers
 from engine.datamodule import DetectionData
+from engine.diagnosis import LoaderInUse
 from engine.fit import main as fit
 from engine.throughput import WINDOW_STEPS
 from engine.workers import WorkerAdapter
@@ -46,6 +47,7 @@ class Recorder(L.LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.seen: list[list[tuple[str, int]]] = []
         self.workers: list[int] = []
+        self.in_use: list[LoaderInUse] = []
         self.processes: list[int] = []
         self.foreign = set(multiprocessing.active_children())  # of tests before
 
@@ -53,6 +55,7 @@ class Recorder(L.LightningModule):
         self.seen.append([])
         self.throughput.num_steps_measured += self.steps_per_epoch
         self.workers.append(self.trainer.train_dataloader.num_workers)
+        self.in_use.append(self.trainer.datamodule.loader_in_use())
 
     def training_step(self, batch: object, batch_idx: int) -> None:
         sums = batch.images.sum(dim=(1, 2, 3), dtype=torch.int64).tolist()
@@ -77,9 +80,11 @@ def three_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "available_cores", lambda: 3)
 
 
-def run(data_yaml: Path, throughput: FakeThroughput, asked: int | str = "auto", **changes: object) -> SimpleNamespace:
+def run(
+    data_yaml: Path, throughput: FakeThroughput, asked: int | str = "auto", cache: str = "none", **changes: object
+) -> SimpleNamespace:
     """Train for some epochs of three windows."""
-    data = DetectionData(str(data_yaml), 4, 4, 64, workers=asked, cache="none", seed=3, max_epochs=EPOCHS)
+    data = DetectionData(str(data_yaml), 4, 4, 64, workers=asked, cache=cache, seed=3, max_epochs=EPOCHS)
     recorder, output = Recorder(throughput, **changes), io.StringIO()
     trainer = L.Trainer(
         max_epochs=EPOCHS,
@@ -112,6 +117,29 @@ def test_workers__are_added_while_training_waits_and_the_images_are_the_same(dat
         "loader: 2 workers instead of 1: training waited 40% of the time",
         "loader: 3 workers instead of 2: training waited 40% of the time",
     ]
+
+
+def test_loader_in_use__is_what_is_at_work_and_foresees_the_next_epoch(
+    data_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.datamodule.available_cores", lambda: 3)
+    auto = run(data_yaml, FakeThroughput(0.4)).recorder
+    assert [loader.workers for loader in auto.in_use] == auto.workers == [2, 3, 3, 3]
+    assert [loader.next_workers for loader in auto.in_use] == [3, 3, 3, 3]  # the second one had three already
+    mine = run(data_yaml, FakeThroughput(0.4), asked=1).recorder
+    assert {(loader.workers, loader.next_workers, loader.most_workers) for loader in mine.in_use} == {(1, 1, 2)}
+
+
+def test_loader_in_use__knows_the_cache(data_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    none = run(data_yaml, FakeThroughput(0.0), asked=0).recorder.in_use
+    assert {(one.cache, one.is_filling_cache, one.cache_that_fits) for one in none} == {("none", False, "ram")}
+    ram = run(data_yaml, FakeThroughput(0.0), asked=0, cache="auto").recorder.in_use
+    assert [(one.cache, one.is_filling_cache, one.cache_that_fits) for one in ram] == [
+        ("ram", epoch == 0, "") for epoch in range(EPOCHS)
+    ]
+    monkeypatch.setattr("data.cache.SlotCache.is_closed", True)
+    dropped = run(data_yaml, FakeThroughput(0.0), asked=0, cache="ram").recorder.in_use
+    assert {(one.cache, one.is_cache_given_up, one.is_filling_cache) for one in dropped} == {("none", True, False)}
 
 
 def test_workers__of_the_user_stay(data_yaml: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pynvml
@@ -95,3 +96,38 @@ def install(monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml | None = None) -> Fa
     for name, function in fakes.items():
         monkeypatch.setattr(torch.cuda, name, function)
     return nvml
+
+
+def install_two(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Make torch see two such devices, the first of which is the current one at first.
+
+    Returns:
+        What is asked of which device, in order: every such question opens a CUDA context there.
+    """
+    install(monkeypatch)
+    asked: list[tuple[str, int]] = []
+    current = [0]
+
+    def noted(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def ask(device: torch.device | int | None = None, *args: object) -> object:
+            index = current[0] if device is None else torch.device(device).index
+            asked.append((name, current[0] if index is None else index))
+            return function(device, *args)
+
+        return ask
+
+    per_device = {
+        "mem_get_info": torch.cuda.mem_get_info,
+        "memory_reserved": torch.cuda.memory_reserved,
+        "get_device_name": torch.cuda.get_device_name,
+        "get_device_capability": torch.cuda.get_device_capability,
+        "get_device_properties": torch.cuda.get_device_properties,
+        "set_device": lambda device: current.__setitem__(0, torch.device(device).index),
+    }
+    for name, function in per_device.items():
+        monkeypatch.setattr(torch.cuda, name, noted(name, function))
+    limit = noted("set_per_process_memory_fraction", lambda device, fraction: None)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda part, device: limit(device, part))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    return asked

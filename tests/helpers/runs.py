@@ -98,16 +98,28 @@ def start_run(args: list[str], output: Path, **environment: str) -> RunProcess:
     return RunProcess(process, output)
 
 
-def start_ranks(num_ranks: int, args: list[str], folder: Path) -> list[RunProcess]:
-    """The processes that ``torchrun --nproc-per-node`` starts, with the environment that it gives them."""
+def start_ranks(
+    num_ranks: int, args: list[str], folder: Path, more: dict[int, list[str]] | None = None
+) -> list[RunProcess]:
+    """The processes that ``torchrun --nproc-per-node`` starts, with the environment that it gives them.
+
+    Args:
+        num_ranks: How many.
+        args: Of ``engine.fit``.
+        folder: For what they print.
+        more: Further arguments of single ranks, which makes them differ.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
     shared |= {"LOCAL_WORLD_SIZE": str(num_ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-    args = [*args, f"--trainer.devices={num_ranks}", "--trainer.strategy=ddp"]
+    args = [*args, f"--trainer.devices={num_ranks}"]
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(num_ranks)]
-    return [start_run(args, folder / f"rank{i}.txt", **environment) for i, environment in enumerate(ranks)]
+    return [
+        start_run([*args, *(more or {}).get(rank, [])], folder / f"rank{rank}.txt", **environment)
+        for rank, environment in enumerate(ranks)
+    ]
 
 
 def _end_with_the_tests() -> None:

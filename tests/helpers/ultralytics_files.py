@@ -15,12 +15,14 @@ WRITE_FILES = """
 import copy, sys, torch
 from pathlib import Path
 from ultralytics import YOLO
+from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import strip_optimizer
 folder, names = Path(sys.argv[1]), dict(enumerate(sys.argv[2:]))
 torch.manual_seed(0)
 model = DetectionModel("yolo11n.yaml", nc=len(names), verbose=False)
-model.names, model.args, model.task = names, {"imgsz": 96, "task": "detect", "model": "yolo11n.pt"}, "detect"
+model.names, model.task = names, "detect"
+model.args = get_cfg(overrides={"imgsz": 96, "task": "detect", "model": "yolo11n.pt"})  # the trainer's object
 ema = copy.deepcopy(model)
 for parameter in ema.parameters():
     parameter.data += 0.25

@@ -39,7 +39,7 @@ def reference_detections(boxes_BA4: Tensor, logits_BCA: Tensor, config: NmsConfi
         iou_thres=config.iou,
         multi_label=config.multi_label,
         max_nms=config.max_candidates,
-        max_det=config.max_detections,
+        max_det=config.limit,
     )
 
 

@@ -241,3 +241,12 @@ def test_apply_recompute__rejects_what_does_not_exist() -> None:
         apply_recompute(network, "all")
     with pytest.raises(ValueError, match=r"model\.recompute: layer 24: must be between 0 and 23"):
         apply_recompute(network, "none", {24: "block"})
+
+
+@pytest.mark.parametrize("level", ["none", "elementwise", "block"])
+def test_apply_recompute__refuses_one_value_per_channel_as_pytorch_does(level: str) -> None:
+    network = make_network(frozen=False)
+    apply_recompute(network, level)
+    with pytest.raises(ValueError, match="more than 1 value per channel when training"):
+        network(torch.rand(1, 3, 32, 32))
+    assert all(norm.running_var.isfinite().all() for norm in batch_norms(network))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.network import build_network
-from models.saved_weights import SavedWeights, WeightsError, read_weights
+from models.saved_weights import SavedWeights, WeightsError, _image_size, read_weights
 from models.weights import transfer_weights
 from tests.helpers.ultralytics_files import NAMES, write_ultralytics_files
 
@@ -53,6 +53,15 @@ def test_read_weights__ultralytics_file(name: str, ultralytics_files: Path) -> N
         # bare.pt and facade.pt may hold FP32, what is expected was rounded to half precision.
         torch.testing.assert_close(weights.state[key], tensor, rtol=1e-3, atol=1e-6)
     assert (weights.network, weights.class_names, weights.image_size) == ("yolo11n", NAMES, 96)
+
+
+@pytest.mark.parametrize(
+    ("imgsz", "expected"),
+    [(96, 96), (100, 128), ([640, 480], 640), ((320,), 320), ("640", None), (None, None), (0, None), ([], None)],
+)
+def test_image_size__is_what_ultralytics_trained_at(imgsz: object, expected: int | None) -> None:
+    """The longest side, rounded up to a multiple of 32."""
+    assert _image_size({"imgsz": imgsz}) == expected
 
 
 @pytest.mark.parity
@@ -101,8 +110,8 @@ def test_read_weights__rejects_files_without_weights(tmp_path: Path) -> None:
         ("no-weights.pt", "holds no weights"),
         ("list.pt", "holds neither a model nor a state dict"),
         ("text.safetensors", "header|Header"),
-        ("missing.pt", "cannot be read"),
-        ("missing.safetensors", "cannot be read"),
+        ("missing.pt", "no such file"),
+        ("missing.safetensors", "no such file"),
     ]:
         with pytest.raises(WeightsError, match=message):
             read_weights(tmp_path / name)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.memory.guard import SLOW_FACTOR, STEPS_IN_A_ROW, SpillGuard, SpillReport
+from engine.memory.guard import SpillGuard, SpillReport
 from engine.memory.probe import MemorySample
 from engine.memory.units import GIB, MIB
 
@@ -16,6 +16,7 @@ FITS = MemorySample(reserved_bytes=11 * GIB, used_bytes=12 * GIB, total_bytes=TO
 FULL = MemorySample(reserved_bytes=int(14.6 * GIB), used_bytes=int(15.6 * GIB), total_bytes=TOTAL)
 SPILLING = MemorySample(reserved_bytes=int(15.9 * GIB), used_bytes=int(15.8 * GIB), total_bytes=TOTAL)
 USUAL_SECONDS = 0.32
+STEPS_IN_A_ROW = 5  # "within five steps": docs/memory.md and the guard's own text
 
 Step = tuple[MemorySample, float, float]  # sample, busy seconds, seconds of waiting
 
@@ -89,7 +90,8 @@ QUIET_TRACES = {
         step for _ in range(10) for step in steps(FULL, 1, factor=20) + steps(FULL, 20)
     ],
     "four slow steps": steps(FULL, 40) + steps(FULL, STEPS_IN_A_ROW - 1, factor=8) + steps(FULL, 40),
-    "less than the factor": steps(FULL, 40) + steps(FULL, 40, factor=SLOW_FACTOR * 0.9),
+    "twice as slow, as when crowded images come together": steps(FULL, 40) + steps(FULL, 40, factor=2),
+    "first steps that are fast, before the device is busy": steps(FULL, 3, factor=0.1) + steps(FULL, 12),
     "a CPU": [(MemorySample(used_bytes=15 * GIB, total_bytes=TOTAL), *step[1:]) for step in steps(FULL, 40, 8)],
     "no driver": [(MemorySample(reserved_bytes=15 * GIB), *step[1:]) for step in steps(FULL, 40) + steps(FULL, 9, 8)],
 }
@@ -103,7 +105,7 @@ def test_observe__stays_quiet(trace: list[Step]) -> None:
 @settings(deadline=None, max_examples=40)
 @given(
     seconds=st.floats(min_value=0.01, max_value=20),
-    factor=st.floats(min_value=SLOW_FACTOR * 1.2, max_value=50),
+    factor=st.floats(min_value=3.0, max_value=50),
     num_fast=st.integers(min_value=10, max_value=300),
     seed=st.integers(min_value=0, max_value=1000),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -17,7 +18,7 @@ from PIL import Image
 from engine.memory.probe import MemorySample
 from engine.memory.units import GIB
 from engine.report import html
-from engine.report.curves import draw_confusion, draw_curves
+from engine.report.curves import curve_pictures
 from engine.report.facts import RunFacts, memory_rows, plan_rows, run_warnings
 from engine.report.html import write_report
 from engine.report.memory_log import MemoryLog
@@ -26,6 +27,7 @@ from tests.helpers.report import write_history
 from tests.helpers.results import HOSTILE_NAME, make_metrics
 
 NAMES = ["ic", HOSTILE_NAME, "전해 커패시터"]
+MAX_REPORT_BYTES = 5_000_000
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -47,8 +49,8 @@ def facts(tmp_path: Path) -> RunFacts:
     (tmp_path / "config.yaml").write_text(f"data:\n  root: {HOSTILE_NAME!r}\n  batch_size: 32\n", encoding="utf-8")
     results = make_metrics(NAMES).compute()
     with drawing():
-        draw_curves(results, tmp_path)
-        draw_confusion(results, tmp_path)
+        for name, draw in curve_pictures(results).items():
+            draw(tmp_path / name)
     return RunFacts(
         folder=tmp_path,
         heading=f"yolo11l, {HOSTILE_NAME}",
@@ -176,3 +178,26 @@ def test_report__renders_in_a_browser(facts: RunFacts, width_px: int) -> None:
 def test_sections__have_names_of_their_own() -> None:
     titles = [title for title, _ in html.SECTIONS]
     assert len(set(titles)) == len(titles)
+
+
+def test_report__of_a_big_run_with_detailed_pictures_stays_small(tmp_path: Path) -> None:
+    """Eighty classes, all pictures that a run leaves, each contact sheet of noise, which no format makes small."""
+    names = [f"component {c}" for c in range(80)]
+    write_history(tmp_path / "metrics.csv", num_epochs=300)
+    results = make_metrics(names, num_images=60).compute()
+    with drawing():
+        for name, draw in curve_pictures(results).items():
+            draw(tmp_path / name)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1728, 1620, 3), np.uint8))
+    sheets = [f"val_batch{i}_{kind}" for i in range(3) for kind in ("labels", "pred")]
+    for name in [*sheets, *(f"train_batch{i}" for i in range(3)), "worst_mistakes"]:
+        noise.save(tmp_path / f"{name}.jpg")
+    for name in ("labels", "memory", "memory_breakdown"):
+        noise.save(tmp_path / f"{name}.png")
+    facts = RunFacts(tmp_path, "yolo11l", 300, 300, results, num_train_boxes_C=np.full(80, 9), confidence=0.25)
+    report = write_report(facts)
+    assert report.stat().st_size < MAX_REPORT_BYTES
+    embedded = re.findall(r'src="data:image/(?:png|jpeg|webp);base64,([^"]+)"', report.read_text())
+    assert len(embedded) == 8 + len(curve_pictures(results)) + 13
+    for content in embedded:
+        assert Image.open(io.BytesIO(base64.b64decode(content))).width >= 600

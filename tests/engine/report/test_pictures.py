@@ -10,7 +10,7 @@ from PIL import Image
 
 from engine.report import style
 from engine.report.mistakes import FALSE, MISSED, RIGHT, ImageRecord, collect_records, judge
-from engine.report.pictures import TILE_PX, Mark, Tile, draw_mistakes, draw_validation_batch, save_sheet
+from engine.report.pictures import TILE_PX, Mark, Tile, draw_found, draw_mistakes, draw_truth, save_sheet
 from engine.report.style import drawable_names, font_file
 from tests.helpers.results import make_metrics, make_pictures
 
@@ -69,9 +69,10 @@ def test_draw_mistakes__worst_first_and_none_without_mistakes(tmp_path: Path, mo
     assert len(sheets) == 1
 
 
-def test_draw_validation_batch__goes_on_without_a_file(tmp_path: Path) -> None:
+def test_draw_truth_and_found__go_on_without_a_file(tmp_path: Path) -> None:
     gone = record([[*BOX, 0, 0.9]], [[*BOX, 0]], str(tmp_path / "gone.png"))
-    draw_validation_batch([gone], NAMES, 0.25, tmp_path / "val_batch0_labels.jpg")
+    draw_truth([gone], NAMES, 0.25, tmp_path / "val_batch0_labels.jpg")
+    draw_found([gone], NAMES, 0.25, tmp_path / "val_batch0_pred.jpg")
     assert {path.name for path in tmp_path.iterdir()} == {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
 
 
