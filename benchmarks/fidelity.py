@@ -346,7 +346,8 @@ def _gaps(maps: dict[str, dict[int, float]]) -> dict[str, Any]:
     row: dict[str, Any] = {arm: spread(list(values.values())) for arm, values in maps.items()}
     for first, other in itertools.combinations([arm for arm in ARMS if arm in maps], 2):
         values = paired(maps[first], maps[other])
-        row[f"{first} less {other}"] = compared(values) | {"values": values}
+        name = "gap" if (first, other) == ("yolofit", "ultralytics") else f"{first} less {other}"
+        row[name] = compared(values) | {"values": values}
     return row
 
 

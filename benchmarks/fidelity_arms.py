@@ -1,4 +1,4 @@
-"""The sides of a comparison: either trainer as it is, or with one thing exchanged, so that its effect can be seen alone."""
+"""The sides of a comparison: either trainer as it is, or with one thing exchanged, so that its effect stands alone."""
 
 from __future__ import annotations
 

@@ -65,6 +65,6 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and standard deviation."""
+    """Mean and standard deviation, with the values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values) if values else None, "standard_deviation": deviation}
+    return {"mean": statistics.fmean(values) if values else None, "standard_deviation": deviation, "values": values}

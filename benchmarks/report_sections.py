@@ -239,7 +239,8 @@ def _fidelity(report: Report, result: Result) -> str:
         gap = found["gap"]
         if not gap["values"]:
             continue
-        rows.append((case, len(gap["values"]), *sides, f"{gap['mean']:+.4f} ± {gap['standard_deviation'] or 0:.4f}"))
+        deviation = gap.get("standard_deviation") or 0
+        rows.append((case, len(gap["values"]), *sides, f"{gap['mean']:+.4f} ± {deviation:.4f}"))
         if "last epoch, validated by yolofit" in case:
             data = case.partition(",")[0]
             where = "GPU" if "gpu" in result["machine"] else "CPU"

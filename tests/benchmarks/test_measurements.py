@@ -11,6 +11,8 @@ import autobatch
 import box_precision
 import common
 import fidelity
+import fidelity_arms
+import fidelity_statistics
 import gpu_caps
 import gpu_steps
 import growth
@@ -126,8 +128,43 @@ def test_summarise__pairs_runs_by_seed() -> None:
 
 
 def run(trainer: str, seed: int, map50_95: float) -> dict:
-    validated = {side: {"map50_95": map50_95} for side in fidelity.TRAINERS}
+    validated = {side: {"map50_95": map50_95} for side in fidelity.VALIDATORS}
     return {"trainer": trainer, "data": "boards", "seed": seed, "validated": {"last": validated, "best": validated}}
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([0.010, 0.012, 0.008, 0.011], "non-inferior"),
+        ([-0.030, -0.028, -0.032, -0.029], "inferior"),
+        ([-0.020, 0.015, 0.002, -0.011], "undecided"),
+        ([0.2], "undecided"),
+    ],
+)
+def test_compared__decides_by_the_interval(values: list[float], verdict: str) -> None:
+    assert fidelity_statistics.compared(values)["verdict"] == verdict
+
+
+def test_compared__has_the_interval_of_student_s_t() -> None:
+    found = fidelity_statistics.compared([1.0, 2.0, 3.0, 4.0])
+    # By hand: mean 2.5, deviation 1.29, and 3.182 is the quantile of t with 3 degrees of freedom.
+    half_width = 3.182 * 1.2910 / 2
+    assert found["interval_95"] == pytest.approx([2.5 - half_width, 2.5 + half_width], abs=1e-3)
+
+
+def test_seeds_to_decide__is_the_first_number_whose_interval_is_on_one_side() -> None:
+    number = fidelity_statistics.seeds_to_decide(mean=0.0, deviation=0.02)
+    assert fidelity_statistics.half_width(0.02, number) <= 0.005 < fidelity_statistics.half_width(0.02, number - 1)
+    assert 62 <= number <= 66  # (1.96 * 0.02 / 0.005) ** 2 is 61.5, and t is a little wider
+    assert fidelity_statistics.seeds_to_decide(mean=-0.005, deviation=0.02) is None
+
+
+def test_windows__survive_the_way_to_their_batches_and_back() -> None:
+    window = common.random_window(3, 64)
+    back = fidelity_arms.as_window(fidelity_arms.as_their_batch(window))
+    assert torch.equal(back.images, window.images) and back.names == window.names
+    assert torch.equal(back.classes, window.classes) and torch.equal(back.image_index, window.image_index)
+    torch.testing.assert_close(back.boxes_xyxy_px, window.boxes_xyxy_px)
 
 
 def test_copy_data__leaves_the_source_alone_and_is_complete(tmp_path: Path) -> None:
