@@ -59,7 +59,7 @@ def _near(detections: Tensor, truth: Tensor, min_iou: float) -> tuple[Tensor, Te
     Two boxes overlap no more than their projections do. If the truth begins ``d`` to the left of the detection, these
     have an IoU of at most w / (w + d); if to the right, of at most (w - d) / w.
     """
-    edges, order = truth[:, 0].sort()
+    edges, order = truth[:, 0].nan_to_num(nan=torch.inf).sort()  # the search below loses its way at NaN
     left = detections[:, 0]
     width = (detections[:, 2] - left).clamp(min=0) * (1 + ROUNDING)
     starts = torch.searchsorted(edges, left - width * (1 / min_iou - 1))
