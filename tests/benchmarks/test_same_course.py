@@ -18,8 +18,8 @@ NUM_EPOCHS = 4  # of one step each: the warm-up and the first after it; then rou
 @pytest.mark.timeout(600)  # half a minute, but it starts three processes, and a machine may be busy
 @pytest.mark.parity
 def test_losses__are_those_of_ultralytics_trainer(tmp_path: Path) -> None:
-    options = ["--plain", "--images", "16", "--validation-images", "8", "--batch", "16", "--epochs", "5", "--validate-every", "1"]
-    options += ["--image-size", "96", "--seeds", "1"]
+    options = ["--plain", "--images", "16", "--validation-images", "8", "--batch", "16", "--epochs", "5"]
+    options += ["--validate-every", "1", "--image-size", "96", "--seeds", "1"]
     command = [sys.executable, "benchmarks/fidelity.py", *options, "--out", str(tmp_path / "out.json")]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=580)
     result = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
