@@ -259,9 +259,10 @@ def _parse_number(text: str, where: str) -> float:
 
 def _check_class(value: float, where: str, num_classes: int) -> int:
     if not value.is_integer() or not 0 <= value < num_classes:
+        can_be_named = value.is_integer() and value >= 0
         raise DataError(
             f"{where}: class {value:g}, but data.yaml names {num_classes} classes (ids 0 to "
-            f"{num_classes - 1}): correct the line or add the name"
+            f"{num_classes - 1}): correct the line{' or add the name' if can_be_named else ''}"
         )
     return int(value)
 

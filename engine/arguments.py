@@ -53,7 +53,7 @@ class CommandParser(argparse.ArgumentParser):
         return " ".join(super().format_usage().split()).removeprefix("usage: ")
 
     def _unknown(self, word: str, options: list[str]) -> str:
-        near = difflib.get_close_matches(f"--{word.lstrip('-')}", options, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(f"--{word.lstrip('-')}", options, n=1, cutoff=0.6)
         return f"{word}: no such option: {f'did you mean {near[0]}?' if near else 'see --help'}"
 
 

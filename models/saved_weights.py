@@ -23,6 +23,7 @@ PREFIXES = ("ema.network.", "ema.", "network.", "module.", "model.", "")  # aver
 STRIDE_PX = 32  # Ultralytics trains at the multiple above
 DOWNLOADS = "https://github.com/ultralytics/assets/releases"
 """Where Ultralytics publishes pretrained weights."""
+EXPORTED = (".onnx", ".torchscript", ".engine")
 SAFETENSORS_KEY = "yolofit"  # of the metadata: the network's description, as JSON
 
 
@@ -53,6 +54,8 @@ def read_weights(path: Path) -> SavedWeights:
         WeightsError: If there is no such file, it is damaged or of an unknown kind.
     """
     path = Path(path)
+    if path.suffix in EXPORTED and path.exists():
+        raise WeightsError(f"an exported {path.suffix} holds no weights to use here: give the file it was made from")
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)

@@ -21,6 +21,7 @@ def message_of(command: str, *args: str) -> str:
         ("predict", ["--ckpt", "x", "--src", "y"], "--ckpt: no such option: did you mean --ckpt_path?; --src: no such"),
         ("predict", ["--ckpt_path=a", "--source=b", "--tile=abc"], "--tile: abc: expected int"),
         ("predict", [], "--ckpt_path, --source: missing: python -m engine.predict "),
+        ("predict", ["--imgsz=640"], "--imgsz: no such option: see --help"),
         ("export", ["--ckpt_path=a", "--form=onnx"], "--form: no such option: did you mean --format?"),
         ("export", ["--ckpt_path=a", "--format=tflite"], "--format: invalid choice: 'tflite' (choose from "),
         ("inspect", ["data.yaml", "--root=a"], "data.yaml: belongs to no option: python -m engine.inspect "),

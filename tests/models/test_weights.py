@@ -106,11 +106,13 @@ def test_read_weights__rejects_files_without_weights(tmp_path: Path) -> None:
     torch.save({"epoch": 1}, tmp_path / "no-weights.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     (tmp_path / "text.safetensors").write_text("no")
+    (tmp_path / "made.onnx").write_bytes(b"graph")
     for name, message in [
         ("no-weights.pt", "holds no weights"),
         ("list.pt", "holds neither a model nor a state dict"),
         ("text.safetensors", "header|Header"),
         ("missing.pt", "no such file"),
+        ("made.onnx", "an exported .onnx holds no weights to use here: give the file it was made from"),
         ("missing.safetensors", "no such file"),
     ]:
         with pytest.raises(WeightsError, match=message):
