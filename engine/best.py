@@ -87,6 +87,11 @@ def settle_best(path: Path, num_steps_behind: int, came_from: Path) -> None:
         previous_of(path).replace(path)
 
 
+def is_better(score: float, best_score: float | None) -> bool:
+    """Whether an epoch becomes the best one; while nothing was found or could be measured, the newest one does."""
+    return best_score is None or score > best_score or not best_score > 0
+
+
 class BestCheckpoint(Checkpoint):
     """Writes ``best.ckpt`` after each validation that beats it, and ends the run when patience is at its end."""
 
@@ -152,8 +157,7 @@ class BestCheckpoint(Checkpoint):
         self._try_again(trainer)
 
     def _is_beaten_by(self, score: float) -> bool:
-        """While nothing was found or could be measured, the newest epoch is as good a guess as there is."""
-        return self.best is None or score > self.best.score or not self.best.score > 0
+        return is_better(score, None if self.best is None else self.best.score)
 
     def _stop_if_patience_is_over(self, trainer: L.Trainer) -> None:
         num_epochs = 0 if self.best is None else self._validated_epoch - self.best.epoch

@@ -31,8 +31,7 @@ from engine.module import Detector
 from engine.monitor import MemoryMonitor
 from engine.paths import expand_paths
 from engine.precision import check_precision
-from engine.processes import WindowParallel, strategy_for
-from engine.processes import check_shares as check_shares_of_processes
+from engine.processes import WindowParallel, check_images_per_device, strategy_for
 from engine.progress import TrainingProgress
 from engine.report.memory_log import OOM_RECOVERY
 from engine.reporter import RunReporter
@@ -169,7 +168,7 @@ class CommandLine(LightningCLI):
         """How the processes of the run work together; what they cannot do is refused."""
         check_sync_batchnorm(self.config)
         num_processes = count_devices(self.config.trainer)
-        check_shares_of_processes(self.config.data.batch_size, num_processes)
+        check_images_per_device(self.config.data.batch_size, num_processes)
         return strategy_for(self.config.trainer.strategy, num_processes)
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:

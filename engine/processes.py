@@ -115,7 +115,7 @@ def _check_torchrun(num_processes: int) -> None:
         )
 
 
-def check_shares(batch_size: int, num_processes: int) -> None:
+def check_images_per_device(batch_size: int, num_processes: int) -> None:
     """Refuse a window that could never give every device an image.
 
     Raises:

@@ -17,7 +17,7 @@ import numpy as np
 
 from data.batch import Batch
 from data.index import ImageIndex
-from engine.best import read_best
+from engine.best import is_better, read_best
 from engine.diagnosis import Finding
 from engine.loggers import send_pictures
 from engine.metrics import CONFUSION_CONFIDENCE, DetectionResults
@@ -109,8 +109,7 @@ class RunReporter(L.Callback):
         results = getattr(pl_module, "results", None)
         if trainer.sanity_checking or not trainer.is_global_zero or results is None:
             return
-        # As for best.ckpt: the newest epoch while nothing was found, or could be measured.
-        if self._best is None or not self._best.map50_95 > 0 or results.map50_95 > self._best.map50_95:
+        if is_better(results.map50_95, None if self._best is None else self._best.map50_95):
             self._best, self._best_epoch = results, trainer.current_epoch + 1
             self._attempt("records of validation", lambda: self._keep_records(pl_module), "training is not affected")
 
