@@ -1,14 +1,15 @@
 """What paired runs say about one trainer beside another: a gap with its interval, and whether that is enough to decide.
 
-Runs of one seed start from the same weights. Their difference is one value; seeds are independent, so the mean of the
-values has a 95 % interval by Student's t.
+Runs of one seed start from the same weights, and so do those of several seeds where there are several orders for each
+of the first weights. Their differences are averaged to one value for each of the first weights. These are independent,
+so their mean has a 95 % interval by Student's t.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scipy import stats
@@ -17,6 +18,7 @@ MARGIN = 0.005
 """How much mAP may be lower before users would mind."""
 CONFIDENCE = 0.95
 MOST_SEEDS = 100_000
+DECIDED_BY = "map50_95"
 
 
 def half_width(deviation: float, num_seeds: int) -> float:
@@ -38,33 +40,121 @@ def seeds_to_decide(mean: float, deviation: float) -> int | None:
     return least
 
 
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and 95 % interval of independent values."""
+    found: dict[str, Any] = {"independent": len(values), "mean": statistics.fmean(values) if values else None}
+    if len(values) > 1:
+        deviation = statistics.stdev(values)
+        width = half_width(deviation, len(values))
+        found |= {
+            "standard_deviation": deviation,
+            "interval_95": [found["mean"] - width, found["mean"] + width],
+        }
+    return found
+
+
 def compared(values: Sequence[float]) -> dict[str, Any]:
     """Mean gap, standard deviation, interval and verdict of paired differences (ours less theirs, higher is better)."""
+    found = interval(values)
     if len(values) < 2:
-        return {"seeds": len(values), "mean": values[0] if values else None, "verdict": "undecided"}
-    mean, deviation = statistics.fmean(values), statistics.stdev(values)
-    width = half_width(deviation, len(values))
+        return found | {"verdict": "undecided"}
+    lowest, highest = found["interval_95"]
     verdict = "undecided"
-    if mean - width > -MARGIN:
+    if lowest > -MARGIN:
         verdict = "non-inferior"
-    elif mean + width < -MARGIN:
+    elif highest < -MARGIN:
         verdict = "inferior"
-    return {
-        "seeds": len(values),
-        "mean": mean,
-        "standard_deviation": deviation,
-        "interval_95": [mean - width, mean + width],
-        "verdict": verdict,
-        "seeds_to_decide": seeds_to_decide(mean, deviation),
-    }
+    return found | {"verdict": verdict, "seeds_to_decide": seeds_to_decide(found["mean"], found["standard_deviation"])}
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, float]:
     """Differences of the seeds that both have."""
-    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and standard deviation, with the values."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values) if values else None, "standard_deviation": deviation, "values": values}
+def by_first_weights(values: Mapping[int, float], orders: int) -> list[list[float]]:
+    """Values of seeds, those of the same first weights together."""
+    groups: dict[int, list[float]] = {}
+    for seed, value in sorted(values.items()):
+        groups.setdefault(seed // orders, []).append(value)
+    return list(groups.values())
+
+
+def spread(values: Mapping[int, float], orders: int = 1) -> dict[str, Any]:
+    """Mean and standard deviation of an arm over its seeds; with several orders, what they and the weights cause."""
+    listed = list(values.values())
+    deviation = statistics.stdev(listed) if len(listed) > 1 else None
+    found = {"mean": statistics.fmean(listed) if listed else None, "standard_deviation": deviation, "values": listed}
+    whole = [group for group in by_first_weights(values, orders) if len(group) == orders]
+    if orders > 1 and len(whole) > 1:
+        found |= _sources_of_variance(whole)
+    return found
+
+
+def _sources_of_variance(groups: list[list[float]]) -> dict[str, float]:
+    """Standard deviations by order and by first weights, from a one-way analysis of variance."""
+    within = statistics.fmean(statistics.variance(group) for group in groups)
+    between = statistics.variance(statistics.fmean(group) for group in groups) - within / len(groups[0])
+    return {"deviation_by_order": math.sqrt(within), "deviation_by_weights": math.sqrt(max(between, 0))}
+
+
+def summarise(runs: Sequence[Mapping[str, Any]], pairs: Iterable[tuple[str, str]], orders: int = 1) -> dict[str, Any]:
+    """For each data set, epoch and validator: every arm over its seeds, and the gaps of the pairs that there are.
+
+    Args:
+        runs: From a result file.
+        pairs: Which arms are compared, the first less the second.
+        orders: Seeds on each of the first weights.
+    """
+    pairs = list(pairs)
+    summary: dict[str, Any] = {}
+    for data in sorted({run["data"] for run in runs}):
+        chosen = [run for run in runs if run["data"] == data]
+        for kept in sorted({kept for run in chosen for kept in run["validated"]}, key=_place):
+            for validator in sorted({name for run in chosen for name in run["validated"].get(kept, {})}, reverse=True):
+                arms: dict[str, dict[int, Mapping[str, float]]] = {}
+                for run in chosen:
+                    if found := run["validated"].get(kept, {}).get(validator):
+                        arms.setdefault(run["trainer"], {})[run["seed"]] = found
+                summary[f"{data}, {kept}, validated by {validator}"] = _case(arms, pairs, orders)
+    return summary
+
+
+def _place(kept: str) -> tuple[int, str]:
+    """Early epochs in their order, then the best and the last."""
+    return (int(kept.split()[1]), "") if kept.startswith("epoch ") else (10**9, kept)
+
+
+def _case(
+    arms: Mapping[str, Mapping[int, Mapping[str, float]]], pairs: Sequence[tuple[str, str]], orders: int
+) -> dict[str, Any]:
+    by_arm = {
+        arm: spread({seed: found[DECIDED_BY] for seed, found in runs.items()}, orders) for arm, runs in arms.items()
+    }
+    gaps = {
+        f"{first} less {other}": _gap(arms[first], arms[other], orders)
+        for first, other in pairs
+        if first in arms and other in arms and arms[first].keys() & arms[other].keys()
+    }
+    return {"arms": by_arm, "gaps": gaps}
+
+
+def _gap(
+    ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]], orders: int
+) -> dict[str, Any]:
+    """The gap in mAP with its verdict, and beside it the differences of the other metrics with their intervals."""
+    by_metric = {}
+    for metric in next(iter(ours.values())):
+        own, other = (
+            {seed: found[metric] for seed, found in runs.items() if metric in found} for runs in (ours, theirs)
+        )
+        if values := paired(own, other):
+            by_metric[metric] = values
+    independent = {
+        metric: [statistics.fmean(group) for group in by_first_weights(values, orders)]
+        for metric, values in by_metric.items()
+    }
+    gap = compared(independent.pop(DECIDED_BY))
+    values = by_metric[DECIDED_BY]
+    beside = {metric: interval(found) for metric, found in independent.items()}
+    return {"seeds": len(values)} | gap | {"values": list(values.values()), "beside": beside}

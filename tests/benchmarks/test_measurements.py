@@ -12,6 +12,8 @@ import box_precision
 import common
 import fidelity
 import fidelity_arms
+import fidelity_exchanges
+import fidelity_run
 import fidelity_statistics
 import gpu_caps
 import gpu_steps
@@ -122,13 +124,29 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_summarise__pairs_runs_by_seed() -> None:
     runs = [run("yolofit", 0, 0.5), run("ultralytics", 0, 0.4), run("yolofit", 1, 0.3), run("ultralytics", 1, 0.4)]
-    found = fidelity.summarise([*runs, run("yolofit", 2, 0.9)])["boards, last epoch, validated by yolofit"]
-    assert found["gap"]["values"] == pytest.approx([0.1, -0.1])
-    assert found["ultralytics"] == {"mean": 0.4, "standard_deviation": 0.0, "values": [0.4, 0.4]}
+    summary = fidelity_statistics.summarise([*runs, run("yolofit", 2, 0.9)], fidelity_arms.PAIRS)
+    found = summary["boards, last, validated by yolofit"]
+    assert list(found["gaps"]) == ["yolofit less ultralytics"]
+    gap = found["gaps"]["yolofit less ultralytics"]
+    assert gap["values"] == pytest.approx([0.1, -0.1]) and gap["beside"]["cls_loss"]["mean"] == pytest.approx(0)
+    assert found["arms"]["ultralytics"] == {"mean": 0.4, "standard_deviation": 0.0, "values": [0.4, 0.4]}
+
+
+def test_summarise__counts_first_weights_once() -> None:
+    maps = {"yolofit": [0.41, 0.43, 0.30, 0.32], "ultralytics": [0.40, 0.40, 0.30, 0.30]}
+    runs = [run(arm, seed, value) for arm, values in maps.items() for seed, value in enumerate(values)]
+    found = fidelity_statistics.summarise(runs, fidelity_arms.PAIRS, orders=2)["boards, last, validated by yolofit"]
+    gap = found["gaps"]["yolofit less ultralytics"]
+    assert (gap["seeds"], gap["independent"]) == (4, 2)
+    # By hand: means 0.02 and 0.01 of the two first weights, deviation 0.00707, and 12.706 is t's quantile.
+    assert gap["interval_95"] == pytest.approx([0.015 - 12.706 * 0.00707 / 2**0.5, 0.015 + 12.706 * 0.005], abs=1e-4)
+    # Two values each, 0.02 apart, have a variance of 0.0002; the means, 0.11 apart, one of 0.00605.
+    assert found["arms"]["yolofit"]["deviation_by_order"] == pytest.approx(0.0002**0.5)
+    assert found["arms"]["yolofit"]["deviation_by_weights"] == pytest.approx((0.00605 - 0.0001) ** 0.5)
 
 
 def run(trainer: str, seed: int, map50_95: float) -> dict:
-    validated = {side: {"map50_95": map50_95} for side in fidelity.VALIDATORS}
+    validated = {side: {"map50_95": map50_95, "cls_loss": 1.0} for side in fidelity.VALIDATORS}
     return {"trainer": trainer, "data": "boards", "seed": seed, "validated": {"last": validated, "best": validated}}
 
 
@@ -161,7 +179,7 @@ def test_seeds_to_decide__is_the_first_number_whose_interval_is_on_one_side() ->
 
 def test_windows__survive_the_way_to_their_batches_and_back() -> None:
     window = common.random_window(3, 64)
-    back = fidelity_arms.as_window(fidelity_arms.as_their_batch(window))
+    back = fidelity_exchanges.as_window(fidelity_exchanges.as_their_batch(window))
     assert torch.equal(back.images, window.images) and back.names == window.names
     assert torch.equal(back.classes, window.classes) and torch.equal(back.image_index, window.image_index)
     torch.testing.assert_close(back.boxes_xyxy_px, window.boxes_xyxy_px)
@@ -170,7 +188,7 @@ def test_windows__survive_the_way_to_their_batches_and_back() -> None:
 def test_copy_data__leaves_the_source_alone_and_is_complete(tmp_path: Path) -> None:
     source = generate_pcb_dataset(tmp_path / "boards", SyntheticConfig(num_train=2, num_val=1, image_size=96))
     before = sorted((path, path.stat().st_mtime_ns) for path in source.parent.rglob("*"))
-    copied = read_dataset_yaml(fidelity.copy_data(source, tmp_path / "copy"))
+    copied = read_dataset_yaml(fidelity_run.copy_data(source, tmp_path / "copy"))
     assert copied.names == read_dataset_yaml(source).names
     assert all(path.is_relative_to(tmp_path / "copy") for split in copied.splits.values() for path in split)
     assert len(list((tmp_path / "copy").rglob("*.jpg"))) == 3 == len(list((tmp_path / "copy").rglob("*.txt")))
@@ -181,6 +199,6 @@ def test_first_weights__are_those_of_the_seed(tmp_path: Path) -> None:
     source = generate_pcb_dataset(tmp_path / "boards", SyntheticConfig(num_train=1, num_val=1, image_size=96))
     states = []
     for name, seed in (("a.pt", 0), ("b.pt", 0), ("c.pt", 1)):
-        fidelity.write_first_weights(tmp_path / name, source, seed, 96)
+        fidelity_run.write_first_weights(tmp_path / name, source, seed, 96)
         states.append(read_weights(tmp_path / name).state["model.0.conv.weight"])
     assert states[0].equal(states[1]) and not states[0].equal(states[2])

@@ -1,0 +1,209 @@
+"""What can be exchanged in a trainer, one thing at a time: each is a context that holds while a run trains.
+
+Where a key of either trainer does it, `fidelity_arms` sets that key instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+import torch
+from fidelity_run import Run, ultralytics_overrides
+
+from data import partners
+from data.affine import is_candidate, transform_boxes
+from data.augment import AugmentConfig
+from data.batch import Batch
+from data.dataset import TrainDataset
+from data.dataset_yaml import read_dataset_yaml
+from data.index import build_index
+from data.letterbox import PAD_VALUE
+from data.loader import build_train_loader
+from data.memory import Host, measure_volume, open_caches, plan_loading
+from data.sampler import WindowSampler
+from data.source import LabelledImage
+from models.loss import MIN_NORMALISER, LossGains, LossSums
+
+Exchange = Callable[[Run], AbstractContextManager[Any]]
+
+WHOLE_SET = 1_000_000_000
+"""A pool size that no data set reaches: all of it is one pool."""
+
+
+def nothing(run: Run) -> AbstractContextManager[Any]:
+    """The trainer as it is."""
+    return nullcontext()
+
+
+def pools_of(size: int) -> Exchange:
+    """Mosaic partners from pools of so many images."""
+    return lambda run: mock.patch.object(partners, "POOL_SIZE", size)
+
+
+def warp_as_theirs(run: Run) -> AbstractContextManager[Any]:
+    """A mosaic is a canvas that ``cv2.warpAffine`` warps, not tiles that are resized onto their places."""
+    return mock.patch("data.augment.only_scales_and_shifts", lambda matrix: False)
+
+
+@contextmanager
+def warp_by_pixel_centres(run: Run) -> Iterator[None]:
+    """As `warp_as_theirs`, but pixels move as boxes do.
+
+    ``cv2.warpAffine`` puts the centre of the first pixel at (0, 0), where boxes have its corner.
+    """
+    with warp_as_theirs(run), mock.patch("data.augment.warp", warped_by_centres):
+        yield
+
+
+def warped_by_centres(source: LabelledImage, matrix: np.ndarray, scale: float, output_size: int) -> LabelledImage:
+    """`data.affine.warp` with the matrix for pixels moved by half a pixel on either side."""
+    to_corner, to_centre = (np.array([[1, 0, half], [0, 1, half], [0, 0, 1]]) for half in (0.5, -0.5))
+    by_centres = (to_centre @ matrix @ to_corner)[:2]
+    image = cv2.warpAffine(source.image, by_centres, (output_size,) * 2, borderValue=(PAD_VALUE,) * 3)
+    boxes = transform_boxes(source.boxes_xyxy_px, matrix).clip(0, output_size)
+    keep = is_candidate(source.boxes_xyxy_px * scale, boxes)
+    return LabelledImage(image, boxes[keep].astype(np.float32), source.classes[keep])
+
+
+def hsv_of_8_bits(run: Run) -> AbstractContextManager[Any]:
+    """Colours are changed by way of OpenCV's HSV, with hue in 180 steps. Holds where the host changes them."""
+    return mock.patch("data.dataset.shift_hsv_to_planes", shift_hsv_of_8_bits)
+
+
+def shift_hsv_of_8_bits(image: np.ndarray, gains_3: np.ndarray, planes_3HW: np.ndarray) -> None:
+    """What Ultralytics computes for ``gains_3``, in the place of `data.color.shift_hsv_to_planes`."""
+    levels = np.arange(256.0)
+    hue = (levels + gains_3[0] * 180) % 180
+    saturation, value = (np.clip(levels * (1 + gain), 0, 255) for gain in gains_3[1:])
+    saturation[0] = 0
+    table = np.stack([hue, saturation, value], -1).astype(np.uint8)[None]
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table)
+    cv2.split(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), list(planes_3HW))
+
+
+def no_small_window(run: Run) -> AbstractContextManager[Any]:
+    """What is left over at the end of an epoch is not trained on."""
+    original = WindowSampler.__init__
+
+    def init(sampler: WindowSampler, num_images: int, batch_size: int, *args: Any, **options: Any) -> None:
+        original(sampler, num_images, batch_size, *args, **options)
+        if num_images % batch_size:
+            del sampler.window_stops[-1]
+
+    return mock.patch.object(WindowSampler, "__init__", init)
+
+
+def own_normalisers(run: Run) -> AbstractContextManager[Any]:
+    """Every micro-batch is divided by its own normaliser, as trainers usually do: accumulation is not exact."""
+    from engine import step
+
+    exact = step.back_propagate
+
+    def back_propagate(sums: LossSums, gains: LossGains, scale: torch.Tensor, scaler: Any) -> torch.Tensor:
+        normaliser = sums.normaliser.clamp(min=MIN_NORMALISER)
+        terms = (term / normaliser for term in (sums.box, sums.cls, sums.dfl))
+        return exact(LossSums(*terms, normaliser=torch.ones_like(normaliser)), gains, scale, scaler)
+
+    return mock.patch.object(step, "back_propagate", back_propagate)
+
+
+def their_batches(run: Run) -> AbstractContextManager[Any]:
+    """Our step on the windows of Ultralytics' data set."""
+    from engine.datamodule import DetectionData
+
+    return mock.patch.object(DetectionData, "train_dataloader", lambda module: TheirWindows(run))
+
+
+def our_batches(run: Run) -> AbstractContextManager[Any]:
+    """Ultralytics' step on our windows."""
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    original = DetectionTrainer.get_dataloader
+
+    def get_dataloader(trainer: Any, path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        theirs = original(trainer, path, batch_size, rank, mode)
+        return OurWindows(run, theirs) if mode == "train" else theirs
+
+    return mock.patch.object(DetectionTrainer, "get_dataloader", get_dataloader)
+
+
+class TheirWindows:
+    """Batches of Ultralytics' training data set as our windows; an iteration is an epoch."""
+
+    def __init__(self, run: Run) -> None:
+        from ultralytics.cfg import get_cfg
+        from ultralytics.data.build import build_yolo_dataset
+        from ultralytics.data.utils import check_det_dataset
+
+        self.config = get_cfg(overrides=ultralytics_overrides(run))
+        data = check_det_dataset(str(run.data))
+        self.dataset = build_yolo_dataset(self.config, data["train"], run.batch, data, mode="train")
+        self.first_plain_epoch = run.epochs - run.close_mosaic
+        self.epoch = 0
+        order = torch.Generator().manual_seed(run.seed)
+        self.loader = torch.utils.data.DataLoader(
+            self.dataset, run.batch, shuffle=True, generator=order, collate_fn=self.dataset.collate_fn
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.epoch == self.first_plain_epoch:
+            self.dataset.close_mosaic(hyp=self.config)
+        self.epoch += 1
+        return map(as_window, self.loader)
+
+
+def as_window(batch: dict[str, Any]) -> Batch:
+    """A batch of theirs as one of ours."""
+    height, width = batch["img"].shape[2:]
+    centres, sizes = batch["bboxes"][:, :2], batch["bboxes"][:, 2:]
+    corners = torch.cat([centres - sizes / 2, centres + sizes / 2], 1) * torch.tensor([width, height] * 2)
+    classes, image_index = batch["cls"].flatten().long(), batch["batch_idx"].long()
+    return Batch(batch["img"], corners, classes, image_index, list(batch["im_file"]))
+
+
+class OurWindows:
+    """Our training windows as their batches; everything else of their loader stays."""
+
+    def __init__(self, run: Run, theirs: Any) -> None:
+        self.theirs = theirs
+        index = build_index(read_dataset_yaml(run.data), "train")
+        augment = AugmentConfig(close_mosaic=run.close_mosaic, **run.augment)
+        dataset = TrainDataset(index, run.image_size, augment, run.seed, run.epochs)
+        host = Host(ram_bytes=8 * 2**30, cores=1)
+        open_caches(dataset, plan_loading(host, measure_volume(index, run.image_size, run.batch), "ram", 0), None, None)
+        self.dataset = dataset
+        self.run = run
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.theirs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.theirs, name)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        loader = build_train_loader(self.dataset, self.run.batch, 0, epoch=self.epoch)
+        self.epoch += 1
+        return map(as_their_batch, loader)
+
+
+def as_their_batch(window: Batch) -> dict[str, Any]:
+    """A window of ours as a batch of theirs."""
+    height, width = window.images.shape[2:]
+    first, second = window.boxes_xyxy_px[:, :2], window.boxes_xyxy_px[:, 2:]
+    boxes = torch.cat([(first + second) / 2, second - first], 1) / torch.tensor([width, height] * 2)
+    return {
+        "img": window.images,
+        "bboxes": boxes,
+        "cls": window.classes[:, None].float(),
+        "batch_idx": window.image_index.float(),
+        "im_file": window.names,
+    }
