@@ -60,7 +60,7 @@ from typing import Any
 import torch
 from common import write
 from fidelity_arms import ARMS, PAIRS
-from fidelity_run import TRAINERS, Run, copy_data, read_curves, validate_all, write_first_weights
+from fidelity_run import TRAINERS, Run, copy_data, hold_back, read_curves, validate_all, write_first_weights
 from fidelity_statistics import summarise
 from uneven_boards import write_uneven_boards
 
@@ -75,6 +75,8 @@ def train_and_validate(run: Run) -> None:
     """One run, in a process of its own: output goes to ``log.txt`` of its folder, what it found to ``result.json``."""
     run.folder.mkdir()
     copy_data(run.source, run.data.parent)
+    if run.hold_back:
+        hold_back(run.data, run.hold_back)
     log = os.open(run.folder / "log.txt", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -144,7 +146,8 @@ def make_runs(options: argparse.Namespace, folder: Path, finished: list[dict[str
                     folder / f"{name}-{seed}-{arm.replace(' ', '_')}", options.device, options.precision,
                     options.epochs, options.image_size, options.batch, options.lr,
                     min(10, options.epochs // 5) if options.close_mosaic is None else options.close_mosaic,
-                    options.plain, options.validate_every, VALIDATORS if options.both_validators else VALIDATORS[:1],
+                    options.plain, options.hold_back, options.validate_every,
+                    VALIDATORS if options.both_validators else VALIDATORS[:1],
                 )
                 for arm in options.arms
                 if (name, seed, arm) not in have
@@ -214,11 +217,13 @@ def collect(begun: list[Run], earlier: list[dict[str, Any]], orders: int) -> dic
 def describe(options: argparse.Namespace) -> str:
     """What all runs of a result file share; those of another call are added where it is the same."""
     weights = options.first_weights.name if options.first_weights else "random weights"
+    held = f"{options.hold_back} training images held back, " if options.hold_back else ""
+    is_drawn = bool({"synthetic", "uneven"} & set(options.data))
     drawn = f"{options.images} drawn boards, validated on {options.validation_images}, "
     closed = "" if options.close_mosaic is None else f"close_mosaic {options.close_mosaic}, "
     return (
         f"yolo11n from {weights}, {options.epochs} epochs at {options.image_size}, batch {options.batch}, "
-        f"{drawn * bool({'synthetic', 'uneven'} & set(options.data))}lr {options.lr}, {options.precision}, {closed}"
+        f"{drawn * is_drawn}lr {options.lr}, {options.precision}, {held}{closed}"
         f"{'nothing augmented, ' * options.plain}else as configs/parity.yaml"
     )
 
@@ -236,6 +241,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["yolofit", "ultralytics"], choices=list(ARMS), metavar="ARM")
     parser.add_argument("--orders", type=int, default=1, help="seeds of order on each of the first weights")
     parser.add_argument("--both-validators", action="store_true", help="let Ultralytics' validator measure, too")
+    held_help = "training images that are validated on instead"
+    parser.add_argument("--hold-back", type=int, default=0, help=held_help)
     parser.add_argument("--first-weights", type=Path, help="a .pt that all start from; default: random, by seed")
     parser.add_argument("--close-mosaic", type=int, help="last epochs without mosaic; default: a fifth, at most 10")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

@@ -60,6 +60,8 @@ class Run:
     lr: float
     close_mosaic: int
     is_plain: bool
+    hold_back: int
+    """Training images that are validated on instead."""
     validate_every: int
     """Epochs from one validation to the next; the last epoch is one of those."""
     validators: tuple[str, ...]
@@ -109,6 +111,19 @@ def copy_data(source: Path, target: Path) -> Path:
     copied = target / "data.yaml"
     copied.write_text(yaml.safe_dump({"path": str(target), **splits, "names": list(description.names)}))
     return copied
+
+
+def hold_back(data: Path, count: int) -> None:
+    """Move the last ``count`` training images, by path, to those that are validated on: ``data.yaml`` lists images."""
+    description = read_dataset_yaml(data)
+    indices = {split: build_index(description, split) for split in ("train", "val")}
+    images = {split: sorted(map(index.path, range(len(index)))) for split, index in indices.items()}
+    lists = {"train": images["train"][:-count], "val": images["val"] + images["train"][-count:]}
+    content = yaml.safe_load(data.read_text())
+    for split, paths in lists.items():
+        content[split] = str(data.parent / f"{split}.txt")
+        (data.parent / f"{split}.txt").write_text("".join(f"{path}\n" for path in paths))
+    data.write_text(yaml.safe_dump(content))
 
 
 def write_first_weights(path: Path, data: Path, seed: int, image_size: int) -> None:

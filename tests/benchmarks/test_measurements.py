@@ -24,6 +24,7 @@ import torch
 from torch.autograd import DeviceType
 
 from data.dataset_yaml import read_dataset_yaml
+from data.index import build_index
 from data.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.step import TrainingStep
 from models.saved_weights import read_weights
@@ -193,6 +194,18 @@ def test_copy_data__leaves_the_source_alone_and_is_complete(tmp_path: Path) -> N
     assert all(path.is_relative_to(tmp_path / "copy") for split in copied.splits.values() for path in split)
     assert len(list((tmp_path / "copy").rglob("*.jpg"))) == 3 == len(list((tmp_path / "copy").rglob("*.txt")))
     assert sorted((path, path.stat().st_mtime_ns) for path in source.parent.rglob("*")) == before
+
+
+def test_hold_back__moves_the_last_training_images_to_validation(tmp_path: Path) -> None:
+    source = generate_pcb_dataset(tmp_path / "boards", SyntheticConfig(num_train=5, num_val=2, image_size=96))
+    data = fidelity_run.copy_data(source, tmp_path / "copy")
+    fidelity_run.hold_back(data, 2)
+    description = read_dataset_yaml(data)
+    found = {split: build_index(description, split) for split in ("train", "val")}
+    names = {split: [Path(index.path(i)).stem for i in range(len(index))] for split, index in found.items()}
+    assert names["train"] == ["00000", "00001", "00002"]
+    assert sorted(names["val"]) == ["00000", "00001", "00003", "00004"]
+    assert all(len(index.classes) for index in found.values())
 
 
 def test_first_weights__are_those_of_the_seed(tmp_path: Path) -> None:
