@@ -214,6 +214,11 @@ def collect(begun: list[Run], earlier: list[dict[str, Any]], orders: int) -> dic
     }
 
 
+def earlier_call(earlier: dict[str, Any]) -> list[dict[str, str]]:
+    """The call that left a result file: it is kept when another adds runs."""
+    return [{"command": earlier["command"], "commit": earlier["machine"]["commit"]}] if "command" in earlier else []
+
+
 def describe(options: argparse.Namespace) -> str:
     """What all runs of a result file share; those of another call are added where it is the same."""
     weights = options.first_weights.name if options.first_weights else "random weights"
@@ -277,8 +282,11 @@ def main() -> None:
         start_seconds = time.perf_counter()
 
         def save(begun: list[Run]) -> None:
-            wall = {"wall_seconds": time.perf_counter() - start_seconds + earlier.get("wall_seconds", 0)}
-            write(options.out, what, wall | collect(begun, earlier["runs"], options.orders), quiet=True)
+            about = {
+                "wall_seconds": time.perf_counter() - start_seconds + earlier.get("wall_seconds", 0),
+                "earlier_calls": earlier.get("earlier_calls", []) + earlier_call(earlier),
+            }
+            write(options.out, what, about | collect(begun, earlier["runs"], options.orders), quiet=True)
 
         train_all(runs, options.jobs, options.deadline, options.start, save)
 

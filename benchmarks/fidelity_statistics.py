@@ -156,5 +156,8 @@ def _gap(
     }
     gap = compared(independent.pop(DECIDED_BY))
     values = by_metric[DECIDED_BY]
-    beside = {metric: interval(found) for metric, found in independent.items()}
+    beside = {
+        metric: interval(found) | {"level": statistics.fmean(run[metric] for run in theirs.values() if metric in run)}
+        for metric, found in independent.items()
+    }
     return {"seeds": len(values)} | gap | {"values": list(values.values()), "beside": beside}

@@ -85,7 +85,11 @@ class Report:
         """Note a target, what was measured (None for nothing), and in which share of the cases it is met."""
         is_part = 0 < share_met < 1
         verdict = "not measured" if measured is None else "in part" if is_part else "met" if share_met else "**missed**"
-        self.targets.append((number, text, measured or "-", verdict))
+        self.state(number, text, measured or "-", verdict)
+
+    def state(self, number: str, text: str, measured: str, verdict: str) -> None:
+        """Note a target and a verdict in words."""
+        self.targets.append((number, text, measured, verdict))
 
     def plot(self, name: str, draw: Callable[..., None], columns: int = 1) -> str:
         """Draw a picture of one or several axes; the Markdown that shows it."""

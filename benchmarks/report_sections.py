@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
+from report_fidelity import fidelity
 from report_gpu import autobatch, budget, cards, compiled, engine, kernels, on_gpu, precision_on_gpu
 from report_parts import COLOURS, LEVELS, SIDES, gib, missing, table, with_quartiles
 
@@ -201,104 +202,6 @@ def loader_workers(report: Report) -> str:
             rows.append((f"{workers} workers, {source}", *speeds, f"{ratio:.2f}", *ram))
     head = ("", "Ultralytics, images/s", "yolofit, images/s", "ratio", "Ultralytics, RAM", "yolofit, RAM")
     return f"{result.source()}\n\n{table(head, rows)}"
-
-
-def fidelity(report: Report) -> str:
-    """Trained by both: what the networks are worth."""
-    results = [found for name in ("gpu_fidelity", "fidelity_cpu", "fidelity_pcb_cpu") if (found := report.newest(name))]
-    parts = [_fidelity(report, result) for result in results]
-    if not results:
-        report.target("7", "mAP50-95 not below Ultralytics' mean", None)
-        parts.append(missing("training by both", "python benchmarks/fidelity.py"))
-    if plain := report.newest("fidelity_plain_cpu"):
-        parts.append(_same_course(report, plain))
-    return "\n\n".join(parts)
-
-
-def _same_course(report: Report, result: Result) -> str:
-    """How far the losses of the two trainers are apart where nothing is left to chance."""
-    curves = {run["trainer"]: run["curves"] for run in result["runs"]}
-    names = ("box_loss", "cls_loss", "dfl_loss", "val_box_loss", "val_dfl_loss")
-    apart = {
-        name: [abs(ours / theirs - 1) for ours, theirs in zip(*(curves[side][name] for side in SIDES), strict=True)]
-        for name in names
-    }
-    epochs = range(1, len(apart["box_loss"]) + 1)
-    rows = [(name.replace("_", " "), *(f"{value:.0e}" for value in values)) for name, values in apart.items()]
-    worst = max(values[2] for values in apart.values())
-    report.target("7", "without chance, losses equal to 1e-4 for three steps", f"{worst:.0e}", worst <= 1e-4)
-    note = "Relative difference of the losses by epoch, of one step each, where nothing is left to chance:"
-    return f"{result.source()}\n\n{note}\n\n{table(('', *epochs), rows)}"
-
-
-def _fidelity(report: Report, result: Result) -> str:
-    rows = []
-    for case, found in result["summary"].items():
-        sides = [f"{found[side]['mean']:.4f} ± {found[side]['standard_deviation'] or 0:.4f}"
-                 for side in SIDES if found[side]["mean"] is not None]  # fmt: skip
-        gap = found["gap"]
-        if not gap["values"]:
-            continue
-        deviation = gap.get("standard_deviation") or 0
-        rows.append((case, len(gap["values"]), *sides, f"{gap['mean']:+.4f} ± {deviation:.4f}"))
-        if "last epoch, validated by yolofit" in case:
-            data = case.partition(",")[0]
-            where = "GPU" if "gpu" in result["machine"] else "CPU"
-            text = f"{where}, {data}: mAP50-95 not below Ultralytics' mean"
-            measured = f"{found['yolofit']['mean']:.4f}, gap by seed {rows[-1][-1]}"
-            report.target("7", text, measured, gap["mean"] >= 0)
-    if not rows:
-        report.target("7", "mAP50-95 not below Ultralytics' mean", None)
-    head = ("mAP50-95 (mean ± standard deviation over seeds)", "seeds", "Ultralytics", "yolofit", "gap by seed")
-    unfinished = result.content.get("unfinished", [])
-    runs = result["runs"] + unfinished
-    parts = [result.source(), table(head, rows)]
-    if earlier := result.content.get("added_to"):
-        commit = earlier["machine"]["commit"]
-        parts.insert(1, f"Some runs are of an earlier time, commit {commit}: `{earlier['command']}`.")
-    if result["failed"]:
-        parts.append(f"Failed: {', '.join(result['failed'])}.")
-    if unfinished:
-        parts.append(_broken_off(runs, len(unfinished)))
-    name = result.path.stem.partition("_2")[0]
-    parts += [
-        report.plot(f"{name}_{data}", _draw_curves([run for run in runs if run["data"] == data]), 4)
-        for data in sorted({run["data"] for run in runs if run["curves"]})
-    ]
-    return "\n\n".join([*parts, "Curves: losses in training, and mAP50-95 as each trainer's own validator saw it."])
-
-
-def _draw_curves(runs: list[dict[str, Any]]) -> Callable[..., None]:
-    """A picture of the runs on one data set."""
-
-    def draw(*pictures: Axes) -> None:
-        for each, curve in zip(pictures, ("box_loss", "cls_loss", "dfl_loss", "val_map50_95"), strict=True):
-            for run in runs:
-                points = [(epoch, y) for epoch, y in enumerate(run["curves"].get(curve, []), 1) if y is not None]
-                if points:
-                    each.plot(*zip(*points, strict=True), color=COLOURS[run["trainer"]], linewidth=0.8)
-            each.set_title(curve.replace("_", " "), fontsize=8)
-            each.set(xlabel="epoch")
-        for trainer in SIDES:
-            pictures[0].plot([], [], color=COLOURS[trainer], label=trainer)
-        pictures[0].legend(fontsize=7)
-
-    return draw
-
-
-def _broken_off(runs: list[dict[str, Any]], num_unfinished: int) -> str:
-    """What can be said where runs have not ended: mAP at the last epoch that both trainers have validated."""
-    by_pair: dict[tuple, dict[str, list[float | None]]] = {}
-    for run in runs:
-        by_pair.setdefault((run["data"], run["seed"]), {})[run["trainer"]] = run["curves"].get("val_map50_95", [])
-    rows = []
-    for (data, seed), curves in sorted(by_pair.items()):
-        both = list(zip(*(curves.get(side, []) for side in SIDES), strict=False))
-        epochs = [epoch for epoch, maps in enumerate(both, 1) if None not in maps]
-        if epochs:
-            rows.append((data, seed, epochs[-1], *(f"{value:.4f}" for value in both[epochs[-1] - 1])))
-    head = ("mAP50-95 by each trainer's own validator", "seed", "epoch", *SIDES)
-    return f"{num_unfinished} runs were broken off. The last epoch that both have validated:\n\n{table(head, rows)}"
 
 
 def growth(report: Report) -> str:

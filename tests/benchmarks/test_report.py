@@ -142,6 +142,6 @@ def test_fidelity__of_runs_broken_off_compares_the_last_common_epoch(tmp_path: P
         {"trainer": trainer, "data": "boards", "seed": 0, "curves": {"val_map50_95": maps, "box_loss": [3.0, 2.0]}}
         for trainer, maps in (("yolofit", [None, 0.2, None, 0.3]), ("ultralytics", [None, 0.1, None]))
     ]
-    leave(tmp_path, "gpu_fidelity", {"runs": [], "summary": {}, "failed": {}, "unfinished": runs})
+    leave(tmp_path, "gpu_fidelity", {"runs": [], "failed": {}, "unfinished": runs})
     made = Report(tmp_path)
     assert "| boards | 0 | 2 | 0.1000 | 0.2000 |" in page(made) and "gpu_fidelity_boards.svg" in made.plots

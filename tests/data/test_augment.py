@@ -15,6 +15,7 @@ import data.augment
 from data.augment import AugmentConfig, augment, flip, sample_generator
 from data.errors import DataError
 from data.index import ImageIndex
+from data.letterbox import pad_centred
 from data.place import Tile
 from data.sampler import SampleKey
 from data.source import ImageSource, LabelledImage
@@ -95,6 +96,23 @@ def test_augment__without_any_range_only_letterboxes(index: ImageIndex) -> None:
     assert np.array_equal(picture.image[8:56], original.image)
     assert (picture.image[:8] == 114).all() and (picture.image[56:] == 114).all()
     np.testing.assert_allclose(picture.boxes_xyxy_px, original.boxes_xyxy_px + np.array([0, 8, 0, 8]), atol=1e-4)
+
+
+def test_augment__is_as_if_the_picture_were_letterboxed_first(index: ImageIndex) -> None:
+    """Ultralytics pads a single picture to a square before it warps it; the border of the warp is the same grey."""
+    source = ImageSource(index, 64)
+    original = source.load(1)
+    square, (left, top) = pad_centred(original.image, (64, 64))
+    moved = original._replace(image=square, boxes_xyxy_px=original.boxes_xyxy_px + np.float32([left, top] * 2))
+    config = AugmentConfig(mosaic=0, degrees=20, shear=3, hsv_h=0, hsv_s=0, hsv_v=0)
+    with mock.patch.object(source, "load", return_value=moved):
+        letterboxed = [augment(source, 1, np.random.default_rng(seed), config) for seed in range(20)]
+    for seed, expected in enumerate(letterboxed):
+        picture = augment(source, 1, np.random.default_rng(seed), config)
+        changed = (picture.image != expected.image).any(axis=-1)
+        assert changed.mean() < 0.01, "but for positions that OpenCV rounds to another thirty-second of a pixel"
+        assert np.array_equal(picture.classes, expected.classes)
+        np.testing.assert_allclose(picture.boxes_xyxy_px, expected.boxes_xyxy_px, atol=1e-4)
 
 
 def test_augment__is_a_function_of_the_generator(index: ImageIndex) -> None:

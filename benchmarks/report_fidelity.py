@@ -1,0 +1,199 @@
+"""What networks trained here are worth beside Ultralytics': the section on fidelity of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fidelity_arms import PAIRS
+from fidelity_statistics import MARGIN, summarise
+from matplotlib.axes import Axes
+from report_parts import COLOURS, SIDES, missing, table
+
+if TYPE_CHECKING:
+    from report import Report, Result
+
+RESULTS = (
+    "gpu_fidelity",
+    "fidelity_boards_cpu",
+    "fidelity_photos_cpu",
+    "fidelity_defaults_boards_cpu",
+    "fidelity_defaults_photos_cpu",
+    "fidelity_exact_cpu",
+    "fidelity_exact_pretrained_cpu",
+)
+AGAINST = {"yolofit less ultralytics": "", "yolofit, its defaults less ultralytics, its defaults": ", defaults"}
+"""Pairs of the two trainers: what is promised of them."""
+INTRODUCTION = f"""Both trainers start from the same weights and see as many images. The gap is mAP50-95 of the first
+network less that of the second, by seed; behind it stands its 95 % interval by Student's t. **Non-inferior**: the
+interval lies above -{MARGIN}. **Inferior**: it lies below. Otherwise **undecided**, with the number of independent
+seeds that would decide if mean and deviation stay as they are. Seeds that share their first weights count as one. A
+class loss below 0 % means that the first network has the lower one on the validation images."""
+HEAD = (
+    "epoch, validator",
+    "network",
+    "beside",
+    "seeds",
+    "mAP50-95",
+    "beside",
+    "gap and 95 % interval",
+    "class loss",
+    "",
+)
+
+
+def fidelity(report: Report) -> str:
+    """Trained by both: what the networks are worth."""
+    results = [found for name in RESULTS if (found := report.newest(name))]
+    parts = [INTRODUCTION.replace("\n", " "), *(_fidelity(report, result) for result in results)]
+    if not results:
+        report.target("7", "mAP50-95 not below Ultralytics' mean", None)
+        parts = [missing("training by both", "python benchmarks/fidelity.py")]
+    if plain := report.newest("fidelity_plain_cpu"):
+        parts.append(_same_course(report, plain))
+    return "\n\n".join(parts)
+
+
+def _fidelity(report: Report, result: Result) -> str:
+    """The table of gaps of one result file, what chance does, and the curves."""
+    orders = result.content.get("orders", 1)
+    summary = summarise(result["runs"], PAIRS, orders)
+    calls = result.content.get("earlier_calls", [])
+    parts = [result.source(), *(f"Some runs are of `{call['command']}`, commit {call['commit']}." for call in calls)]
+    for data in sorted({run["data"] for run in result["runs"]}):
+        cases = {
+            case.removeprefix(f"{data}, "): found for case, found in summary.items() if case.startswith(f"{data}, ")
+        }
+        parts += [f"{data.capitalize()}:", table(HEAD, _gap_rows(cases), num_text=3), *_chance(cases, orders)]
+        _note_targets(report, result, data, cases)
+    if failed := result["failed"]:
+        parts.append(f"Failed: {', '.join(failed)}.")
+    unfinished = result.content.get("unfinished", [])
+    runs = result["runs"] + unfinished
+    if unfinished:
+        parts.append(_broken_off(runs, len(unfinished)))
+    for data in sorted({run["data"] for run in runs if run["curves"]}):
+        shown = [run for run in runs if run["data"] == data and run["trainer"] in SIDES]
+        if shown:
+            parts.append(report.plot(f"{result.name}_{data}", _draw_curves(shown), 4))
+            parts.append("Curves: losses in training, and mAP50-95 as each trainer's own validator saw it.")
+    return "\n\n".join(parts)
+
+
+def _gap_rows(cases: dict[str, Any]) -> list[tuple]:
+    """Gaps of all pairs; early epochs and a validator beside ours only for the two trainers themselves."""
+    rows = []
+    for case, found in cases.items():
+        for pair, gap in found["gaps"].items():
+            if case != "last, validated by yolofit" and pair not in AGAINST:
+                continue
+            first, other = pair.split(" less ")
+            maps = (f"{found['arms'][arm]['mean']:.4f}" for arm in (first, other))
+            rows.append(
+                (
+                    case,
+                    first,
+                    other,
+                    gap["seeds"],
+                    *maps,
+                    gap_text(gap),
+                    _class_loss(gap),
+                    verdict(gap) * (pair in AGAINST),
+                )
+            )
+    return rows
+
+
+def gap_text(gap: dict[str, Any]) -> str:
+    """Mean and interval, such as ``-0.0012 (-0.0040 to +0.0016)``."""
+    between = gap.get("interval_95")
+    return f"{gap['mean']:+.4f}" + (f" ({between[0]:+.4f} to {between[1]:+.4f})" if between else "")
+
+
+def _class_loss(gap: dict[str, Any]) -> str:
+    """The interval in parts of the second network's class loss."""
+    loss = gap["beside"].get("cls_loss", {})
+    if "interval_95" not in loss:
+        return "-"
+    lowest, highest = (value / loss["level"] for value in loss["interval_95"])
+    return f"{lowest:+.1%} to {highest:+.1%}"
+
+
+def verdict(gap: dict[str, Any]) -> str:
+    """Of a gap, and where it is open what would decide."""
+    if gap["verdict"] != "undecided":
+        return str(gap["verdict"])
+    needed = gap.get("seeds_to_decide")
+    return f"undecided: {needed} seeds would decide" if needed else "undecided"
+
+
+def _chance(cases: dict[str, Any], orders: int) -> list[str]:
+    """What chance does to one trainer: order and augmentation, and the first weights."""
+    if orders == 1:
+        return []
+    arms = cases["last, validated by yolofit"]["arms"]
+    rows = [
+        (arm, *(f"{arms[arm][key]:.4f}" for key in ("deviation_by_order", "deviation_by_weights")))
+        for arm in SIDES
+        if "deviation_by_order" in arms.get(arm, {})
+    ]
+    head = ("standard deviation of mAP50-95", "by order and augmentation", "by first weights")
+    return [table(head, rows)] if rows else []
+
+
+def _note_targets(report: Report, result: Result, data: str, cases: dict[str, Any]) -> None:
+    found = cases.get("last, validated by yolofit", {"gaps": {}})
+    where = "GPU" if "gpu" in result["machine"] else "CPU"
+    for pair, remark in AGAINST.items():
+        if gap := found["gaps"].get(pair):
+            text = f"{where}, {data}{remark}: mAP50-95 at most {MARGIN} below Ultralytics', with 95 % certainty"
+            report.state("7", text, f"{gap_text(gap)}, {gap['seeds']} seeds", verdict(gap))
+
+
+def _same_course(report: Report, result: Result) -> str:
+    """How far the losses of the two trainers are apart where nothing is left to chance."""
+    curves = {run["trainer"]: run["curves"] for run in result["runs"]}
+    names = ("box_loss", "cls_loss", "dfl_loss", "val_box_loss", "val_dfl_loss")
+    apart = {
+        name: [abs(ours / theirs - 1) for ours, theirs in zip(*(curves[side][name] for side in SIDES), strict=True)]
+        for name in names
+    }
+    epochs = range(1, len(apart["box_loss"]) + 1)
+    rows = [(name.replace("_", " "), *(f"{value:.0e}" for value in values)) for name, values in apart.items()]
+    worst = max(values[2] for values in apart.values())
+    report.target("7", "without chance, losses equal to 1e-4 for three steps", f"{worst:.0e}", worst <= 1e-4)
+    note = "Relative difference of the losses by epoch, of one step each, where nothing is left to chance:"
+    return f"{result.source()}\n\n{note}\n\n{table(('', *epochs), rows)}"
+
+
+def _draw_curves(runs: list[dict[str, Any]]) -> Callable[..., None]:
+    """A picture of the runs on one data set."""
+
+    def draw(*pictures: Axes) -> None:
+        for each, curve in zip(pictures, ("box_loss", "cls_loss", "dfl_loss", "val_map50_95"), strict=True):
+            for run in runs:
+                points = [(epoch, y) for epoch, y in enumerate(run["curves"].get(curve, []), 1) if y is not None]
+                if points:
+                    each.plot(*zip(*points, strict=True), color=COLOURS[run["trainer"]], linewidth=0.8)
+            each.set_title(curve.replace("_", " "), fontsize=8)
+            each.set(xlabel="epoch")
+        for trainer in SIDES:
+            pictures[0].plot([], [], color=COLOURS[trainer], label=trainer)
+        pictures[0].legend(fontsize=7)
+
+    return draw
+
+
+def _broken_off(runs: list[dict[str, Any]], num_unfinished: int) -> str:
+    """What can be said where runs have not ended: mAP at the last epoch that both trainers have validated."""
+    by_pair: dict[tuple, dict[str, list[float | None]]] = {}
+    for run in runs:
+        by_pair.setdefault((run["data"], run["seed"]), {})[run["trainer"]] = run["curves"].get("val_map50_95", [])
+    rows = []
+    for (data, seed), curves in sorted(by_pair.items()):
+        both = list(zip(*(curves.get(side, []) for side in SIDES), strict=False))
+        epochs = [epoch for epoch, maps in enumerate(both, 1) if None not in maps]
+        if epochs:
+            rows.append((data, seed, epochs[-1], *(f"{value:.4f}" for value in both[epochs[-1] - 1])))
+    head = ("mAP50-95 by each trainer's own validator", "seed", "epoch", *SIDES)
+    return f"{num_unfinished} runs were broken off. The last epoch that both have validated:\n\n{table(head, rows)}"
