@@ -23,13 +23,13 @@ from step_time import their_batch
 from torch import Tensor, nn
 from ultralytics.utils.loss import v8DetectionLoss
 
-from data.augment import AugmentConfig
-from data.batch import Batch, collate
-from data.dataset import TrainDataset
-from data.dataset_yaml import DatasetYaml, read_dataset_yaml
-from data.index import build_index
-from data.sampler import SampleKey
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.augmentation.augment import AugmentConfig
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.formats.dataset_yaml import DatasetYaml, read_dataset_yaml
+from data.indexing.index import build_index
+from data.loading.batch import Batch, collate
+from data.loading.dataset import TrainDataset
+from data.loading.sampler import SampleKey
 from engine.accumulation import AccumulationWindow, back_propagate
 from engine.schedule import Schedule, ScheduleConfig
 from models.loss import DetectionLoss, LossGains

@@ -19,7 +19,7 @@ from step_time import their_batch
 from torch import Tensor
 from ultralytics.utils.loss import v8DetectionLoss
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from models.boxes import NUM_BINS, anchor_points
 from models.loss import DetectionLoss
 from models.network import build_network, detection_head, head_strides

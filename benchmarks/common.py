@@ -22,7 +22,7 @@ import pynvml
 import torch
 from torch import nn
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.ema import EmaConfig, WeightAverage
 from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker
 from engine.nonfinite import NonFiniteGuard

@@ -64,7 +64,7 @@ from fidelity_run import TRAINERS, Run, copy_data, hold_back, read_curves, valid
 from fidelity_statistics import summarise
 from uneven_boards import write_uneven_boards
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 
 VALIDATORS = ("yolofit", "ultralytics")
 IMPORTED_ONCE = ["__main__", "engine.fit", "ultralytics.models.yolo.detect"]

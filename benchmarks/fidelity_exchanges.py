@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from fidelity_run import Run, ultralytics_overrides
 
-from data import partners
-from data.affine import is_candidate, transform_boxes
-from data.augment import AugmentConfig
-from data.batch import Batch
-from data.dataset import TrainDataset
-from data.dataset_yaml import read_dataset_yaml
-from data.index import build_index
-from data.letterbox import PAD_VALUE
-from data.loader import build_train_loader
-from data.memory import Host, measure_volume, open_caches, plan_loading
-from data.sampler import WindowSampler
-from data.source import LabelledImage
+from data.augmentation.affine import is_candidate, transform_boxes
+from data.augmentation.augment import AugmentConfig
+from data.augmentation.letterbox import PAD_VALUE
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import build_index
+from data.loading import partners
+from data.loading.batch import Batch
+from data.loading.dataset import TrainDataset
+from data.loading.loader import build_train_loader
+from data.loading.ram_plan import Host, measure_volume, open_caches, plan_loading
+from data.loading.sampler import WindowSampler
+from data.loading.source import LabelledImage
 from models.loss import MIN_NORMALISER, LossGains, LossSums
 
 Exchange = Callable[[Run], AbstractContextManager[Any]]
@@ -47,7 +47,7 @@ def pools_of(size: int) -> Exchange:
 
 def warp_as_theirs(run: Run) -> AbstractContextManager[Any]:
     """A mosaic is a canvas that ``cv2.warpAffine`` warps, not tiles that are resized onto their places."""
-    return mock.patch("data.augment.only_scales_and_shifts", lambda matrix: False)
+    return mock.patch("data.augmentation.augment.only_scales_and_shifts", lambda matrix: False)
 
 
 @contextmanager
@@ -56,12 +56,12 @@ def warp_by_pixel_centres(run: Run) -> Iterator[None]:
 
     ``cv2.warpAffine`` puts the centre of the first pixel at (0, 0), where boxes have its corner.
     """
-    with warp_as_theirs(run), mock.patch("data.augment.warp", warped_by_centres):
+    with warp_as_theirs(run), mock.patch("data.augmentation.augment.warp", warped_by_centres):
         yield
 
 
 def warped_by_centres(source: LabelledImage, matrix: np.ndarray, scale: float, output_size: int) -> LabelledImage:
-    """`data.affine.warp` with the matrix for pixels moved by half a pixel on either side."""
+    """`data.augmentation.affine.warp` with the matrix for pixels moved by half a pixel on either side."""
     to_corner, to_centre = (np.array([[1, 0, half], [0, 1, half], [0, 0, 1]]) for half in (0.5, -0.5))
     by_centres = (to_centre @ matrix @ to_corner)[:2]
     image = cv2.warpAffine(source.image, by_centres, (output_size,) * 2, borderValue=(PAD_VALUE,) * 3)
@@ -72,11 +72,11 @@ def warped_by_centres(source: LabelledImage, matrix: np.ndarray, scale: float, o
 
 def hsv_of_8_bits(run: Run) -> AbstractContextManager[Any]:
     """Colours are changed by way of OpenCV's HSV, with hue in 180 steps. Holds where the host changes them."""
-    return mock.patch("data.dataset.shift_hsv_to_planes", shift_hsv_of_8_bits)
+    return mock.patch("data.loading.dataset.shift_hsv_to_planes", shift_hsv_of_8_bits)
 
 
 def shift_hsv_of_8_bits(image: np.ndarray, gains_3: np.ndarray, planes_3HW: np.ndarray) -> None:
-    """What Ultralytics computes for ``gains_3``, in the place of `data.color.shift_hsv_to_planes`."""
+    """What Ultralytics computes for ``gains_3``, in the place of `data.augmentation.color.shift_hsv_to_planes`."""
     levels = np.arange(256.0)
     hue = (levels + gains_3[0] * 180) % 180
     saturation, value = (np.clip(levels * (1 + gain), 0, 255) for gain in gains_3[1:])

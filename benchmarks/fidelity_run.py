@@ -13,10 +13,10 @@ from unittest import mock
 import torch
 import yaml
 
-from data.dataset import ValidationDataset
-from data.dataset_yaml import read_dataset_yaml
-from data.index import build_index
-from data.loader import build_validation_loader
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import build_index
+from data.loading.dataset import ValidationDataset
+from data.loading.loader import build_validation_loader
 from engine.checkpoint import LoadedNetwork, load_network
 from engine.evaluation import Evaluation
 from engine.export import export

@@ -29,7 +29,7 @@ import torch
 from common import BOXES_PER_IMAGE, NUM_CLASSES, random_window, write
 from gpu_steps import DEVICE, RIVALS, empty_device, make_step, synchronize
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.errors import TrainingError
 from engine.memory.overhead import of_this_machine
 from engine.memory.plan import margin_of

@@ -32,7 +32,7 @@ import torch
 from common import BOXES_PER_IMAGE, NUM_CLASSES, random_window, training_step, write
 from step_time import UltralyticsLoop
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.precision import Precision
 from models.fused_kernels import use_fused_kernels
 from models.network import NetworkName, build_network

@@ -24,13 +24,13 @@ import numpy as np
 import psutil
 from common import write
 
-from data.dataset_yaml import DatasetYaml
-from data.index import build_index, index_of
-from data.index_file import load_table, save_table
-from data.labels import NOTICE_KINDS
-from data.listing import list_folder
-from data.scan import CHUNK_IMAGES, ScanTask, scan_chunk, scan_images
-from data.scan_table import ARRAYS, ScanTable, offsets_of
+from data.formats.dataset_yaml import DatasetYaml
+from data.formats.labels import NOTICE_KINDS
+from data.indexing.index import build_index, index_of
+from data.indexing.index_file import load_table, save_table
+from data.indexing.listing import list_folder
+from data.indexing.scan import CHUNK_IMAGES, ScanTask, scan_chunk, scan_images
+from data.indexing.scan_table import ARRAYS, ScanTable, offsets_of
 
 BOXES_PER_IMAGE = 20
 NAMES = tuple(f"class {number}" for number in range(80))

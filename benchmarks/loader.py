@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 if TYPE_CHECKING:
-    from data.batch import Batch
+    from data.loading.batch import Batch
 
 BATCH_SIZE = 16
 IMAGE_SIZE = 640
@@ -85,13 +85,13 @@ def theirs(root: Path, cache: str | None, num_workers: int = 0) -> Iterator[obje
 
 def ours(root: Path, in_ram: bool, colour_on_device: bool = False, num_workers: int = 0) -> Iterator[Batch]:
     """Windows of our training loader, endlessly."""
-    from data.augment import AugmentConfig
-    from data.cache import DecodedCache, RecentImages
-    from data.dataset import TrainDataset
-    from data.dataset_yaml import read_dataset_yaml
-    from data.index import build_index
-    from data.loader import build_train_loader
-    from data.partners import POOL_SIZE
+    from data.augmentation.augment import AugmentConfig
+    from data.formats.dataset_yaml import read_dataset_yaml
+    from data.indexing.index import build_index
+    from data.loading.cache import DecodedCache, RecentImages
+    from data.loading.dataset import TrainDataset
+    from data.loading.loader import build_train_loader
+    from data.loading.partners import POOL_SIZE
 
     index = build_index(read_dataset_yaml(root / "data.yaml"), "train")
     dataset = TrainDataset(index, IMAGE_SIZE, AugmentConfig(), 0, 1000, colour_on_device=colour_on_device)
@@ -125,7 +125,7 @@ def serve(side: str, root: Path, pipe: Connection) -> None:
     import cv2
     import torch
 
-    from data.loader import prepare_worker
+    from data.loading.loader import prepare_worker
 
     if side.startswith("ours"):
         prepare_worker()
@@ -150,9 +150,9 @@ def processor_seconds() -> float:
 
 def enlarge(root_yaml: Path, folder: Path) -> None:
     """Link the training images and copy their labels until there are `NUM_IMAGES`."""
-    from data.dataset_yaml import read_dataset_yaml
-    from data.index import build_index
-    from data.listing import find_label_file
+    from data.formats.dataset_yaml import read_dataset_yaml
+    from data.indexing.index import build_index
+    from data.indexing.listing import find_label_file
 
     dataset = read_dataset_yaml(root_yaml)
     index = build_index(dataset, "train")

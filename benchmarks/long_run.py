@@ -20,7 +20,7 @@ import psutil
 import torch
 from common import write
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import cli
 from engine.fit import main as fit
 from engine.memory.units import MIB

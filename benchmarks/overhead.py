@@ -28,7 +28,7 @@ import lightning as L
 import torch
 from common import NUM_CLASSES, BareLoop, compare, random_window, training_step, write
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.module import Detector
 from engine.progress import TrainingProgress
 from engine.run import RunConfig, default_callbacks, default_loggers

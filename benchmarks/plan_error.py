@@ -26,7 +26,7 @@ from unittest import mock
 import torch
 from common import BOXES_PER_IMAGE, NUM_CLASSES, cpu_peak_bytes, random_window, step_tensors, training_step, write
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.memory.overhead import (
     CUBLAS_WORKSPACE_BYTES,
     HOPPER_WORKSPACE_BYTES,

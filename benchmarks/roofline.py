@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.modules import Conv, DWConv
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.optim import clip_gradients, step_if
 from engine.precision import AUTOCAST_DTYPE, autocast
 from engine.step import TrainingStep

@@ -36,7 +36,7 @@ from torch import nn
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.torch_utils import ModelEMA
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.optim import OptimizerConfig, parameter_groups
 from models.network import build_network
 from models.recompute import Level

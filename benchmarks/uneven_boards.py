@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import yaml
 
-from data.pcb_drawing import CLASS_NAMES, draw_board
+from data.boards.drawing import CLASS_NAMES, draw_board
 
 MIN_VISIBLE = 0.5
 """Of a box that the border of a picture cuts: with less of its area inside it is left out."""

@@ -35,7 +35,7 @@ from common import write
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from data.loader import build_validation_loader
+from data.loading.loader import build_validation_loader
 from engine.checkpoint import load_network
 from engine.datamodule import DetectionData
 from engine.evaluation import predict_raw

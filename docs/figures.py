@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from data.memory import RAM_SHARE, STALL_SHARE, WORKER_BYTES  # noqa: E402  from this checkout
+from data.loading.ram_plan import RAM_SHARE, STALL_SHARE, WORKER_BYTES  # noqa: E402  from this checkout
 from engine.memory.overhead import (  # noqa: E402
     CUBLAS_WORKSPACE_BYTES,
     GAPS_BYTES,

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.dataset_yaml import read_dataset_yaml
-from data.index import index_of, scan_split
-from data.mosaic import NUM_TILES
-from data.pcb_drawing import CLASS_NAMES
-from data.sampler import STRIDE_PX, image_sizes
+from data.augmentation.mosaic import NUM_TILES
+from data.boards.drawing import CLASS_NAMES
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import index_of, scan_split
+from data.loading.sampler import STRIDE_PX, image_sizes
 from engine.datamodule import SYNTHETIC, check_sizes, index_folder
 from engine.errors import ConfigError
 from engine.memory.allocator import cap_allocator, enable_expandable_segments, resolve_budget

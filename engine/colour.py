@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from models.fused_kernels import fused_kernels_work
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from data.batch import Batch
+from data.loading.batch import Batch
 
 
 def copied_ahead(micro_batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch
+from data.loading.batch import Batch
 
 log = logging.getLogger(__name__)
 MAX_RECORDINGS = 8

@@ -13,14 +13,15 @@ import albumentations as A
 import lightning as L
 from torch.utils.data import DataLoader
 
-from data.augment import AugmentConfig
-from data.balance import BalanceConfig, check_weighted_classes, image_repeats
-from data.batch import Batch
-from data.dataset import TrainDataset, ValidationDataset
-from data.dataset_yaml import read_dataset_yaml
-from data.index import ImageIndex, build_index, check_objects
-from data.loader import build_train_loader, build_validation_loader
-from data.memory import (
+from data.augmentation.augment import AugmentConfig
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import ImageIndex, build_index, check_objects
+from data.loading.balance import BalanceConfig, check_weighted_classes, image_repeats
+from data.loading.batch import Batch
+from data.loading.dataset import TrainDataset, ValidationDataset
+from data.loading.loader import build_train_loader, build_validation_loader
+from data.loading.ram_plan import (
     CacheMode,
     Host,
     change_workers,
@@ -32,8 +33,7 @@ from data.memory import (
     plan_loading,
     worker_count,
 )
-from data.sampler import STRIDE_PX, WindowSampler, image_sizes
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.loading.sampler import STRIDE_PX, WindowSampler, image_sizes
 from engine.diagnosis import LoaderInUse
 from engine.errors import ConfigError
 from engine.machine import free_disk_bytes, shm_free_bytes

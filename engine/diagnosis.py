@@ -11,9 +11,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-from data.memory import PREFETCH, VALIDATION_WORKERS, WORKER_BYTES, Cache, worker_count
-from data.ring import blocks_per_worker
-from data.sampler import image_sizes
+from data.loading.ram_plan import PREFETCH, VALIDATION_WORKERS, WORKER_BYTES, Cache, worker_count
+from data.loading.ring import blocks_per_worker
+from data.loading.sampler import image_sizes
 from engine.machine import Gpu, Machine, free_disk_bytes
 from engine.memory.host import Platform, available_cores
 from engine.memory.units import GIB, MIB, format_bytes

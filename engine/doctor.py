@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data.dataset_yaml import read_dataset_yaml
 from data.errors import DataError
+from data.formats.dataset_yaml import read_dataset_yaml
 from engine.diagnosis import Finding, check_machine, check_needs, needs_of
 from engine.errors import EXIT_STATUS, ConfigError, run_command
 from engine.machine import examine_machine

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch, to_original_px
-from data.index import ImageIndex
+from data.indexing.index import ImageIndex
+from data.loading.batch import Batch, to_original_px
 from engine.metrics import DetectionMetrics, DetectionResults
 from engine.precision import AUTOCAST_DTYPE, Precision, autocast
 from engine.ranks import Ranks, all_present

@@ -1,7 +1,7 @@
 """Random colour on a GPU in one Triton kernel: a picture is read once and written once.
 
-`data.color.shift_hsv_on_device` does the same with PyTorch's operations, some forty passes over float32 maps: a few
-per cent of a training step, and 75 bytes a pixel. It is the reference, and what is used without Triton.
+`data.augmentation.color.shift_hsv_on_device` does the same with PyTorch's operations, some forty passes over float32
+maps: a few per cent of a training step, and 75 bytes a pixel. It is the reference, and what is used without Triton.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _shift_kernel(images, gains, out, num_places, PLACES: tl.constexpr):
 
 
 def shift_hsv(images_B3HW: Tensor, gains_B3: Tensor) -> Tensor:
-    """Turn the hue and scale saturation and value, as `data.color.shift_hsv_on_device` does.
+    """Turn the hue and scale saturation and value, as `data.augmentation.color.shift_hsv_on_device` does.
 
     Args:
         images_B3HW: uint8, RGB.

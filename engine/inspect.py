@@ -15,9 +15,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data.dataset_yaml import read_dataset_yaml
 from data.errors import DataError
-from data.inspect import SIZE_NAMES, TRAINING_SPLITS, DatasetFacts, SplitFacts, imbalance, inspect_dataset
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.dataset_facts import (
+    SIZE_NAMES,
+    TRAINING_SPLITS,
+    DatasetFacts,
+    SplitFacts,
+    imbalance,
+    inspect_dataset,
+)
 from engine.arguments import CommandParser, path_option
 from engine.diagnosis import Finding
 from engine.doctor import print_findings

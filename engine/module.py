@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.checkpoint import load_weights, network_description
 from engine.colour import coloured
 from engine.datamodule import DetectionData

@@ -18,10 +18,10 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from data.augment import AugmentConfig
-from data.dataset_yaml import read_dataset_yaml
+from data.augmentation.augment import AugmentConfig
 from data.errors import DataError
-from data.index import build_index
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import build_index
 from engine.arguments import CommandParser, path_option, path_text
 from engine.datamodule import check_sizes
 from engine.diagnosis import BF16_CAPABILITY

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.errors import TrainingError
 from models.loss import LossSums
 

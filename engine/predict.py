@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 import torch
 
-from data.batch import to_original_px
+from data.augmentation.letterbox import letterbox_geometry, pad_centred, resize_long_side
 from data.errors import DataError
-from data.letterbox import letterbox_geometry, pad_centred, resize_long_side
+from data.loading.batch import to_original_px
 from engine.arguments import CommandParser, path_option, path_text
 from engine.checkpoint import EXAMPLE, LoadedNetwork, load_network
 from engine.drawing import draw_detections

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import nn
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.errors import TrainingError
 from engine.ranks import Ranks
 from models.recompute import Level, apply_recompute

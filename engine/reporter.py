@@ -15,8 +15,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from data.batch import Batch
-from data.index import ImageIndex
+from data.indexing.index import ImageIndex
+from data.loading.batch import Batch
 from engine.best import is_better, read_best
 from engine.diagnosis import Finding
 from engine.loggers import send_pictures

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.accumulation import AccumulationWindow, back_propagate, gradients_of
 from engine.ema import EmaConfig, WeightAverage
 from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker, cuda_autocast_on_meta

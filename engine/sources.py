@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from data.errors import DataError
-from data.image import read_image
-from data.listing import IMAGE_SUFFIXES, is_file
+from data.formats.image import read_image
+from data.indexing.listing import IMAGE_SUFFIXES, is_file
 from engine.errors import ConfigError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.accumulation import AccumulationWindow, back_propagate, fill_missing_gradients, gradients_of
 from engine.carry_through import carry_through
 from engine.colour import coloured

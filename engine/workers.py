@@ -9,7 +9,7 @@ import lightning as L
 from rich import get_console
 from rich.console import Console
 
-from data.memory import next_workers
+from data.loading.ram_plan import next_workers
 from engine.advice import WARM_UP_STEPS
 from engine.datamodule import DetectionData
 from engine.memory.host import available_cores, ram_available_bytes

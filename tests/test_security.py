@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.errors import ConfigError
 from engine.loggers import check_logger_packages
 

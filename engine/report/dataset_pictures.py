@@ -16,11 +16,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from data.augmentation.letterbox import resize_long_side
 from data.errors import DataError
-from data.image import read_image
-from data.index import ImageIndex
-from data.inspect import SIZE_EDGES_PX, DatasetFacts, box_sizes_px
-from data.letterbox import resize_long_side
+from data.formats.image import read_image
+from data.indexing.dataset_facts import SIZE_EDGES_PX, DatasetFacts, box_sizes_px
+from data.indexing.index import ImageIndex
 from engine.report.style import RIM, class_colour, drawable_names, drawable_text, drawing, plain_numbers, shortened
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from data.index import ImageIndex
+from data.indexing.index import ImageIndex
 from engine.report.style import (
     INK,
     MUTED,

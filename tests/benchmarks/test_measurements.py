@@ -23,9 +23,9 @@ import roofline
 import torch
 from torch.autograd import DeviceType
 
-from data.dataset_yaml import read_dataset_yaml
-from data.index import build_index
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import build_index
 from engine.step import TrainingStep
 from models.saved_weights import read_weights
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from data.dataset_yaml import read_dataset_yaml
-from data.index import ImageIndex, build_index
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import ImageIndex, build_index
 
 WriteDataset = Callable[..., Path]
 

@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.augment import AugmentConfig
-from data.dataset import TrainDataset, ValidationDataset
-from data.dataset_yaml import read_dataset_yaml
+from data.augmentation.augment import AugmentConfig
 from data.errors import DataError
-from data.image import MAX_PIXELS, read_image, read_size
-from data.index import ImageIndex, build_index
-from data.sampler import SampleKey
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.formats.image import MAX_PIXELS, read_image, read_size
+from data.indexing.index import ImageIndex, build_index
+from data.loading.dataset import TrainDataset, ValidationDataset
+from data.loading.sampler import SampleKey
 
 PIXELS = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (80, 60))
 IMAGE = Image.fromarray(PIXELS[::-1])

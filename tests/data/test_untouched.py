@@ -12,22 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.augment import AugmentConfig
-from data.dataset import TrainDataset, ValidationDataset
-from data.dataset_yaml import read_dataset_yaml
-from data.index import build_index
-from data.sampler import SampleKey
+from data.augmentation.augment import AugmentConfig
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import build_index
+from data.loading.dataset import TrainDataset, ValidationDataset
+from data.loading.sampler import SampleKey
 from engine.inspect import main as inspect
 
 SAMPLE_HASH = """
 import hashlib, sys
 for name in sys.argv[2:]:
     sys.modules[name] = None  # importing it fails, as if it were not installed
-from data.augment import AugmentConfig
-from data.dataset import TrainDataset
-from data.dataset_yaml import read_dataset_yaml
-from data.index import build_index
-from data.sampler import SampleKey
+from data.augmentation.augment import AugmentConfig
+from data.loading.dataset import TrainDataset
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import build_index
+from data.loading.sampler import SampleKey
 dataset = TrainDataset(build_index(read_dataset_yaml(sys.argv[1]), "train"), 64, AugmentConfig(), 3, 20)
 digest = hashlib.sha256()
 for key in [SampleKey(epoch, index) for epoch in (0, 1, 15) for index in range(7)]:
@@ -137,9 +137,9 @@ def test_index__reading_it_in_forked_workers_copies_nothing(yaml_file: Path, tmp
     script = f"""
 import os
 from pathlib import Path
-from data.index import build_index
-from data.index_file import save_table, load_table
-from data.index import index_of
+from data.indexing.index import build_index
+from data.indexing.index_file import save_table, load_table
+from data.indexing.index import index_of
 from index_scale import synthetic_table
 file = Path({str(tmp_path / "big.bin")!r})
 save_table(file, synthetic_table(60_000), "")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.accumulation import AccumulationWindow, back_propagate
 from models.loss import DetectionLoss, LossGains
 from models.network import head_strides, network_input

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import auto, planning
 from engine.advice import advise_before
 from engine.auto import count_devices, device_of, settle_memory, settle_without_plan, spec_of, what_fits

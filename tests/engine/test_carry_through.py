@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.carry_through import carry_through
 from engine.errors import TrainingError
 from engine.optim import OptimizerConfig, build_optimizer

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.batch import Batch
-from data.color import shift_hsv_on_device
+from data.augmentation.color import shift_hsv_on_device
+from data.loading.batch import Batch
 from engine import colour, fused_colour
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.copy_ahead import copied_ahead
 from tests.helpers.training import make_window
 

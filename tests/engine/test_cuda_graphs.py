@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine import cuda_graphs
 from engine.cli import CommandLine
 from engine.cuda_graphs import MIN_CAPACITY, RecordedMicroStep, Recording, can_record, padded

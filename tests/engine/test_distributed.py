@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.processes import share_state
 from models.network import batch_norms
 from models.recompute import apply_recompute

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from data.dataset import ValidationDataset
-from data.dataset_yaml import read_dataset_yaml
-from data.index import ImageIndex, build_index
-from data.loader import build_validation_loader
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import ImageIndex, build_index
+from data.loading.dataset import ValidationDataset
+from data.loading.loader import build_validation_loader
 from engine.evaluation import Evaluation, predict_raw
 from models.boxes import decode_boxes
 from models.loss import DetectionLoss, LossGains

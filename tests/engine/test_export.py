@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from data.image import read_image
+from data.formats.image import read_image
 from engine.checkpoint import LoadedNetwork, load_network
 from engine.errors import ConfigError
 from engine.export import SUFFIXES, main

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.checkpoint import network_description
 from engine.cli import CommandLine
 from engine.evaluation import Evaluation

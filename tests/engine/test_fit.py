@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from data.batch import Batch
 from data.errors import DataError
+from data.loading.batch import Batch
 from engine.errors import ConfigError
 from engine.evaluation import Evaluation
 from engine.fit import main as fit

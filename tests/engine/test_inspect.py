@@ -140,8 +140,8 @@ def test_main__split_without_usable_images_is_an_error(root: Path) -> None:
 def test_findings__strong_imbalance_and_tiny_objects_have_a_remedy(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from data.dataset_yaml import read_dataset_yaml
-    from data.inspect import inspect_dataset
+    from data.formats.dataset_yaml import read_dataset_yaml
+    from data.indexing.dataset_facts import inspect_dataset
 
     # 40 boxes of 2.56 x 1.28 px among 46
     rows = "".join(f"0 {x:.2f} 0.5 0.004 0.004\n" for x in np.linspace(0.1, 0.9, 40))

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import YAML
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import new as new_module
 from engine.cli import CommandLine
 from engine.errors import ConfigError

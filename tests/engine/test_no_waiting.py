@@ -23,7 +23,7 @@ from models.recompute import apply_recompute
 from tests.helpers.training import make_network, make_step, make_window
 
 ROOT = Path(__file__).parents[2]
-HOST_ONLY = {("data/batch.py", "split"), ("data/batch.py", "_slice")}  # the window is in host memory
+HOST_ONLY = {("data/loading/batch.py", "split"), ("data/loading/batch.py", "_slice")}  # the window is in host memory
 READS = {"tolist", "cpu", "numpy", "item", "__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__"}
 WAITING_OPERATORS = {
     "_local_scalar_dense", "item", "is_nonzero", "nonzero", "nonzero_numpy", "argwhere", "masked_select", "equal",

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import plan
 from engine.cli import CommandLine
 from engine.errors import EXIT_STATUS, ConfigError, run_command

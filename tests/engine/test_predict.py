@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from data.errors import DataError
-from data.image import read_image
+from data.formats.image import read_image
 from engine import predict
 from engine.checkpoint import LoadedNetwork, load_network
 from engine.errors import ConfigError

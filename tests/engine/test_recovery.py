@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.errors import TrainingError
 from engine.recovery import MemorySettings, in_parts, is_out_of_memory, retry
 from engine.step import TrainingStep

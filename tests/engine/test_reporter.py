@@ -11,9 +11,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.dataset_yaml import read_dataset_yaml
-from data.index import build_index
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import build_index
 from engine.diagnosis import Finding
 from engine.report import curves
 from engine.reporter import RunReporter
@@ -168,7 +168,7 @@ def test_reporter__reports_a_run_that_ended_early_with_its_warnings_and_advice(f
     module = make_module()
     reporter.on_train_start(trainer, module)
     validate(reporter, trainer, module, make_pictures(folder.parent, NUM_IMAGES))
-    logging.getLogger("data.index").warning("train: 3 images without a label file")
+    logging.getLogger("data.indexing.index").warning("train: 3 images without a label file")
     reporter.on_exception(trainer, module, KeyboardInterrupt())
     reporter.on_train_end(trainer, module)
     reporter.teardown(trainer, module, "fit")
@@ -176,7 +176,7 @@ def test_reporter__reports_a_run_that_ended_early_with_its_warnings_and_advice(f
     for sentence in ("ended early: KeyboardInterrupt", "3 images without a label file", "CPU: 8 workers: lower it"):
         assert sentence in text
     assert "the device sets it" not in text  # what is as it should be is no warning
-    logging.getLogger("data.index").warning("not of this run")
+    logging.getLogger("data.indexing.index").warning("not of this run")
     assert len(reporter._warnings.messages) == 2
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.dataset import TrainDataset
 from data.errors import DataError
+from data.loading.dataset import TrainDataset
 from engine.evaluation import Evaluation
 from engine.fit import main as fit
 from engine.report.memory_log import read_memory_log

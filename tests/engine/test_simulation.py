@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker
 from engine.memory.units import GIB
 from engine.optim import OptimizerConfig, build_optimizer

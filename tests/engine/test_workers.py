@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import workers
 from engine.datamodule import DetectionData
 from engine.diagnosis import LoaderInUse
@@ -137,7 +137,7 @@ def test_loader_in_use__knows_the_cache(data_yaml: Path, monkeypatch: pytest.Mon
     assert [(one.cache, one.is_filling_cache, one.cache_that_fits) for one in ram] == [
         ("ram", epoch == 0, "") for epoch in range(EPOCHS)
     ]
-    monkeypatch.setattr("data.cache.SlotCache.is_closed", True)
+    monkeypatch.setattr("data.loading.cache.SlotCache.is_closed", True)
     dropped = run(data_yaml, FakeThroughput(0.0), asked=0, cache="ram").recorder.in_use
     assert {(one.cache, one.is_cache_given_up, one.is_filling_cache) for one in dropped} == {("none", True, False)}
 

@@ -10,8 +10,8 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import engine.cli
-from data.dataset_yaml import read_dataset_yaml
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.formats.dataset_yaml import read_dataset_yaml
 from engine.fit import main as fit
 from engine.run import CHECKPOINTS
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from ultralytics.utils.loss import v8DetectionLoss
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from models.network import network_input
 
 

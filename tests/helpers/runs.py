@@ -20,7 +20,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from data.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.errors import run_command
 from engine.fit import main as fit
 from engine.monitor import MemoryMonitor

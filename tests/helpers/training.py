@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from data.batch import Batch
+from data.loading.batch import Batch
 from engine.ema import EmaConfig, WeightAverage
 from engine.nonfinite import NonFiniteGuard
 from engine.optim import OptimizerConfig, build_optimizer

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from data.inspect import DatasetFacts, SplitFacts
+from data.indexing.dataset_facts import DatasetFacts, SplitFacts
 from engine.report import dataset_pictures, style
 from engine.report.curves import curve_pictures
 from engine.report.labels_plot import draw_labels

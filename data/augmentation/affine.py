@@ -1,0 +1,121 @@
+"""Random affine and perspective warps of an image together with its boxes.
+
+The matrix is ``translate @ shear @ rotate_and_scale @ perspective @ centre``, as in Ultralytics: the middle
+of the source goes to the middle of the output, up to the random shift, so the same warp also crops a mosaic
+canvas and letterboxes a single image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from data.augmentation.letterbox import PAD_VALUE
+from data.loading.source import LabelledImage
+
+MIN_SIDE_PX = 2  # boxes that are not wider and higher than this after the warp are dropped
+MIN_AREA_RATIO = 0.1  # and those of which no more than this part is still inside
+MAX_ASPECT_RATIO = 100
+WINDOW_MARGIN_PX = 2  # bilinear interpolation reaches one pixel further, rounding another
+
+
+def draw_affine_matrix(
+    rng: np.random.Generator,
+    source_hw: tuple[int, int],
+    output_size: int,
+    *,
+    degrees: float,
+    translate: float,
+    scale: float,
+    shear: float,
+    perspective: float,
+) -> tuple[np.ndarray, float]:
+    """Draw a random warp; the ranges are those of `AugmentConfig`.
+
+    Args:
+        rng: The sample's generator; always gives the same number of draws.
+        source_hw: Height and width of the image that will be warped.
+        output_size: Side of the square that it is warped to.
+        degrees: Rotation by up to so many degrees, either way.
+        translate: Shift by up to this part of ``output_size``, either way.
+        scale: Scale by 1 - scale to 1 + scale.
+        shear: Shear by up to so many degrees along x and y, either way.
+        perspective: Perspective terms up to this, per pixel, either way.
+
+    Returns:
+        float64 (3, 3), from source pixels to output pixels; and the scale in it.
+    """
+    tilt_x, tilt_y = rng.uniform(-perspective, perspective, size=2)
+    angle = math.radians(rng.uniform(-degrees, degrees))
+    factor = rng.uniform(1 - scale, 1 + scale)
+    shear_x, shear_y = np.tan(np.radians(rng.uniform(-shear, shear, size=2)))
+    shift_x, shift_y = rng.uniform(0.5 - translate, 0.5 + translate, size=2) * output_size
+
+    cos, sin = factor * math.cos(angle), factor * math.sin(angle)
+    translation = np.array([[1, 0, shift_x], [0, 1, shift_y], [0, 0, 1]])
+    shearing = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
+    rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+    projection = np.array([[1, 0, 0], [0, 1, 0], [tilt_x, tilt_y, 1]])
+    centring = np.array([[1, 0, -source_hw[1] / 2], [0, 1, -source_hw[0] / 2], [0, 0, 1]])
+    return translation @ shearing @ rotation @ projection @ centring, factor
+
+
+def visible_window(matrix: np.ndarray, output_size: int) -> np.ndarray:
+    """The part of the source that the output shows: its bounding box (x1, y1, x2, y2) in source pixels.
+
+    Unlimited under perspective, where the output may show points that lie behind the camera.
+    """
+    if not _is_affine(matrix):
+        return np.array([-np.inf, -np.inf, np.inf, np.inf])
+    output = np.array([[0, 0, output_size, output_size]], np.float64)
+    window = transform_boxes(output, np.linalg.inv(matrix))[0]
+    return window + WINDOW_MARGIN_PX * np.array([-1, -1, 1, 1])
+
+
+def warp(source: LabelledImage, matrix: np.ndarray, scale: float, output_size: int) -> LabelledImage:
+    """Warp an image and its boxes to a grey square, and drop the boxes that are hardly left.
+
+    Args:
+        source: What to warp.
+        matrix: (3, 3), from source pixels to output pixels.
+        scale: The scale in ``matrix``: a box is compared with what it would be without cropping.
+        output_size: Side of the square.
+
+    Returns:
+        The square; each box bounds its warped corners, clipped to the square.
+    """
+    size, border = (output_size, output_size), (PAD_VALUE,) * 3
+    if _is_affine(matrix):
+        image = cv2.warpAffine(source.image, matrix[:2], size, borderValue=border)
+    else:
+        image = cv2.warpPerspective(source.image, matrix, size, borderValue=border)
+    boxes = transform_boxes(source.boxes_xyxy_px, matrix).clip(0, output_size)
+    keep = is_candidate(source.boxes_xyxy_px * scale, boxes)
+    return LabelledImage(image, boxes[keep].astype(np.float32), source.classes[keep])
+
+
+def transform_boxes(boxes_xyxy_px: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The boxes round the transformed corners of boxes; (n, 4) to (n, 4), float64."""
+    corners_n42 = boxes_xyxy_px[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2)
+    moved_n43 = corners_n42 @ matrix[:, :2].T + matrix[:, 2]
+    moved_n42 = moved_n43[..., :2] / moved_n43[..., 2:]
+    return np.concatenate([moved_n42.min(axis=1), moved_n42.max(axis=1)], axis=1)
+
+
+def is_candidate(before_xyxy_px: np.ndarray, after_xyxy_px: np.ndarray) -> np.ndarray:
+    """Which boxes are worth learning after a warp; a bool for each.
+
+    The rule of Ultralytics: both sides above 2 px, over a tenth of the area left, aspect ratio below 100.
+    """
+    width, height = (after_xyxy_px[:, 2:] - after_xyxy_px[:, :2]).T
+    area_before = (before_xyxy_px[:, 2:] - before_xyxy_px[:, :2]).prod(axis=1)
+    large = (width > MIN_SIDE_PX) & (height > MIN_SIDE_PX)
+    whole = width * height > MIN_AREA_RATIO * area_before
+    compact = np.maximum(width, height) < MAX_ASPECT_RATIO * np.minimum(width, height)
+    return large & whole & compact
+
+
+def _is_affine(matrix: np.ndarray) -> bool:
+    return bool((matrix[2] == (0, 0, 1)).all())

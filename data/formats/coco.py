@@ -1,0 +1,249 @@
+"""Reads COCO detection files: the images and boxes of a whole split in one JSON file.
+
+Classes are matched by name, so category ids may have gaps and differ between the files of the splits. Crowd
+regions are left out: they are no objects. An annotation without a box is reduced to the box round its polygons. Ids,
+numbers and flags may be written as text.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from data.errors import DataError
+from data.formats.labels import CROWD, REDUCED, PixelObjects, class_ids_by_name
+from data.formats.moved_paths import Place, find_place, is_absolute, parts_of
+from data.formats.text import is_encodable
+from data.indexing.listing import is_file
+
+MAX_COORDINATE_PX = 1e9  # also refuses nan and integers too long for a float
+NUM_TRIED = 100  # names that are looked for in other notations than written
+
+logger = logging.getLogger(__name__)
+
+
+class CocoFile:
+    """One COCO file.
+
+    Memory: the parsed JSON, about five times the file, while this object lives.
+    """
+
+    def __init__(self, file: Path, root: Path, names: tuple[str, ...]) -> None:
+        """Parse the file.
+
+        Args:
+            file: The JSON file.
+            root: The data set's root: images are looked for here and beside the file.
+            names: Class names; the categories must be among them.
+
+        Raises:
+            DataError: If the file is no COCO file, or a category, an annotation or an image is wrong.
+        """
+        self.file = file
+        content = _load(file)
+        class_ids = _class_ids(file, content, names)
+        images = _by_id(file, content, "images", "file_name")
+        path_of = _find_images(file, root, [image["file_name"] for image in images.values()])
+        self._objects: dict[str, PixelObjects] = {}
+        by_image_id: dict[object, PixelObjects] = {}
+        for image_id, image in images.items():
+            path = str(path_of(image["file_name"]))
+            if path in self._objects:
+                raise DataError(f"{file}: image {image['file_name']!r} is listed twice: remove one of the two")
+            by_image_id[image_id] = PixelObjects(f"{file}: {image['file_name']}", _size_hw(image), [], Counter())
+            self._objects[path] = by_image_id[image_id]
+        for annotation in _entries(file, content, "annotations"):
+            _add(file, annotation, by_image_id, class_ids)
+
+    @property
+    def paths(self) -> list[str]:
+        """Image files, in the file's order."""
+        return list(self._objects)
+
+    def objects(self, path: str) -> PixelObjects:
+        """What is annotated in one of `paths`."""
+        return self._objects[path]
+
+
+def read_category_names(file: Path) -> tuple[str, ...]:
+    """Names of the categories, in the order of their ids: the class names, where data.yaml has none.
+
+    Raises:
+        DataError: If the file is no COCO file.
+    """
+    categories = _by_id(file, _load(file), "categories", "name")
+    if not all(identity.isdecimal() for identity in categories):
+        raise DataError(f"{file}: the ids of its categories are not all numbers: give 'names' in data.yaml")
+    names = tuple(categories[identity]["name"] for identity in sorted(categories, key=int))
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"{file}: its categories are missing or share a name: give 'names' in data.yaml")
+    return names
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}): give a readable COCO file") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: is not valid JSON ({error}): give a COCO file") from None
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise DataError(f"{file}: is no COCO file: expected the keys images, annotations and categories")
+    return content
+
+
+def _entries(file: Path, content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    entries = content[key]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(f"{file}: {key} is not a list of objects: give a COCO file")
+    return entries
+
+
+def _by_id(file: Path, content: dict[str, Any], key: str, needed: str) -> dict[str, dict[str, Any]]:
+    """The entries of ``key`` by their ids."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in _entries(file, content, key):
+        identity = _identity(entry.get("id"))
+        if identity is None or identity in found or not isinstance(entry.get(needed), str):
+            raise DataError(
+                f"{file}: {key}: id {entry.get('id')!r} is missing or repeated, or has no {needed}: correct it"
+            )
+        if not is_encodable(entry[needed], "surrogateescape" if needed == "file_name" else "strict"):
+            raise DataError(f"{file}: {key}: {needed} is {entry[needed]!r}: half a character: write it in UTF-8")
+        found[identity] = entry
+    return found
+
+
+def _identity(value: Any) -> str | None:
+    """An id as text: some tools write 12 here and "12" or 12.0 there; None for what is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_id = isinstance(value, int | str) and not isinstance(value, bool)
+    return str(value).strip() if is_id else None
+
+
+def _number(value: Any) -> float | None:
+    """A number, also as text; None for what is none, or beyond reason."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < MAX_COORDINATE_PX else None
+
+
+def _class_ids(file: Path, content: dict[str, Any], names: tuple[str, ...]) -> dict[str, int]:
+    """Class id by category id; categories that no annotation uses may have any name."""
+    used = {_identity(annotation.get("category_id")) for annotation in _entries(file, content, "annotations")}
+    positions = class_ids_by_name(names)
+    class_ids = {}
+    for identity, category in _by_id(file, content, "categories", "name").items():
+        name = category["name"]
+        if name in positions:
+            class_ids[identity] = positions[name]
+        elif identity in used:
+            raise DataError(f"{file}: category {name!r} is not among the class names: add it to 'names'")
+    return class_ids
+
+
+def _find_images(file: Path, root: Path, names: list[str]) -> Callable[[str], Path]:
+    """What turns a name into a path: how the first image that is there is found holds for all of them."""
+    if not names:
+        raise DataError(f"{file}: holds no image: give a COCO file of this split")
+    split = file.stem.rpartition("_")[2]  # instances_train2017.json belongs to the folder train2017
+    below = (".", split, "images", f"images/{split}")
+    folders = list(dict.fromkeys(base / name for base in (file.parent, root, file.parent.parent) for name in below))
+    for name in names:
+        for folder in folders:
+            if is_file(folder / name):
+                return folder.joinpath
+    for name in names[:NUM_TRIED]:
+        for decode in (_without_host, _without_quotes):
+            written = decode(name)
+            is_whole = "://" not in name and not is_absolute(name) and not name.startswith("..")
+            if place := find_place(folders, written, len(parts_of(written)) if is_whole else 1):
+                logger.warning("%s: image %r is found as %s, others likewise", file, name, place.path(written))
+                return functools.partial(_moved, place, decode)
+    tried = ", ".join(str(folder) for folder in folders)
+    raise DataError(f"{file}: no image {names[0]!r} in any of {tried}: put the images into one of these folders")
+
+
+def _without_host(name: str) -> str:
+    """The path of an address; other names as they are."""
+    _, is_address, address = name.partition("://")
+    return address.partition("/")[2].partition("?")[0] if is_address else name
+
+
+def _without_quotes(name: str) -> str:
+    """The same with spaces for %20, as names in addresses are written."""
+    return unquote(_without_host(name))
+
+
+def _moved(place: Place, decode: Callable[[str], str], name: str) -> Path:
+    return place.path(decode(name))
+
+
+def _size_hw(image: dict[str, Any]) -> tuple[int, int] | None:
+    height, width = (int(_number(image.get(key)) or 0) for key in ("height", "width"))
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _add(
+    file: Path, annotation: dict[str, Any], images: dict[object, PixelObjects], class_ids: dict[str, int]
+) -> None:
+    where = f"{file}: annotation {annotation.get('id')!r}"
+    image_id, category_id = _identity(annotation.get("image_id")), _identity(annotation.get("category_id"))
+    if image_id not in images:
+        raise DataError(f"{where}: there is no image {annotation.get('image_id')!r}: correct or remove it")
+    if _is_crowd(annotation.get("iscrowd"), where):
+        images[image_id].notices[CROWD] += 1
+        return
+    if category_id not in class_ids:
+        raise DataError(f"{where}: there is no category {annotation.get('category_id')!r}: correct or remove it")
+    corners = _corners(where, annotation, images[image_id].notices)
+    images[image_id].rows.append((class_ids[category_id], *corners))
+
+
+def _is_crowd(value: Any, where: str) -> bool:
+    if value in (None, ""):
+        return False
+    known = {"0": False, "1": True, "false": False, "true": True}
+    text = str(_identity(value) or value).lower()
+    if text not in known:
+        raise DataError(f"{where}: iscrowd is {str(value)[:40]!r}, expected 0 or 1: correct it")
+    return known[text]
+
+
+def _corners(where: str, annotation: dict[str, Any], notices: Counter[str]) -> tuple[float, float, float, float]:
+    """Corners in pixels of the box, or of the polygons of an annotation without a box."""
+    box = annotation.get("bbox")
+    numbers = _numbers(box) if isinstance(box, list) else []
+    if not box and (points := _polygon_points(annotation.get("segmentation"))):
+        notices[REDUCED] += 1
+        xs, ys = points[0::2], points[1::2]
+        return min(xs), min(ys), max(xs), max(ys)
+    if len(numbers) != 4 or numbers[2] < 0 or numbers[3] < 0:
+        raise DataError(f"{where}: bbox is {str(box)[:60]}, not x, y, width, height in pixels: correct or remove it")
+    x, y, width, height = numbers
+    return x, y, x + width, y + height
+
+
+def _polygon_points(segmentation: Any) -> list[float]:
+    """x, y, x, y, ... of all polygons; nothing for what is none, such as a run-length encoding."""
+    if not isinstance(segmentation, list):
+        return []
+    polygons = segmentation if all(isinstance(polygon, list) for polygon in segmentation) else [segmentation]
+    is_whole = all(len(polygon) % 2 == 0 for polygon in polygons)
+    return _numbers([value for polygon in polygons for value in polygon]) if is_whole else []
+
+
+def _numbers(values: list[Any]) -> list[float]:
+    """The values as numbers; nothing if one of them is none."""
+    numbers = [number for number in map(_number, values) if number is not None]
+    return numbers if len(numbers) == len(values) else []

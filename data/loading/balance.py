@@ -1,0 +1,87 @@
+"""How often each image is shown per epoch, for data sets in which some classes are rare.
+
+Repeat-factor sampling (Gupta, Dollar, Girshick: LVIS, 2019, section 4.3): a class that is in a share ``f`` of the
+images gets the factor ``max(1, sqrt(threshold / f))``, and an image the largest factor of its classes. Factors
+can also be given by hand, class by class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data.errors import DataError
+from data.indexing.index import ImageIndex
+
+MAX_FACTOR = 1000
+
+
+@dataclass(frozen=True)
+class BalanceConfig:
+    """Which images are shown more than once in an epoch; the default is each image once."""
+
+    repeat_threshold: float = 0.0
+    """Classes in a smaller share of the images are repeated, LVIS's rule: 0.001 for a thousand classes, 0.1 to 0.3
+    for ten. 0 is off. Costs 8 bytes of RAM an image; epochs grow longer, by what is logged."""
+    class_weights: dict[str, float] = field(default_factory=dict)
+    """Class name to how often its images are shown per epoch, on average: 3.0 three times, 0.5 every other epoch.
+    An image takes the largest of its classes; those that are not named count 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeat_threshold <= 1:
+            raise DataError(
+                f"data.balance.repeat_threshold is {self.repeat_threshold}: give a share of the images, 0 to 1"
+            )
+        for name, weight in self.class_weights.items():
+            if not 0 < weight <= MAX_FACTOR:
+                raise DataError(
+                    f"data.balance.class_weights.{name} is {weight}: give a number above 0 and up to {MAX_FACTOR}"
+                )
+
+
+def check_weighted_classes(config: BalanceConfig, names: tuple[str, ...]) -> None:
+    """Refuse a weight for a class that the data set has not.
+
+    Raises:
+        DataError: Naming it and the classes that there are.
+    """
+    for name in config.class_weights:
+        if name not in names:
+            raise DataError(f"data.balance.class_weights: no class {name!r}: the classes are {', '.join(names)}")
+
+
+def image_repeats(index: ImageIndex, names: tuple[str, ...], config: BalanceConfig) -> np.ndarray | None:
+    """How often each image should be shown in an epoch, on average.
+
+    Args:
+        index: The training images.
+        names: Class names.
+        config: What is repeated.
+
+    Returns:
+        float64 (I,), above 0; images without objects count 1. None if every image is to be shown once.
+
+    Raises:
+        DataError: If a weighted class is not among the names.
+    """
+    if not config.repeat_threshold and not config.class_weights:
+        return None
+    factors = class_repeats(index, len(names), config.repeat_threshold)
+    check_weighted_classes(config, names)
+    for name, weight in config.class_weights.items():
+        factors[names.index(name)] = weight
+    counts = np.diff(index.box_offsets)
+    repeats = np.ones(len(index))
+    starts = index.box_offsets[:-1][counts > 0]
+    if len(starts):
+        repeats[counts > 0] = np.maximum.reduceat(factors[index.classes], starts)
+    return repeats
+
+
+def class_repeats(index: ImageIndex, num_classes: int, threshold: float) -> np.ndarray:
+    """LVIS's repeat factor of each class, float64 (C,): ``max(1, sqrt(threshold / share of images with it))``."""
+    image_of_box = np.repeat(np.arange(len(index)), np.diff(index.box_offsets))
+    pairs = np.unique(image_of_box * num_classes + index.classes)  # each class once per image
+    shares = np.bincount(pairs % num_classes, minlength=num_classes) / max(len(index), 1)
+    return np.sqrt(np.maximum(1.0, threshold / np.maximum(shares, 1 / max(len(index), 1))))

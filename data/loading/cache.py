@@ -1,0 +1,230 @@
+"""Decoded pictures that are kept, once for all worker processes.
+
+Pictures lie in slots of one shared block, each with a tag that says what is in it. Whoever needs a picture first
+decodes it and writes it, then its tag; everybody else finds it there. Nothing is locked: two workers may decode the
+same picture and write the same bytes. A slot can be overwritten while somebody reads it, so who has read asks
+`SlotCache.is_intact` afterwards, and reads again if not.
+
+`DecodedCache` keeps every picture of the data set, as many as there are slots; `RecentImages` the last few hundred;
+`FileCache` what the files hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.formats.image import read_bytes
+from data.loading.partners import PartnerPools
+from data.loading.shared import SharedBlock
+
+CHECK_EVERY = 16  # new pictures between two looks at the free memory, in each process
+LOOK_EVERY = 64  # samples likewise: a cache that is full takes nothing new, but may have to go
+PAGE_BYTES = 4096
+EMPTY = 0
+
+
+class CachedImage(NamedTuple):
+    """A picture as it was put in; a view, to be read only."""
+
+    image: np.ndarray
+    """uint8 (height, width, 3)."""
+    original_hw: tuple[int, int]
+    """Its size in the file."""
+
+
+class SlotCache:
+    """Pictures of up to a certain size in shared slots."""
+
+    def __init__(
+        self,
+        num_slots: int,
+        slot_bytes: int,
+        file: Path | None = None,
+        available_bytes: Callable[[], int] | None = None,
+        floor_bytes: int = 0,
+    ) -> None:
+        """Reserve the slots; memory is only taken for what is put in.
+
+        Args:
+            num_slots: Pictures at most.
+            slot_bytes: Bytes of the largest picture.
+            file: Keep the pictures in this new file rather than in RAM.
+            available_bytes: Says how much RAM is left; None never looks.
+            floor_bytes: With less left than this nothing is added any more, with less than half of it everything is
+                dropped.
+        """
+        self.num_slots = num_slots
+        self.slot_bytes = -(-slot_bytes // PAGE_BYTES) * PAGE_BYTES
+        self.available_bytes = available_bytes
+        self.floor_bytes = floor_bytes
+        self._pictures = SharedBlock(num_slots * self.slot_bytes, file)
+        self._table = SharedBlock((num_slots + 1) * 40)  # five numbers a slot; the last row: whether it is closed
+        self._lent: list[tuple[int, int]] = []
+        self._num_puts = 0
+        self._num_samples = 0
+        self._room = 0
+
+    def address(self, image: int) -> tuple[int, int] | None:
+        """Slot and tag (not 0) of an image; None if it has no slot."""
+        raise NotImplementedError
+
+    def get(self, image: int) -> CachedImage | None:
+        """The picture of an image, if it is there."""
+        address = self.address(image)
+        if address is None:
+            return None
+        slot, tag = address
+        found, height, width, *original_hw = self._rows[slot].tolist()
+        if found != tag:
+            return None
+        self._lent.append(address)
+        return CachedImage(self._slot(slot, height, width), tuple(original_hw))
+
+    def put(self, image: int, picture: np.ndarray, original_hw: tuple[int, int]) -> None:
+        """Keep a picture, unless there is no place for it or memory is short."""
+        address = self.address(image)
+        if address is None or picture.nbytes > self.slot_bytes or not self._has_memory():
+            return
+        slot, tag = address
+        row = self._rows[slot]
+        row[0] = EMPTY
+        self._slot(slot, *picture.shape[:2])[:] = picture
+        row[1:] = (*picture.shape[:2], *original_hw)
+        row[0] = tag  # last: from now on it is valid
+
+    def begin(self) -> None:
+        """A new sample: `is_intact` is about what is read from now on. Now and then look whether memory is short."""
+        self._lent.clear()
+        self._num_samples += 1
+        if self._num_samples % LOOK_EVERY == 0 and self.available_bytes is not None and not self.is_closed:
+            self._drop_if_short(self.available_bytes())
+
+    def is_intact(self) -> bool:
+        """Whether every picture that `get` has given since `begin` is still in its slot."""
+        return all(self._rows[slot, 0] == tag for slot, tag in self._lent)
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures in the cache now."""
+        return int(np.count_nonzero(self._rows[:-1, 0]))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether memory was so short that the cache was given up."""
+        return bool(self._rows[-1, 0])
+
+    def drop(self) -> None:
+        """Give the memory of all pictures back, for all processes, and take no more."""
+        self._rows[-1, 0] = 1
+        self._rows[:-1, 0] = EMPTY
+        self._pictures.release()
+
+    def _has_memory(self) -> bool:
+        if self.is_closed:
+            return False
+        if self.available_bytes is None or not self.floor_bytes:
+            return True
+        if self._num_puts % CHECK_EVERY == 0:
+            self._room = self.available_bytes()
+            self._drop_if_short(self._room)
+        self._num_puts += self._room >= self.floor_bytes  # while memory is short, every call looks again
+        return self._room >= self.floor_bytes
+
+    def _drop_if_short(self, room_bytes: int) -> None:
+        if room_bytes < self.floor_bytes // 2:
+            self.drop()
+
+    def _slot(self, slot: int, height: int, width: int) -> np.ndarray:
+        start = slot * self.slot_bytes
+        return self._pictures.array[start : start + height * width * 3].reshape(height, width, 3)
+
+    @property
+    def _rows(self) -> np.ndarray:
+        """int64 (num_slots + 1, 5): tag, height, width, original height and width."""
+        return self._table.array.view(np.int64).reshape(-1, 5)
+
+
+class DecodedCache(SlotCache):
+    """Every picture of a data set, or the first ones if there are fewer slots."""
+
+    def address(self, image: int) -> tuple[int, int] | None:
+        """An image's slot is its own."""
+        return (image, 1) if image < self.num_slots else None
+
+
+class RecentImages(SlotCache):
+    """The pictures of the last part of the epoch's order: what mosaic partners are taken from.
+
+    With at least as many slots as the loader has images in flight, and two pools, a file is decoded once an epoch.
+    """
+
+    def __init__(self, pools: PartnerPools, num_slots: int, slot_bytes: int) -> None:
+        super().__init__(num_slots, slot_bytes)
+        self.pools = pools
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order counts."""
+        self.pools.set_epoch(epoch)
+        self._epoch = epoch
+
+    def address(self, image: int) -> tuple[int, int]:
+        """Images that follow one another in the order have neighbouring slots."""
+        position = self.pools.position(image)
+        return position % self.num_slots, self._epoch * self.pools.num_images + position + 1
+
+
+class FileCache:
+    """The compressed files themselves: a tenth of the memory, but they still have to be decoded."""
+
+    def __init__(
+        self, sizes_bytes: np.ndarray, available_bytes: Callable[[], int] | None = None, floor_bytes: int = 0
+    ) -> None:
+        """Reserve room for all files; memory is only taken for what has been read.
+
+        Args:
+            sizes_bytes: int64 (I,), the size of each file. A file whose size has changed since is not kept.
+            available_bytes: Says how much RAM is left; None never looks.
+            floor_bytes: With less than half of this left everything is dropped.
+        """
+        self.available_bytes = available_bytes
+        self.floor_bytes = floor_bytes
+        self._num_reads = 0
+        self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes_bytes, dtype=np.int64)])
+        self._content = SharedBlock(int(self._offsets[-1]))
+        self._is_here = SharedBlock(len(sizes_bytes) + 1)  # the last: whether the cache was given up
+
+    def read(self, image: int, path: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            DataError: If the file cannot be read or is empty.
+        """
+        self._drop_if_short()
+        kept = self._content.array[slice(*self._offsets[image : image + 2])]
+        if self._is_here.array[image] and not self.is_closed:
+            content = kept.tobytes()
+            if not self.is_closed:  # else it may have gone while it was copied
+                return content
+        content = read_bytes(path)
+        if len(content) == len(kept) and not self.is_closed:
+            kept[:] = np.frombuffer(content, np.uint8)
+            self._is_here.array[image] = 1
+        return content
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether memory was so short that the cache was given up."""
+        return bool(self._is_here.array[-1])
+
+    def _drop_if_short(self) -> None:
+        self._num_reads += 1
+        if self._num_reads % LOOK_EVERY or self.available_bytes is None or self.is_closed:
+            return
+        if self.available_bytes() < self.floor_bytes // 2:
+            self._is_here.array[-1] = 1
+            self._content.release()

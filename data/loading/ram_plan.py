@@ -1,0 +1,352 @@
+"""How much RAM the loader takes: planned before the run from what there is, and adapted between epochs.
+
+Three things take RAM: windows that wait to be used, decoded pictures that mosaics are drawn from, and the cache; all of
+them in /dev/shm where workers are not forked. `plan_loading` fits them into a budget and says what it chose and why;
+`open_caches` carries it out. What a machine has is given to it as numbers: this package does not look at the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from data.errors import DataError
+from data.formats.image import decode_image, jpeg_size, read_bytes
+from data.indexing.index import ImageIndex
+from data.loading.cache import DecodedCache, FileCache, RecentImages
+from data.loading.dataset import TrainDataset
+from data.loading.partners import POOL_SIZE
+from data.loading.ring import blocks_per_worker
+
+CacheMode = Literal["none", "ram", "disk", "auto"]
+Cache = Literal["none", "ram", "files", "disk"]
+GIB = 2**30
+
+RAM_SHARE = 0.6  # of the available RAM that the loader may plan with: the rest is for the training process and others
+SHM_SHARE = 0.8
+FLOOR_SHARE = 0.1  # of the available RAM: with less left than this no cache grows any more
+WORKER_BYTES = 150 * 2**20  # of a worker's own, beyond what it shares
+MAX_WORKERS = 8  # to begin with; a measured stall adds more
+VALIDATION_WORKERS = 2  # most of the validation loader's
+PREFETCH = 2  # windows ahead per worker
+STALL_SHARE = 0.05  # of an epoch's time: less waiting than this is not worth another process
+NUM_SAMPLES = 64
+SLOW_DECODE_RATIO = 2.0  # originals of this many times the image size are dearer to decode than to read decoded
+DISK_RESERVE_BYTES = 2 * GIB
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the machine, or its container, has left for this process."""
+
+    ram_bytes: int
+    """RAM that can be taken without swapping."""
+    cores: int
+    """Processor cores."""
+    shm_bytes: int | None = None
+    """Free bytes of /dev/shm; None where windows do not go through it, nor caches lie there."""
+    disk_bytes: int = 0
+    """Free bytes of the disk that the cache folder is on."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """How much there is to load, for one process (one device)."""
+
+    num_images: int
+    image_size: int
+    batch_size: int
+    """Images per window over all devices."""
+    window_images: int
+    """Images per window of this process."""
+    picture_bytes: int
+    """Of one decoded picture at the image size, on average."""
+    file_bytes: int
+    """Of one image file, on average."""
+    size_ratio: float = 1.0
+    """Long side of the image files over the image size, on average."""
+    largest_size: int = 0
+    """Of multi-scale training, in pixels; 0 where there is only ``image_size``."""
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of the largest decoded picture."""
+        return 3 * self.image_size**2
+
+    @property
+    def window_bytes(self) -> int:
+        """Of the pictures of a window, of the largest size that there is."""
+        return self.window_images * 3 * (self.largest_size or self.image_size) ** 2
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What the loader will do, and what it takes."""
+
+    workers: int
+    prefetch: int
+    """Windows that each worker makes ahead."""
+    cache: Cache
+    cached_images: int
+    """Images that the cache has room for."""
+    recent_images: int
+    """Decoded pictures kept for mosaics; 0 where the cache does that."""
+    window_bytes: int
+    """RAM of all windows in flight."""
+    cache_bytes: int
+    """RAM of the cache and the recent pictures."""
+    ram_bytes: int
+    """RAM of everything, workers included."""
+    floor_bytes: int
+    """With less RAM left than this, the cache stops growing; with less than half of it, it is dropped."""
+    reason: str
+    """Why this cache, and this number of workers."""
+
+    def describe(self) -> str:
+        """One line for the user."""
+        return (
+            f"loader: {self.workers} workers, {self.prefetch} windows ahead each, cache {self.cache}, "
+            f"{self.ram_bytes / GIB:.1f} GiB of RAM ({self.window_bytes / GIB:.2f} windows, "
+            f"{self.cache_bytes / GIB:.2f} cache): {self.reason}"
+        )
+
+
+def measure_volume(index: ImageIndex, image_size: int, batch_size: int, num_replicas: int = 1) -> Volume:
+    """Look at `NUM_SAMPLES` images, evenly spread, to know how large all of them are."""
+    chosen = np.unique(np.linspace(0, len(index) - 1, NUM_SAMPLES).astype(int))
+    files, pictures, ratios = [], [], []
+    for image in chosen.tolist():
+        path = index.path(image)
+        try:
+            content = read_bytes(path)
+            width, height = jpeg_size(content) or decode_image(content, path).shape[:2]
+        except DataError:
+            continue  # whoever needs the image says what is wrong
+        files.append(len(content))
+        long_side = max(width, height)
+        pictures.append(3 * image_size**2 * min(width, height) / long_side)
+        ratios.append(long_side / image_size)
+    return Volume(
+        num_images=len(index),
+        image_size=image_size,
+        batch_size=batch_size,
+        window_images=-(-batch_size // num_replicas),
+        picture_bytes=int(np.mean(pictures)) if pictures else 3 * image_size**2,
+        file_bytes=int(np.mean(files)) if files else 0,
+        size_ratio=float(np.mean(ratios)) if ratios else 1.0,
+    )
+
+
+def plan_loading(
+    host: Host, volume: Volume, cache: CacheMode = "auto", workers: int | Literal["auto"] = "auto"
+) -> LoadPlan:
+    """Fit workers, windows and cache into what the machine has.
+
+    Windows come first, then the pictures that mosaics are drawn from, then the cache. With too little room, fewer
+    windows are made ahead, then by fewer workers.
+
+    Args:
+        host: What there is.
+        volume: What is to be loaded.
+        cache: ``ram``: decoded, as many images as fit. ``disk``: decoded, in a file. ``auto``: in RAM decoded if all
+            fit, else as compressed files if these fit, else on disk if files are large (reading a decoded picture is
+            hardly faster than decoding a small one), else none.
+        workers: Processes, or ``auto``: one for each core but the one that trains, up to `MAX_WORKERS`.
+
+    Returns:
+        The plan. With 0 workers one window is made at a time, in the training process.
+    """
+    budget_bytes = int(host.ram_bytes * RAM_SHARE)
+    count = worker_count(workers, host.cores)
+    count, prefetch, why_workers = _fit_windows(host, volume, count, budget_bytes)
+    windows = _num_windows(count, prefetch) * volume.window_bytes
+    left_bytes = budget_bytes - windows - count * WORKER_BYTES
+    if host.shm_bytes is not None:  # where windows go through it, caches lie there
+        reserved = reserved_bytes(count, prefetch, volume.window_bytes)
+        left_bytes = min(left_bytes, int(host.shm_bytes * SHM_SHARE) - reserved)
+    left_bytes = max(left_bytes, 0)
+    recent = min(count * prefetch * volume.batch_size + 2 * POOL_SIZE, volume.num_images)
+    recent = min(recent, left_bytes // 2 // volume.slot_bytes)
+    chosen, images, why_cache = _choose_cache(host, volume, cache, left_bytes - recent * volume.slot_bytes)
+    if chosen in ("ram", "disk") and images == volume.num_images:
+        recent = 0
+    image_bytes = {"ram": volume.picture_bytes, "files": volume.file_bytes}.get(chosen, 0)
+    cache_bytes = recent * volume.slot_bytes + images * image_bytes
+    return LoadPlan(
+        workers=count,
+        prefetch=prefetch,
+        cache=chosen,
+        cached_images=images,
+        recent_images=recent,
+        window_bytes=windows,
+        cache_bytes=cache_bytes,
+        ram_bytes=windows + cache_bytes + count * WORKER_BYTES,
+        floor_bytes=int(host.ram_bytes * FLOOR_SHARE),
+        reason=f"{why_cache}; {why_workers}",
+    )
+
+
+def worker_count(workers: int | Literal["auto"], cores: int) -> int:
+    """Processes that prepare images: as many as asked for, or one for each core but the one that trains."""
+    return max(min(cores - 1, MAX_WORKERS), 1) if workers == "auto" else workers
+
+
+def reserved_bytes(workers: int, prefetch: int, window_bytes: int) -> int:
+    """What the blocks of all workers' windows take of /dev/shm, at once, where they lie there (`data.loading.ring`)."""
+    return workers * blocks_per_worker(prefetch) * window_bytes
+
+
+def fit_validation(host: Host, window_bytes: int, workers: int) -> tuple[int, Host]:
+    """How many processes prepare validation images, and what the machine has left beside them.
+
+    Where windows lie in /dev/shm theirs may take half of what is planned with; elsewhere they are nothing beside RAM.
+
+    Args:
+        host: What there is.
+        window_bytes: Of a validation batch of this process.
+        workers: Of training.
+    """
+    count = min(workers, VALIDATION_WORKERS)
+    if host.shm_bytes is None:
+        return count, host
+    one = reserved_bytes(1, PREFETCH, window_bytes)
+    count = min(count, int(host.shm_bytes * SHM_SHARE / 2) // one)
+    return count, replace(host, shm_bytes=host.shm_bytes - count * one)
+
+
+def _num_windows(workers: int, prefetch: int) -> int:
+    """Those that each worker makes ahead, and one more that may be in use: it keeps their memory (see `ring`)."""
+    return max(workers * (prefetch + 1), 1)
+
+
+def _fit_windows(host: Host, volume: Volume, workers: int, budget_bytes: int) -> tuple[int, int, str]:
+    """Workers and prefetch whose windows fit into half of the budget and into /dev/shm."""
+    if workers == 0:
+        return 0, 1, "no workers were asked for"
+    why = f"{host.cores} cores"
+    for count in range(workers, 0, -1):
+        for prefetch in range(PREFETCH, 0, -1):
+            windows = _num_windows(count, prefetch) * volume.window_bytes
+            reserved = reserved_bytes(count, prefetch, volume.window_bytes)
+            if windows + count * WORKER_BYTES > budget_bytes // 2:
+                why = f"windows are limited by half of the loader's {budget_bytes / GIB:.1f} GiB"
+            elif host.shm_bytes is not None and reserved > int(host.shm_bytes * SHM_SHARE):
+                why = f"windows are limited by /dev/shm, which has {host.shm_bytes / GIB:.2f} GiB free"
+            else:
+                return count, prefetch, why
+    return 0, 1, f"no workers: {why}, too little for a worker's windows of {volume.window_bytes / GIB:.2f} GiB each"
+
+
+def _choose_cache(host: Host, volume: Volume, mode: CacheMode, left_bytes: int) -> tuple[Cache, int, str]:
+    """Which cache, for how many images, and why."""
+    picture_bytes = volume.picture_bytes if host.shm_bytes is None else volume.slot_bytes  # there whole slots are taken
+    decoded, files = (volume.num_images * size for size in (picture_bytes, volume.file_bytes))
+    sizes = f"{decoded / GIB:.1f} GiB decoded, {files / GIB:.1f} GiB as files"
+    place = "RAM" if host.shm_bytes is None else "RAM and /dev/shm"
+    room = f"{left_bytes / GIB:.1f} GiB of {place} for them"
+    if mode == "none":
+        return "none", 0, "no cache was asked for"
+    if mode == "ram" or (mode == "auto" and decoded <= left_bytes):
+        images = min(volume.num_images, left_bytes // max(picture_bytes, 1))
+        return ("ram", images, f"{images} of {volume.num_images} images fit ({sizes}; {room})") if images else (
+            "none", 0, f"not one image fits into RAM ({room})"
+        )  # fmt: skip
+    if mode == "auto" and files <= left_bytes:
+        return "files", volume.num_images, f"images fit as files only ({sizes}; {room})"
+    on_disk = volume.num_images * volume.slot_bytes
+    if on_disk + DISK_RESERVE_BYTES > host.disk_bytes:
+        return "none", 0, f"neither RAM nor disk has room ({sizes}; {room}; {host.disk_bytes / GIB:.1f} GiB of disk)"
+    if mode == "disk" or volume.size_ratio >= SLOW_DECODE_RATIO:
+        return "disk", volume.num_images, f"decoded images fit on disk ({sizes}; {room})"
+    return "none", 0, f"images do not fit ({sizes}; {room}), and decode as fast as a disk would deliver them"
+
+
+def open_caches(
+    dataset: TrainDataset, plan: LoadPlan, folder: Path, available_bytes: Callable[[], int] | None = None
+) -> None:
+    """Give a data set the caches of a plan, before its loader starts workers.
+
+    Args:
+        dataset: The training images.
+        plan: From `plan_loading`.
+        folder: Where a cache on disk lies; outside of the user's data set. Its file goes when the run ends.
+        available_bytes: Says how much RAM is left, in any process (a module's function); watches over the cache.
+
+    Raises:
+        OSError: If the disk has no room after all.
+    """
+    source = dataset.source
+    slot_bytes = 3 * source.image_size**2
+    source.cache, source.files = None, None
+    if plan.cache in ("ram", "disk"):
+        file = None
+        if plan.cache == "disk":
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"decoded-{id(dataset):x}-{np.random.SeedSequence().entropy:x}.bin"
+        floor_bytes = 0 if plan.cache == "disk" else plan.floor_bytes
+        source.cache = DecodedCache(plan.cached_images, slot_bytes, file, available_bytes, floor_bytes)
+    else:
+        open_recent_images(dataset, plan)
+    if plan.cache == "files":
+        paths = (Path(source.index.path(image)) for image in range(len(source)))
+        sizes_bytes = np.fromiter((path.stat().st_size for path in paths), np.int64, len(source))
+        source.files = FileCache(sizes_bytes, available_bytes, plan.floor_bytes)
+
+
+def open_recent_images(dataset: TrainDataset, plan: LoadPlan) -> None:
+    """Keep as many decoded pictures for mosaics as a plan says, if any; those that were kept are dropped."""
+    if plan.recent_images:
+        slot_bytes = 3 * dataset.source.image_size**2
+        dataset.source.cache = RecentImages(dataset.pools, plan.recent_images, slot_bytes)
+
+
+def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> LoadPlan:
+    """The plan of a run under way with another number of workers, as far as there is room; the cache stays.
+
+    Args:
+        plan: What the loader takes now.
+        host: What is left beside it.
+        volume: What is loaded.
+        workers: Processes that are wanted.
+    """
+    recent_bytes = plan.recent_images * volume.slot_bytes
+    given_back_bytes = plan.window_bytes + plan.workers * WORKER_BYTES + recent_bytes
+    shm_bytes = host.shm_bytes
+    if shm_bytes is not None:
+        shm_bytes += reserved_bytes(plan.workers, plan.prefetch, volume.window_bytes) + recent_bytes
+    host = replace(host, ram_bytes=host.ram_bytes + given_back_bytes, shm_bytes=shm_bytes)
+    fresh = plan_loading(host, volume, "none", workers)
+    recent_images = fresh.recent_images if plan.recent_images else 0
+    cache_bytes = plan.cache_bytes - recent_bytes + recent_images * volume.slot_bytes
+    return replace(
+        plan,
+        workers=fresh.workers,
+        prefetch=fresh.prefetch,
+        recent_images=recent_images,
+        window_bytes=fresh.window_bytes,
+        cache_bytes=cache_bytes,
+        ram_bytes=fresh.window_bytes + cache_bytes + fresh.workers * WORKER_BYTES,
+    )
+
+
+def next_workers(stall_share: float, workers: int, cores: int, is_memory_short: bool = False) -> int:
+    """How many workers the next epoch should have.
+
+    Args:
+        stall_share: Part of the last epoch's time that training waited for a window.
+        workers: Of the last epoch.
+        cores: Processor cores.
+        is_memory_short: RAM ran low; fewer workers also mean fewer windows in flight.
+
+    Returns:
+        Half as many if memory is short; half as many again, up to the cores, if training waited; else the same.
+    """
+    if is_memory_short:
+        return min(max(workers // 2, 1), workers)
+    if stall_share > STALL_SHARE:
+        return min(workers + max(workers // 2, 1), max(cores, workers))
+    return workers

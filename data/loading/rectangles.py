@@ -1,0 +1,60 @@
+"""Rectangular validation: every picture is padded to a rectangle of its own shape rather than to a square.
+
+A picture's rectangle follows from its own size alone: its two sides at the image size, each rounded up to a multiple
+of the stride. Only pictures of one rectangle share a batch. So what the network sees of a picture, and every metric,
+is the same for any batch size and any number of devices; in trainers that pad a batch to its widest picture it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from data.loading.sampler import STRIDE_PX, SampleKey
+
+
+def rectangles_hw(sizes_hw: np.ndarray, image_size: int) -> np.ndarray:
+    """The network's input size for each picture.
+
+    Args:
+        sizes_hw: int (I, 2), height and width of the files.
+        image_size: What the long side becomes; a multiple of `STRIDE_PX`.
+
+    Returns:
+        int32 (I, 2), multiples of `STRIDE_PX`; the larger of the two is ``image_size``.
+    """
+    resized = np.ceil(sizes_hw * (image_size / sizes_hw.max(axis=1, keepdims=True))).clip(max=image_size)
+    return (np.ceil(resized / STRIDE_PX) * STRIDE_PX).astype(np.int32)
+
+
+class RectangleSampler(Sampler[list[SampleKey]]):
+    """This process's share of batches of pictures of one rectangle each; every picture once over all processes.
+
+    Large rectangles go first: if memory does not suffice, that shows at once. A process may have fewer batches than
+    another, but has one, if only an empty one.
+    """
+
+    def __init__(self, rectangles_I2: np.ndarray, batch_size: int, num_replicas: int = 1, rank: int = 0) -> None:
+        """Prepare the batches.
+
+        Args:
+            rectangles_I2: int (I, 2), from `rectangles_hw`.
+            batch_size: Pictures per batch over all processes.
+            num_replicas: Number of processes.
+            rank: This process.
+        """
+        shapes, group = np.unique(rectangles_I2, axis=0, return_inverse=True)
+        by_area = np.argsort(-shapes.prod(axis=1), kind="stable")
+        group = group.reshape(-1)  # numpy 2.0 gives it a second axis
+        groups = [images[rank::num_replicas] for images in (np.flatnonzero(group == shape) for shape in by_area)]
+        share = max(batch_size // num_replicas, 1)
+        batches = [images[start : start + share] for images in groups for start in range(0, len(images), share)]
+        self._batches = batches or [np.empty(0, np.int64)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return ([SampleKey(0, image) for image in images.tolist()] for images in self._batches)

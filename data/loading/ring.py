@@ -1,0 +1,127 @@
+"""Blocks of shared memory in which workers make windows, each used again once nobody has its window any more.
+
+New shared memory is zeroed by the system page by page, which takes a fifth of a worker's time. So each worker gets some
+blocks of its own, and a window travels as the number of its block. The process that receives it looks at the block in
+place, and marks it as free when the last tensor that looks at it is gone: whoever keeps a batch, or a part of one, sees
+no change. A worker that finds no free block takes new shared memory instead; nobody ever waits for a block.
+
+Forked workers inherit the blocks without a name (`data.loading.shared`): they are not in /dev/shm.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from data.loading.batch import Batch, EmptyImages, empty_images
+from data.loading.sampler import SampleKey
+from data.loading.shared import SharedBlock
+
+PAGE_BYTES = 4096
+
+_rings: weakref.WeakValueDictionary[int, WindowRing] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def blocks_per_worker(prefetch: int) -> int:
+    """The windows that a worker makes ahead, the one in use, and one more for who keeps two."""
+    return prefetch + 2
+
+
+class WindowDataset(Protocol):
+    """What makes whole windows, in memory that it asks for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, keys: list[SampleKey], empty: EmptyImages) -> Batch: ...
+
+
+class WindowRing:
+    """The blocks of one loader's workers. Make it where windows are received, before the workers start."""
+
+    def __init__(self, num_workers: int, blocks_per_worker: int, block_bytes: int) -> None:
+        """Reserve the blocks; memory is only taken for those that are used, but /dev/shm for all.
+
+        Args:
+            num_workers: Processes that make windows.
+            blocks_per_worker: See the function of this name.
+            block_bytes: Of the largest window.
+        """
+        self.blocks_per_worker = blocks_per_worker
+        self.block_bytes = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
+        self._blocks = SharedBlock(num_workers * blocks_per_worker * self.block_bytes)
+        self._is_taken = SharedBlock(num_workers * blocks_per_worker)
+        self.number = next(_numbers)
+        _rings[self.number] = self
+
+    def empty(self, num_images: int, size_hw: tuple[int, int]) -> Tensor:
+        """As `empty_images`, in a free block of this worker if there is one."""
+        shape = (num_images, 3, *size_hw)
+        worker = get_worker_info()
+        first = (worker.id if worker else 0) * self.blocks_per_worker
+        mine = self._is_taken.array[first : first + self.blocks_per_worker]
+        if num_images == 0 or mine.all() or math.prod(shape) > self.block_bytes or not self._blocks.is_shared:
+            return empty_images(num_images, size_hw)
+        block = first + int(mine.argmin())
+        self._is_taken.array[block] = 1
+        return torch.from_numpy(self._view(block, shape))
+
+    def sent(self, batch: Batch) -> Batch | SentWindow:
+        """What a worker hands over for a window: its block, if it lies in one."""
+        block, offset = divmod(batch.images.data_ptr() - self._blocks.array.ctypes.data, self.block_bytes)
+        if offset or not 0 <= block < len(self._is_taken.array):
+            return batch
+        without_images = replace(batch, images=torch.empty(0, dtype=torch.uint8))
+        return SentWindow(self.number, block, tuple(batch.images.shape), without_images)
+
+    def open(self, block: int, shape: tuple[int, ...]) -> Tensor:
+        """The images in a block, which is free again when the last tensor that looks at them is gone."""
+        view = self._view(block, shape)
+        weakref.finalize(view, self._is_taken.array.__setitem__, block, 0).atexit = False
+        return torch.from_numpy(view)  # its storage, which all views of it share, keeps the array
+
+    def _view(self, block: int, shape: tuple[int, ...]) -> np.ndarray:
+        start = block * self.block_bytes
+        return self._blocks.array[start : start + math.prod(shape)].reshape(shape)
+
+
+@dataclass
+class SentWindow:
+    """A window on its way from a worker; unpickled, it is the `Batch`."""
+
+    ring: int
+    block: int
+    shape: tuple[int, ...]
+    batch: Batch
+    """All but the images."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _receive, (self.ring, self.block, self.shape, self.batch)
+
+
+def _receive(ring: int, block: int, shape: tuple[int, ...], batch: Batch) -> Batch:
+    batch.images = _rings[ring].open(block, shape)
+    return batch
+
+
+class RingDataset(Dataset[Any]):
+    """A data set whose windows lie in a ring."""
+
+    def __init__(self, dataset: WindowDataset, ring: WindowRing) -> None:
+        self.dataset = dataset
+        self.ring = ring
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: list[SampleKey]) -> Batch | SentWindow:
+        """Make a window at once, in a worker."""
+        return self.ring.sent(self.dataset.__getitems__(keys, self.ring.empty))
