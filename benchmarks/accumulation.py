@@ -32,7 +32,7 @@ from data.loading.dataset import TrainDataset
 from data.loading.sampler import SampleKey
 from engine.accumulation import AccumulationWindow, back_propagate
 from engine.schedule import Schedule, ScheduleConfig
-from models.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss, LossGains
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides, network_input
 
 NUM_IMAGES = 16

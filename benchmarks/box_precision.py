@@ -20,8 +20,8 @@ from torch import Tensor
 from ultralytics.utils.loss import v8DetectionLoss
 
 from data.loading.batch import Batch
-from models.boxes import NUM_BINS, anchor_points
-from models.loss import DetectionLoss
+from models.detection.boxes import NUM_BINS, anchor_points
+from models.detection.loss import DetectionLoss
 from models.network import build_network, detection_head, head_strides
 
 NUM_IMAGES, BOXES_PER_IMAGE, NUM_CLASSES, ROUNDS = 4, 20, 3, 5

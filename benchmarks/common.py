@@ -31,7 +31,7 @@ from engine.precision import Precision, autocast, build_scaler
 from engine.recovery import MemorySettings
 from engine.schedule import Schedule, ScheduleConfig
 from engine.step import TrainingStep
-from models.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss, LossGains
 from models.network import head_strides
 
 NUM_CLASSES = 25

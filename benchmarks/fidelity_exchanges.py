@@ -27,7 +27,7 @@ from data.loading.loader import build_train_loader
 from data.loading.ram_plan import Host, measure_volume, open_caches, plan_loading
 from data.loading.sampler import WindowSampler
 from data.loading.source import LabelledImage
-from models.loss import MIN_NORMALISER, LossGains, LossSums
+from models.detection.loss import MIN_NORMALISER, LossGains, LossSums
 
 Exchange = Callable[[Run], AbstractContextManager[Any]]
 

@@ -20,9 +20,9 @@ from data.loading.loader import build_validation_loader
 from engine.checkpoint import LoadedNetwork, load_network
 from engine.evaluation import Evaluation
 from engine.export import export
-from models.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss, LossGains
+from models.detection.postprocess import NmsConfig
 from models.network import build_network, head_strides
-from models.postprocess import NmsConfig
 
 PARITY = Path(__file__).resolve().parent.parent / "configs" / "parity.yaml"
 AUGMENTATIONS = ("mosaic", "translate", "scale", "hsv_h", "hsv_s", "hsv_v", "fliplr")

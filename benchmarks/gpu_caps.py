@@ -38,8 +38,8 @@ from engine.memory.units import GIB
 from engine.planning import predict
 from engine.recovery import is_out_of_memory
 from engine.simulation import StepSpec
-from models.fused_kernels import use_fused_kernels
-from models.recompute import Level
+from models.kernels.switch import use_fused_kernels
+from models.recompute.levels import Level
 
 CARDS_GIB = (8, 12, 16, 24)
 IMAGE_SIZES = (640, 800)

@@ -22,9 +22,10 @@ import torch._functorch.config
 from common import write
 from torch.nn import functional as F
 
-from models.boxes import decode_boxes
-from models.fused_kernels import use_fused_kernels
-from models.recompute import fused_norm_act, fused_pooling, norm_act
+from models.detection.boxes import decode_boxes
+from models.kernels import fused_norm_act, fused_pooling
+from models.kernels.switch import use_fused_kernels
+from models.recompute import norm_act
 
 SHAPES = [(16, 64, 320, 320), (16, 128, 160, 160), (16, 256, 80, 80), (16, 256, 40, 40), (16, 512, 20, 20)]
 PASSES = {"forward": 3, "again": 2, "backward": 5}

@@ -34,7 +34,7 @@ from step_time import UltralyticsLoop
 
 from data.loading.batch import Batch
 from engine.precision import Precision
-from models.fused_kernels import use_fused_kernels
+from models.kernels.switch import use_fused_kernels
 from models.network import NetworkName, build_network
 
 LEVELS = ("none", "elementwise", "block")

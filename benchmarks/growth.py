@@ -24,7 +24,7 @@ from step_time import UltralyticsLoop
 
 from engine.simulation import StepSpec, simulate_step
 from models.network import NetworkName, build_network
-from models.recompute import Level
+from models.recompute.levels import Level
 
 MICRO_BATCH, BASE = 16, StepSpec("yolo11l")
 MEMORY_AXES = {

@@ -12,7 +12,7 @@ import torch
 from common import write
 
 from engine.memory.simulate import StorageTracker
-from models.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss, LossGains
 
 NUM_IMAGES = 32
 IMAGE_SIZE = 640

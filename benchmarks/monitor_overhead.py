@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from engine.memory.probe import open_probe
 from engine.monitor import MemoryMonitor
-from models.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss, LossGains
 from models.network import build_network, head_strides
 
 ROUNDS, STEPS_PER_ROUND, LOG_EVERY_STEPS = 9, 10, 10

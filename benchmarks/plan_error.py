@@ -36,7 +36,7 @@ from engine.memory.overhead import (
 from engine.planning import described, predict
 from engine.simulation import StepSpec, simulate_step
 from models.network import build_network
-from models.recompute import Level
+from models.recompute.levels import Level
 
 IMAGE_SIZES, MICRO_BATCHES, ACCUMULATES = (96, 160, 256), (1, 3, 8), (1, 2)
 BESIDE_TENSORS = tuple(beside_tensors(0, 0, 0))

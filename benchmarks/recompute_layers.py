@@ -13,7 +13,7 @@ from common import write
 
 from engine.memory.simulate import cuda_autocast_on_meta
 from models.network import build_network
-from models.recompute import can_repeat
+from models.recompute.levels import can_repeat
 from models.recompute.rank import measure_layers, rank_layers
 
 NUM_IMAGES, IMAGE_SIZE, NUM_CLASSES = 16, 640, 25

@@ -35,7 +35,7 @@ from data.loading.batch import Batch
 from engine.optim import clip_gradients, step_if
 from engine.precision import AUTOCAST_DTYPE, autocast
 from engine.step import TrainingStep
-from models.fused_kernels import use_fused_kernels
+from models.kernels.switch import use_fused_kernels
 from models.network import build_network, network_input, raw_predictions
 
 FORWARD_AND_BACKWARD = 3  # passes of arithmetic: forward, gradient of the input, gradient of the weights
@@ -46,7 +46,7 @@ CLIP_PASSES = 3  # gradient read for the norm, read and written for the scale
 EMA_PASSES = 3
 NORM_ACT_OPERATORS = ("batch_norm", "silu")
 FUSED_KERNELS = ("_moments_kernel", "_merge_kernel", "_apply_kernel", "_reduce_kernel", "_sum_kernel", "_grad_kernel")
-"""Of `models.recompute.fused_norm_act`, which no operator of PyTorch's launches."""
+"""Of `models.kernels.fused_norm_act`, which no operator of PyTorch's launches."""
 CONVOLUTIONS, NORM_ACT = "convolutions", "normalisation and activation"
 
 

@@ -39,7 +39,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 from data.loading.batch import Batch
 from engine.optim import OptimizerConfig, parameter_groups
 from models.network import build_network
-from models.recompute import Level
+from models.recompute.levels import Level
 
 
 class UltralyticsLoop:

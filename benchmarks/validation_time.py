@@ -40,9 +40,9 @@ from engine.checkpoint import load_network
 from engine.datamodule import DetectionData
 from engine.evaluation import predict_raw
 from engine.metrics import DetectionMetrics
-from models.boxes import decode_boxes
+from models.detection.boxes import decode_boxes
+from models.detection.postprocess import NmsConfig, detections
 from models.network import head_strides
-from models.postprocess import NmsConfig, detections
 
 BATCH_SIZE, NUM_ANCHORS = 16, 8400
 ROUNDS, ROUNDS_OF_MANY = 5, 2

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.ranks import all_present, is_parallel
-from models.loss import MIN_NORMALISER, LossGains, LossSums
+from models.detection.loss import MIN_NORMALISER, LossGains, LossSums
 
 PART_BYTES = 25 * 2**20
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from engine.errors import ConfigError
 from models.network import NetworkName, build_network
-from models.saved_weights import SavedWeights, WeightsError, read_weights
-from models.weights import Transfer, transfer_weights
+from models.weights.saved_weights import SavedWeights, WeightsError, read_weights
+from models.weights.transfer import Transfer, transfer_weights
 
 EXAMPLE = "runs/fit/checkpoints/best.ckpt"
 
@@ -75,7 +75,7 @@ def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
 
 
 def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str) -> Transfer:
-    """Start a network from a file of any kind that `models.saved_weights` reads; its classes may be others.
+    """Start a network from a file of any kind that `models.weights.saved_weights` reads; its classes may be others.
 
     Args:
         network: Takes what fits.
@@ -137,7 +137,7 @@ class LoadedNetwork:
 
 
 def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedNetwork:
-    """Build the very network that a file describes, of any kind that `models.saved_weights` reads.
+    """Build the very network that a file describes, of any kind that `models.weights.saved_weights` reads.
 
     Args:
         path: The file.

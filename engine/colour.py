@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from data.loading.batch import Batch
-from models.fused_kernels import fused_kernels_work
+from models.kernels.switch import fused_kernels_work
 
 
 def coloured(batch: Batch) -> Batch:
-    """`Batch.coloured`, in one kernel where fused kernels are used: see `engine.fused_colour`."""
+    """`Batch.coloured`, in one kernel where fused kernels are used: see `models.kernels.fused_color`."""
     if batch.hsv_gains_B3 is None or not fused_kernels_work(batch.images):
         return batch.coloured()
-    from engine.fused_colour import shift_hsv  # only where there is Triton
+    from models.kernels.fused_color import shift_hsv  # only where there is Triton
 
     return replace(batch, images=shift_hsv(batch.images, batch.hsv_gains_B3), hsv_gains_B3=None)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from engine.report.style import INK, RIM, class_colour, drawable_names, font_file, font_files, shortened
-from models.postprocess import Detections
+from models.detection.postprocess import Detections
 
 MIN_FONT_PX = 11
 MIN_SIDE_PX = 640  # smaller pictures are enlarged, or labels would hide the objects

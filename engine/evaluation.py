@@ -14,10 +14,10 @@ from data.loading.batch import Batch, to_original_px
 from engine.metrics import DetectionMetrics, DetectionResults
 from engine.precision import AUTOCAST_DTYPE, Precision, autocast
 from engine.ranks import Ranks, all_present
-from models.boxes import decode_boxes
-from models.loss import MIN_NORMALISER, DetectionLoss, LossGains
+from models.detection.boxes import decode_boxes
+from models.detection.loss import MIN_NORMALISER, DetectionLoss, LossGains
+from models.detection.postprocess import FEWEST_KEPT, Detections, NmsConfig, detections
 from models.network import head_strides, network_input, raw_predictions
-from models.postprocess import FEWEST_KEPT, Detections, NmsConfig, detections
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from engine.arguments import CommandParser, path_option
 from engine.checkpoint import EXAMPLE, LoadedNetwork, load_network
 from engine.errors import ConfigError, run_command
+from models.detection.postprocess import NmsConfig
 from models.network import detection_head, head_strides
-from models.postprocess import NmsConfig
-from models.saved_weights import SAFETENSORS_KEY
+from models.weights.saved_weights import SAFETENSORS_KEY
 
 SUFFIXES = {"ultralytics": ".pt", "onnx": ".onnx", "torchscript": ".torchscript", "safetensors": ".safetensors"}
 INPUT, OUTPUT = "images", "output0"  # the names that Ultralytics' ONNX files have

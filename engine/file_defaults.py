@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from engine.checkpoint import base_network
 from models.network import NetworkName
-from models.saved_weights import WeightsError, read_weights
+from models.weights.saved_weights import WeightsError, read_weights
 
 PRINTING = "--print_config"
 """Prints and ends in parsing, so only the second time, when the defaults are right."""

@@ -12,7 +12,7 @@ from engine.processes import beginning_together, speaking_once
 from engine.ranks import all_present
 from engine.run import CHECKPOINTS, LAST
 from engine.trainer_keys import explained_by_lightning
-from models.saved_weights import DOWNLOADS
+from models.weights.saved_weights import DOWNLOADS
 
 RANDOM_WEIGHTS = (
     "model.weights: none: training starts from random weights; pretrained ones need far fewer images and epochs: "

@@ -30,7 +30,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from engine.coco import COCO_IOUS, COCO_RECALLS, CocoBoxes, coco_precision, no_garbage_collection
 from engine.matching import greedy_match, overlapping_pairs
-from models.postprocess import Detections
+from models.detection.postprocess import Detections
 
 COCO_MEANS = {
     "map50_95": np.s_[..., 0],

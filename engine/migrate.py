@@ -20,7 +20,7 @@ import yaml
 from engine.errors import ConfigError
 from engine.python_calls import Unread
 from models.network import NetworkName
-from models.saved_weights import WeightsError, read_weights
+from models.weights.saved_weights import WeightsError, read_weights
 
 BATCH, NOMINAL_BATCH, IMAGE_SIZE, EPOCHS, LR, MOMENTUM, BIAS_LR = 16, 64, 640, 100, 0.01, 0.937, 0.1
 """Ultralytics' defaults where several keys are reckoned with; a test holds them."""

@@ -29,8 +29,9 @@ from engine.run_logs import MetricsCsv
 from engine.schedule import Schedule, ScheduleConfig
 from engine.statistics import EpochStatistics
 from engine.step import StepOutcome, TrainingStep
-from models.fused_kernels import use_fused_kernels
-from models.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss, LossGains
+from models.detection.postprocess import NmsConfig
+from models.kernels.switch import use_fused_kernels
 from models.network import (
     NetworkName,
     batch_norms,
@@ -39,8 +40,7 @@ from models.network import (
     freeze_layers,
     head_strides,
 )
-from models.postprocess import NmsConfig
-from models.recompute import Level, apply_recompute
+from models.recompute.levels import Level, apply_recompute
 
 
 class Detector(L.LightningModule):

@@ -31,8 +31,8 @@ from engine.migrate import Translation, plain, translate
 from engine.optim import OptimizerConfig
 from engine.schedule import ScheduleConfig
 from engine.ultralytics_arguments import parse_command, read_args_yaml
-from models.loss import LossGains
-from models.postprocess import NmsConfig
+from models.detection.loss import LossGains
+from models.detection.postprocess import NmsConfig
 
 IMAGE_SIZES = (640, 800, 960, 1280)
 MIN_SIDE_PX = 8

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from data.loading.batch import Batch
 from engine.errors import TrainingError
-from models.loss import LossSums
+from models.detection.loss import LossSums
 
 log = logging.getLogger(__name__)
 MAX_NAMES = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from models.postprocess import NmsConfig
+from models.detection.postprocess import NmsConfig
 
 if TYPE_CHECKING:
     import onnx

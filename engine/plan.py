@@ -27,7 +27,7 @@ from engine.plan_report import advice, legend, table
 from engine.planning import predict, recommend
 from engine.precision import Precision
 from engine.simulation import StepSpec
-from models.recompute import Level
+from models.recompute.levels import Level
 
 DEFAULT_BUDGET_BYTES = 16 * GIB
 DEFAULT_BATCH_SIZE = 32

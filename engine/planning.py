@@ -37,7 +37,7 @@ from engine.memory.plan import (
 )
 from engine.precision import AUTOCAST_DTYPE
 from engine.simulation import StepSpec, network_on_meta, simulate_step
-from models.recompute import Level
+from models.recompute.levels import Level
 from models.recompute.rank import LayerGain, rank_layers
 
 ANCHOR_RATIO = 4

@@ -29,9 +29,9 @@ from engine.errors import ConfigError, run_command
 from engine.evaluation import predict_raw
 from engine.sources import RESULTS, Frame, find_files, read_frames
 from engine.tiling import cover, merge, num_tiles
-from models.boxes import decode_boxes
+from models.detection.boxes import decode_boxes
+from models.detection.postprocess import Detections, NmsConfig, detections
 from models.network import head_strides
-from models.postprocess import Detections, NmsConfig, detections
 
 MAX_BATCH = 8  # tiles in one forward pass
 MIN_TILE_PX = 32  # a cell of the network's coarsest head

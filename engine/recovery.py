@@ -23,7 +23,7 @@ from torch import nn
 from data.loading.batch import Batch
 from engine.errors import TrainingError
 from engine.ranks import Ranks
-from models.recompute import Level, apply_recompute
+from models.recompute.levels import Level, apply_recompute
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

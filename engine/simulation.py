@@ -29,7 +29,7 @@ from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker, cuda_a
 from engine.optim import OptimizerConfig, build_optimizer, clip_gradients, step_if
 from engine.precision import AUTOCAST_DTYPE, Precision
 from engine.rollback import BatchStatistics
-from models.loss import DetectionLoss, LossGains, LossSums
+from models.detection.loss import DetectionLoss, LossGains, LossSums
 from models.network import (
     NetworkName,
     batch_norms,
@@ -40,7 +40,7 @@ from models.network import (
     network_input,
     raw_predictions,
 )
-from models.recompute import Level, apply_recompute, remove_recompute
+from models.recompute.levels import Level, apply_recompute, remove_recompute
 
 aten = torch.ops.aten
 IN_PLACE = {aten.add_.Tensor, aten.div_.Tensor, aten.mul_.Tensor, aten.clamp_.default, aten.silu_.default}

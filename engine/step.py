@@ -34,7 +34,7 @@ from engine.ranks import Ranks, is_parallel
 from engine.recovery import MemorySettings, free_memory, retry
 from engine.rollback import BatchStatistics
 from engine.schedule import Schedule
-from models.loss import DetectionLoss, LossGains, LossSums
+from models.detection.loss import DetectionLoss, LossGains, LossSums
 from models.network import head_strides, network_input, raw_predictions
 
 Result = TypeVar("Result")

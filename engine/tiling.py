@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_area
 
-from models.postprocess import Detections
+from models.detection.postprocess import Detections
 
 BORDER_SHARE = 1 / 64  # of the tile: a box that ends this close to a border is taken for cut; networks err
 MIN_SHARE = 0.5  # of the smaller box that must lie in the other for a cut box to be the same object

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
-from models.fused_kernels import fused_kernels_work
+from models.kernels.switch import fused_kernels_work
 
 NetworkName = Literal["yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"]
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -46,7 +46,7 @@ def network_input(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     Every integer up to 256 is exact in fp16 and bf16, so converting first costs no accuracy and half the memory.
     """
     if fused_kernels_work(images):
-        from models.recompute import fused_copies  # only where there is Triton
+        from models.kernels import fused_copies  # only where there is Triton
 
         return fused_copies.scale_bytes(images, dtype)
     return images.to(dtype, memory_format=torch.channels_last).div_(255)

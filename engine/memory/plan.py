@@ -21,7 +21,7 @@ from typing import Literal
 
 from engine.errors import ConfigError
 from engine.memory.units import MIB, format_bytes
-from models.recompute import Level
+from models.recompute.levels import Level
 
 COMPONENTS = (
     "weights",

@@ -23,14 +23,14 @@ def is_fused(x_BCHW: Tensor) -> bool:
 
 def place(x_BCHW: Tensor, out_BCHW: Tensor) -> None:
     """Copy a map, where kernels are fused."""
-    from models.recompute import fused_copies  # only where there is Triton
+    from models.kernels import fused_copies  # only where there is Triton
 
     fused_copies.place(x_BCHW, out_BCHW)
 
 
 def upsample(x_BCHW: Tensor, scale: int) -> Tensor:
     """Every value of a map becomes a square of ``scale`` x ``scale``, where kernels are fused."""
-    from models.recompute import fused_copies
+    from models.kernels import fused_copies
 
     return fused_copies.upsample(x_BCHW, scale)
 
@@ -41,7 +41,7 @@ class Concatenate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *parts_BCHW: Tensor) -> Tensor:
         """All parts in one map."""
-        from models.recompute import fused_copies  # only where there is Triton
+        from models.kernels import fused_copies  # only where there is Triton
 
         ctx.num_channels = [part.shape[1] for part in parts_BCHW]
         out = fused_copies.concatenate(parts_BCHW)

@@ -1,7 +1,7 @@
 """BatchNorm + SiLU as one operation that keeps nothing but its input and a few numbers per channel.
 
 The functions here use PyTorch's own kernels, on any device: the reference. `fused_norm_act` has functions of the same
-names and arguments, which `BatchNormAct` takes where `models.fused_kernels` says so.
+names and arguments, which `BatchNormAct` takes where `models.kernels.switch` says so.
 
 Legend: B images, C channels, H x W positions.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.fused_kernels import fused_kernels_work
+from models.kernels.switch import fused_kernels_work
 from models.recompute.repeat import is_repeating
 
 _silu_ = partial(torch.nn.functional.silu, inplace=True)
@@ -29,7 +29,7 @@ _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 def kernels_for(x: Tensor) -> ModuleType:
     """The module whose functions work on ``x``: this one or `fused_norm_act`."""
     if fused_kernels_work(x):
-        from models.recompute import fused_norm_act  # only where there is Triton
+        from models.kernels import fused_norm_act  # only where there is Triton
 
         if x.dtype in fused_norm_act.DTYPES:
             return fused_norm_act

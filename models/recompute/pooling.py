@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 def is_fusible(module: Any) -> bool:
     """Whether an ``nn.MaxPool2d`` pools as SPPF does: odd windows at every position of the map."""
-    from models.recompute.fused_pooling import MAX_KERNEL_SIZE  # only where there is Triton
+    from models.kernels.fused_pooling import MAX_KERNEL_SIZE  # only where there is Triton
 
     size = module.kernel_size
     if not isinstance(size, int) or size % 2 == 0 or size > MAX_KERNEL_SIZE:
@@ -25,7 +25,7 @@ class MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, kernel_size: int) -> Tensor:
         """A map of the same shape and dtype."""
-        from models.recompute.fused_pooling import max_pool
+        from models.kernels.fused_pooling import max_pool
 
         ctx.save_for_backward(x_BCHW)
         ctx.kernel_size = kernel_size
@@ -34,7 +34,7 @@ class MaxPool(torch.autograd.Function):
     @staticmethod
     def output(ctx: Any, _: int = 0, *, out_BCHW: Tensor | None = None) -> Tensor:
         """The result of ``forward`` again, in ``out`` if that is given."""
-        from models.recompute.fused_pooling import max_pool
+        from models.kernels.fused_pooling import max_pool
 
         return max_pool(ctx.saved_tensors[0], ctx.kernel_size, out_BCHW)
 
@@ -42,6 +42,6 @@ class MaxPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor, None]:
         """Each window's gradient goes to its largest value."""
-        from models.recompute.fused_pooling import max_pool_backward
+        from models.kernels.fused_pooling import max_pool_backward
 
         return max_pool_backward(grad_BCHW, ctx.saved_tensors[0], ctx.kernel_size), None

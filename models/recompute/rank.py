@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import DetectionModel
 
-from models.recompute import apply_recompute, can_repeat, is_conv_unit, layer_forward, recipes, remove_recompute
+from models.recompute import recipes
+from models.recompute.levels import apply_recompute, can_repeat, is_conv_unit, layer_forward, remove_recompute
 
 
 @dataclass(frozen=True)

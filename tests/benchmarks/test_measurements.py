@@ -27,7 +27,7 @@ from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from data.formats.dataset_yaml import read_dataset_yaml
 from data.indexing.index import build_index
 from engine.step import TrainingStep
-from models.saved_weights import read_weights
+from models.weights.saved_weights import read_weights
 
 
 def test_fit__finds_line_and_exponent() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data.loading.batch import Batch
 from engine.accumulation import AccumulationWindow, back_propagate
-from models.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss, LossGains
 from models.network import head_strides, network_input
 from tests.helpers.training import (
     copy_of,

@@ -19,7 +19,7 @@ from engine.carry_through import carry_through
 from engine.errors import TrainingError
 from engine.optim import OptimizerConfig, build_optimizer
 from engine.step import TrainingStep
-from models.loss import LossSums
+from models.detection.loss import LossSums
 from tests.helpers.faults import OutOfMemoryAt
 from tests.helpers.training import make_step, make_window
 

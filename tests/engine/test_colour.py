@@ -8,7 +8,8 @@ import torch
 
 from data.augmentation.color import shift_hsv_on_device
 from data.loading.batch import Batch
-from engine import colour, fused_colour
+from engine import colour
+from models.kernels import fused_color
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -26,7 +27,7 @@ def test_shift_hsv__is_what_pytorch_computes(size: tuple[int, int]) -> None:
     images = noise(5, *size)
     gains = torch.tensor([[0, 0, 0], [0.015, 0.7, 0.4], [-0.5, -0.9, -0.4], [0.9, 2, -1], [0.33, -1, 3]], device=DEVICE)
     before = images.clone()
-    shifted = fused_colour.shift_hsv(images, gains)
+    shifted = fused_color.shift_hsv(images, gains)
     assert torch.equal(images, before)
     difference = (shifted.int() - shift_hsv_on_device(images, gains).int()).abs()
     assert int(difference.max()) <= 1  # a value in the middle of two levels
@@ -36,7 +37,7 @@ def test_shift_hsv__is_what_pytorch_computes(size: tuple[int, int]) -> None:
 
 def test_shift_hsv__takes_some_images_of_a_window() -> None:
     images, gains = noise(6, 8, 8), torch.rand(6, 3, device=DEVICE) - 0.5
-    assert torch.equal(fused_colour.shift_hsv(images[2:4], gains[2:4]), fused_colour.shift_hsv(images, gains)[2:4])
+    assert torch.equal(fused_color.shift_hsv(images[2:4], gains[2:4]), fused_color.shift_hsv(images, gains)[2:4])
 
 
 def window(gains_B3: torch.Tensor | None) -> Batch:
@@ -49,7 +50,7 @@ def window(gains_B3: torch.Tensor | None) -> Batch:
 def test_coloured__takes_the_kernel_where_it_works(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(colour, "fused_kernels_work", lambda images: works)
     calls = []
-    monkeypatch.setattr(fused_colour, "shift_hsv", lambda *arguments: calls.append(arguments) or arguments[0] + 1)
+    monkeypatch.setattr(fused_color, "shift_hsv", lambda *arguments: calls.append(arguments) or arguments[0] + 1)
     batch = window(torch.full((4, 3), 0.1, device=DEVICE))
     result = colour.coloured(batch)
     assert len(calls) == works and result.hsv_gains_B3 is None

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from data.loading.batch import Batch
 from engine.processes import share_state
 from models.network import batch_norms
-from models.recompute import apply_recompute
+from models.recompute.levels import apply_recompute
 from tests.helpers.faults import OutOfMemoryAt
 from tests.helpers.runs import run_together
 from tests.helpers.training import flat_weights, make_network, make_step, make_window, relative_error

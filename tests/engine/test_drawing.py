@@ -7,7 +7,7 @@ from PIL import ImageColor
 
 from engine.drawing import _free_place, _overlaps, draw_detections
 from engine.report.style import class_colour
-from models.postprocess import Detections
+from models.detection.postprocess import Detections
 
 
 def found(boxes: list[list[float]]) -> Detections:

@@ -14,10 +14,10 @@ from data.indexing.index import ImageIndex, build_index
 from data.loading.dataset import ValidationDataset
 from data.loading.loader import build_validation_loader
 from engine.evaluation import Evaluation, predict_raw
-from models.boxes import decode_boxes
-from models.loss import DetectionLoss, LossGains
+from models.detection.boxes import decode_boxes
+from models.detection.loss import DetectionLoss, LossGains
+from models.detection.postprocess import NmsConfig, detections
 from models.network import build_network, detection_head, head_strides
-from models.postprocess import NmsConfig, detections
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

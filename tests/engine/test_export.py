@@ -19,9 +19,9 @@ from engine.errors import ConfigError
 from engine.export import SUFFIXES, main
 from engine.predict import Predictor
 from engine.validate import main as validate
-from models.boxes import decode_boxes
+from models.detection.boxes import decode_boxes
+from models.detection.postprocess import NmsConfig, detections
 from models.network import head_strides
-from models.postprocess import NmsConfig, detections
 from tests.helpers.checkpoints import Overfitted
 from tests.helpers.faults import FULL, full_disk
 from tests.helpers.ultralytics_files import run_ultralytics

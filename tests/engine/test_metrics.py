@@ -18,7 +18,7 @@ from torchvision.ops import box_iou
 
 from engine.matching import Pairs, greedy_match, overlapping_pairs
 from engine.metrics import DetectionMetrics, DetectionResults
-from models.postprocess import Detections
+from models.detection.postprocess import Detections
 from tests.helpers.runs import run_together
 
 NAMES = ["a", "b", "c", "d", "e"]

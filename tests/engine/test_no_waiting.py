@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.step import TrainingStep
-from models.recompute import apply_recompute
+from models.recompute.levels import apply_recompute
 from tests.helpers.training import make_network, make_step, make_window
 
 ROOT = Path(__file__).parents[2]

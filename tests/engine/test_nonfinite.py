@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine.errors import TrainingError
 from engine.nonfinite import NonFiniteGuard, find_origin
-from models.recompute import apply_recompute
+from models.recompute.levels import apply_recompute
 from tests.helpers.training import flat_weights, make_network, make_step, make_window
 
 COUNTS = [2, 1, 3, 2]

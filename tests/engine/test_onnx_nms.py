@@ -12,8 +12,8 @@ import pytest
 from engine import export
 from engine.checkpoint import LoadedNetwork
 from engine.onnx_nms import append_nms
+from models.detection.postprocess import NmsConfig
 from models.network import build_network
-from models.postprocess import NmsConfig
 
 IDENTITY = """
 <ir_version: 8, opset_import: ["" : 17]>

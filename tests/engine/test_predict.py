@@ -20,7 +20,7 @@ from engine.checkpoint import LoadedNetwork, load_network
 from engine.errors import ConfigError
 from engine.predict import PredictionFolder, Predictor, _fresh, main, summary_line
 from engine.sources import Frame, find_files, read_frames
-from models.postprocess import Detections, NmsConfig
+from models.detection.postprocess import Detections, NmsConfig
 from tests.helpers.checkpoints import Overfitted
 from tests.helpers.faults import FULL, full_disk
 

@@ -12,7 +12,7 @@ from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker
 from engine.memory.units import GIB
 from engine.optim import OptimizerConfig, build_optimizer
 from engine.simulation import StepSpec, network_on_meta, simulate_step
-from models.recompute import apply_recompute
+from models.recompute.levels import apply_recompute
 from tests.helpers.training import NUM_CLASSES, make_network, make_step, make_window
 
 IMAGE_SIZE = 128
@@ -105,7 +105,7 @@ def test_simulate_step__crowded_images_cost_little_and_bounded_memory() -> None:
     spec = replace(SMALL, image_size=320)
     few, many, crowded = (peak_bytes(replace(spec, boxes_per_image=boxes), 8) for boxes in (10, 300, 600))
     assert few <= many <= crowded
-    # 15 KiB a box (see models.loss), whatever the number of classes, anchors or the most crowded image.
+    # 15 KiB a box (see models.detection.loss), whatever the number of classes, anchors or the most crowded image.
     assert crowded - many <= 300 * 8 * 16 * 1024
     assert crowded <= 1.2 * few
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.tiling import Tile, cover, merge
-from models.postprocess import Detections
+from models.detection.postprocess import Detections
 
 
 @settings(deadline=None)

@@ -17,9 +17,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from engine.fused_colour import shift_hsv
-from models.fused_boxes import decode
-from models.recompute import fused_copies, fused_norm_act, fused_pooling
+from models.kernels import fused_copies, fused_norm_act, fused_pooling
+from models.kernels.fused_boxes import decode
+from models.kernels.fused_color import shift_hsv
 
 TYPES = {torch.float16: "*fp16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int64: "*i64"}
 compiled: set[str] = set()

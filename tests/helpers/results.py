@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from engine.metrics import DetectionMetrics
-from models.postprocess import Detections
+from models.detection.postprocess import Detections
 
 HOSTILE_NAME = "<script>alert('1')</script> & $x$"
 

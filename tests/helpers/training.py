@@ -14,7 +14,7 @@ from engine.optim import OptimizerConfig, build_optimizer
 from engine.recovery import MemorySettings
 from engine.schedule import Schedule, ScheduleConfig
 from engine.step import TrainingStep
-from models.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss, LossGains
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides
 
 IMAGE_SIZE = 64

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from models.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss, LossGains
 from models.network import head_strides
-from models.recompute import apply_recompute
+from models.recompute.levels import apply_recompute
 from tests.helpers.runs import run_together
 from tests.helpers.training import flat_gradient, make_network, make_window, relative_error
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from engine.memory.simulate import StorageTracker, cuda_autocast_on_meta
 from models.network import build_network
-from models.recompute import Level, apply_recompute, can_repeat
+from models.recompute.levels import Level, apply_recompute, can_repeat
 from models.recompute.rank import measure_layers, rank_layers
 from tests.helpers.training import make_network
 

@@ -11,7 +11,7 @@ import torch
 
 import engine.step as step_module
 from engine.memory.simulate import StorageTracker
-from models.recompute import apply_recompute
+from models.recompute.levels import apply_recompute
 from tests.helpers.training import make_network, make_step, make_window
 
 

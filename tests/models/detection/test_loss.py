@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.ops import xywh2xyxy
 
-from models import assigner as assigner_module
-from models import boxes as boxes_module
-from models.loss import (
+from models.detection import assigner as assigner_module
+from models.detection import boxes as boxes_module
+from models.detection.loss import (
     MAX_DISTANCE,
     DetectionLoss,
     LossGains,

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.recompute.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_shape
+from models.kernels.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_shape
 
 IMAGE_PLACES = 1024
 

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.assigner import Assignment, Scene, assign
-from models.boxes import (
+from models.detection.assigner import Assignment, Scene, assign
+from models.detection.boxes import (
     NUM_BINS,
     aligned_ciou,
     anchor_points,

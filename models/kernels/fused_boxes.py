@@ -1,6 +1,7 @@
 """Decoding of boxes in Triton: each logit is read once, and each box written once.
 
-With PyTorch's operations, `models.boxes.decode_boxes` passes some ten times over float32 maps of the logits' size.
+With PyTorch's operations, `models.detection.boxes.decode_boxes` passes some ten times over float32 maps of the logits'
+size.
 
 Legend: B images, A anchors, D = 4 x `NUM_BINS` logits of an anchor.
 """
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.boxes import NUM_BINS
+from models.detection.boxes import NUM_BINS
 
 ANCHORS = 128  # of a program
 

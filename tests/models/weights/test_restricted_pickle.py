@@ -19,8 +19,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import restricted_pickle
-from models.restricted_pickle import Inert, Name, PickledTensor, RestrictedPickleError, SavedFile, Storage, interpret
+from models.weights import restricted_pickle
+from models.weights.restricted_pickle import (
+    Inert,
+    Name,
+    PickledTensor,
+    RestrictedPickleError,
+    SavedFile,
+    Storage,
+    interpret,
+)
 
 
 class Call:

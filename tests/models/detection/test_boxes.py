@@ -10,8 +10,8 @@ from torch import Tensor
 from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.tal import dist2bbox, make_anchors
 
-from models import boxes as boxes_module
-from models.boxes import aligned_ciou, anchor_points, decode_boxes, pairwise_ciou
+from models.detection import boxes as boxes_module
+from models.detection.boxes import aligned_ciou, anchor_points, decode_boxes, pairwise_ciou
 from tests.helpers.storage import StorageMeter
 
 STRIDES = (8, 16, 32)

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ultralytics.nn.modules import SPPF
 
-from models.recompute import apply_recompute, fused_norm_act, fused_pooling, norm_act
-from models.recompute.fused_pooling import max_pool, max_pool_backward
+from models.kernels import fused_norm_act, fused_pooling
+from models.kernels.fused_pooling import max_pool, max_pool_backward
+from models.recompute import norm_act
+from models.recompute.levels import apply_recompute
 from models.recompute.pooling import is_fusible
 from tests.helpers.storage import StorageMeter
 

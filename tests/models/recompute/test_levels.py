@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.memory.simulate import StorageTracker
 from engine.optim import OptimizerConfig, build_optimizer
 from engine.step import TrainingStep
-from models.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss, LossGains
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides, raw_predictions
-from models.recompute import apply_recompute, remove_recompute
+from models.recompute.levels import apply_recompute, remove_recompute
 from models.recompute.norm_act import BatchNormAct
 from tests.helpers.training import (
     NUM_CLASSES,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
-from models.postprocess import Detections, NmsConfig, detections
+from models.detection.postprocess import Detections, NmsConfig, detections
 
 
 def clustered_boxes(num_images: int, num_anchors: int, num_clusters: int) -> Tensor:

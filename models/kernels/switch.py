@@ -1,8 +1,8 @@
 """Whether kernels written in Triton are used: the switch, and whether they work on this machine.
 
-They serve what does little but move memory: see `models.recompute.fused_norm_act`, `models.recompute.fused_copies`,
-`models.recompute.fused_pooling`, `models.fused_boxes` and `engine.fused_colour`. Each has a counterpart of PyTorch's
-own operations, which is taken otherwise.
+They serve what does little but move memory: see `models.kernels.fused_norm_act`, `models.kernels.fused_copies`,
+`models.kernels.fused_pooling`, `models.kernels.fused_boxes` and `models.kernels.fused_color`. Each has a counterpart of
+PyTorch's own operations, which is taken otherwise.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _work_on(device: torch.device) -> bool:
     """Whether Triton is installed and works: it compiles its kernels with this machine's C compiler."""
     if importlib.util.find_spec("triton") is None:
         return False
-    from models.recompute import fused_norm_act
+    from models.kernels import fused_norm_act
 
     try:
         x, channel = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, device=device)

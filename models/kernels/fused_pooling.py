@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.recompute.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, _tile_channels, _tile_places, tile_shape
+from models.kernels.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, _tile_channels, _tile_places, tile_shape
 
 NOWHERE = tl.constexpr(255)
 MAX_KERNEL_SIZE = 15  # positions of a window are numbered by a byte

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.network import build_network
-from models.saved_weights import SavedWeights, WeightsError, _image_size, read_weights
-from models.weights import transfer_weights
+from models.weights.saved_weights import SavedWeights, WeightsError, _image_size, read_weights
+from models.weights.transfer import transfer_weights
 from tests.helpers.ultralytics_files import NAMES, write_ultralytics_files
 
 

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from models.fused_kernels import fused_kernels_work
+from models.kernels.switch import fused_kernels_work
 
 NUM_BINS = 16  # of the distribution over distances: 0 to 15 strides
 CHUNK_ELEMENTS = 2**21  # work on as many images at once as make 8 MiB of each FP32 temporary
@@ -102,7 +102,7 @@ def decode_boxes(predictions: dict, strides: Sequence[int]) -> Tensor:
     points_A2, strides_A = anchor_points(feature_sizes(predictions), strides, logits_BDA.device, dtype)
     points_2A = points_A2.T
     if fused_kernels_work(logits_BDA) and dtype == torch.float32:
-        from models import fused_boxes  # only where there is Triton
+        from models.kernels import fused_boxes  # only where there is Triton
 
         return fused_boxes.decode(logits_BDA, points_2A, strides_A).transpose(1, 2)
     bins_R1 = distance_bins(points_A2)[:, None]

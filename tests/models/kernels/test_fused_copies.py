@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from models.kernels import fused_copies, fused_norm_act
 from models.network import network_input
-from models.recompute import copies, fused_copies, fused_norm_act, norm_act
+from models.recompute import copies, norm_act
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

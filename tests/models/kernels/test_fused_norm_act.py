@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ultralytics.nn.modules import C2PSA, SPPF, C3k2, Conv
 
-from models import fused_kernels
+from models.kernels import fused_norm_act, switch
+from models.kernels.fused_norm_act import backward, normalise_activate, normalise_by_batch
 from models.network import batch_norms, freeze_batch_norms
-from models.recompute import apply_recompute, fused_norm_act, norm_act
-from models.recompute.fused_norm_act import backward, normalise_activate, normalise_by_batch
+from models.recompute import norm_act
+from models.recompute.levels import apply_recompute
 from tests.helpers.training import copy_of, flat_gradient, flat_weights, make_network, make_step, make_window
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -369,15 +370,15 @@ class OnCuda:
 
 @pytest.fixture
 def fused_on_demand(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(fused_kernels, "_is_wanted", True)
-    fused_kernels._work_on.cache_clear()
+    monkeypatch.setattr(switch, "_is_wanted", True)
+    switch._work_on.cache_clear()
     yield
-    fused_kernels._work_on.cache_clear()
+    switch._work_on.cache_clear()
 
 
 def test_kernels_for__are_fused_only_on_demand(fused_on_demand: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert norm_act.kernels_for(OnCuda()) is fused_norm_act
-    monkeypatch.setattr(fused_kernels, "_is_wanted", False)
+    monkeypatch.setattr(switch, "_is_wanted", False)
     assert norm_act.kernels_for(OnCuda()) is norm_act
 
 
@@ -401,7 +402,7 @@ def test_kernels_for__are_pytorchs_where_triton_cannot_compile(
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_step__trains_on_a_gpu_with_fused_kernels(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_kernels, "_is_wanted", True)
+    monkeypatch.setattr(switch, "_is_wanted", True)
     network = make_network(frozen=False).cuda()
     apply_recompute(network, "elementwise")
     before = flat_weights(network)

@@ -2,7 +2,7 @@
 
 Known are Ultralytics' ``.pt`` files (pickles of whole models, from training or stripped), yolofit's checkpoints, state
 dicts and safetensors; averaged weights are preferred where a file has both. None of these runs code that the file
-brings along: see `models.restricted_pickle`.
+brings along: see `models.weights.restricted_pickle`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from models.restricted_pickle import Inert, PickledTensor, RestrictedPickleError, SavedFile
+from models.weights.restricted_pickle import Inert, PickledTensor, RestrictedPickleError, SavedFile
 
 MAX_MODULES = 20_000  # of a pickled model; YOLO11x has about 1,000
 PREFIXES = ("ema.network.", "ema.", "network.", "module.", "model.", "")  # averaged weights first

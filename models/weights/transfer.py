@@ -10,7 +10,7 @@ from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
 from models.network import detection_head
-from models.saved_weights import SavedWeights, WeightsError
+from models.weights.saved_weights import SavedWeights, WeightsError
 
 MIN_LOADED_SHARE = 0.5  # of the network's tensors; less is another network
 

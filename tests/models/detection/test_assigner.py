@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from ultralytics.utils.tal import TaskAlignedAssigner
 
-from models import assigner as assigner_module
-from models.assigner import TOP_K, Assignment, Scene, assign
-from models.boxes import aligned_ciou, anchor_points
+from models.detection import assigner as assigner_module
+from models.detection.assigner import TOP_K, Assignment, Scene, assign
+from models.detection.boxes import aligned_ciou, anchor_points
 
 STRIDES = (8, 16, 32)
 NOWHERE = (-200.0, -200.0, -199.0, -199.0)  # a predicted box that overlaps nothing

@@ -38,7 +38,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.boxes import aligned_ciou, pairwise_ciou
+from models.detection.boxes import aligned_ciou, pairwise_ciou
 
 TOP_K = 10
 SCORE_POWER = 0.5

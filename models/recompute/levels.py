@@ -1,0 +1,207 @@
+"""Recompute levels: less memory for activations, paid with cheap arithmetic or with repeated layers.
+
+**What training keeps.** Backward needs the activations of forward, and in YOLO11 nearly all of them belong to units of
+convolution, BatchNorm and SiLU. Of a unit with ``c`` output channels on ``h x w`` positions, for ``B`` images and
+``s`` bytes per number (2 under autocast), PyTorch keeps three maps of ``s * B * c * h * w`` bytes: the
+convolution's raw output (for BatchNorm), BatchNorm's output (for SiLU) and SiLU's output (for the next convolution).
+The input of a convolution that is a concatenation or a residual sum is kept once more, ``s * B * c_in * h * w``.
+Then there are, under autocast, a half-precision copy of each weight; max-pooling's indices, 8 bytes for each
+output; and the float32 result of softmax beside its half-precision copy.
+
+**Level `elementwise`** keeps the first map, ``s * B * c * h * w`` bytes a unit, and two numbers per channel, and
+nothing for concatenation, residual sum, chunk, upsampling, max-pooling and weight copies; of attention it keeps the
+scores in place of their softmax. All the rest follows from the raw convolution outputs by elementwise operations,
+which read and write memory but hardly compute: see `norm_act`, `input_only` and `recipes`. No convolution and no
+matrix product runs twice.
+
+**Level `block`** keeps, of each top-level layer, only the layer's output, ``s * B * c_out * h * w`` bytes, and
+repeats the layer's forward pass in backward, one layer at a time and at level `elementwise` inside: see `block`.
+Layers without a convolution have nothing to gain from it, nor has the detection head, whose backward comes first,
+while everything else is still held; both get `elementwise`. `rank` tells where `block` saves most for its price.
+
+On a GPU, where `models.kernels.switch` work, layers that recompute also take fewer passes over memory: a unit whose
+output is halved at once writes two maps (`_Halves`), a bottleneck's residual is added where the unit's output is
+written (`_bottleneck`), maps are joined and enlarged by `copies`, and pooled by `pooling`.
+
+The levels change memory and time only. On a CPU, loss and running statistics are the same bit for bit; gradients
+differ by rounding. In evaluation mode and under ``torch.no_grad()`` the original code runs. As with all saved tensor
+hooks, nothing notices if a weight is changed in place between forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from ultralytics.nn.modules import C2PSA, C2f, Conv, Detect, DWConv
+from ultralytics.nn.modules.block import Attention, Bottleneck
+from ultralytics.nn.tasks import DetectionModel
+
+from models.detection.boxes import autocast_disabled
+from models.recompute import recipes
+from models.recompute.block import DroppedLayer
+from models.recompute.copies import FusedConcatenation, Upsample, is_fused
+from models.recompute.input_only import KeepInputsOnly
+from models.recompute.norm_act import BatchNormAct
+from models.recompute.pooling import MaxPool, is_fusible
+
+Level = Literal["none", "elementwise", "block"]
+
+
+def apply_recompute(
+    network: DetectionModel, level: Level, per_layer: Mapping[int, Level] | None = None
+) -> Callable[[], None]:
+    """Make the training passes of a network keep less; replaces what an earlier call did.
+
+    Only the ``forward`` of module instances changes; classes, parameters, buffers and ``state_dict`` keys do not,
+    and the network can still be copied and pickled.
+
+    Args:
+        network: An Ultralytics ``DetectionModel``; its top-level layers are ``network.model``.
+        level: For all layers.
+        per_layer: Other levels, by index into ``network.model``.
+
+    Returns:
+        A function that undoes it, as ``remove_recompute(network)`` does.
+
+    Raises:
+        ValueError: If a level or an index does not exist.
+    """
+    num_layers = len(network.model)
+    levels = dict.fromkeys(range(num_layers), level) | dict(per_layer or {})
+    for index, layer_level in levels.items():
+        if layer_level not in get_args(Level):
+            raise ValueError(f"model.recompute: {layer_level!r}: must be one of {', '.join(get_args(Level))}")
+        if not 0 <= index < num_layers:
+            raise ValueError(f"model.recompute: layer {index}: must be between 0 and {num_layers - 1}")
+    remove_recompute(network)
+    for index, layer_level in levels.items():
+        if layer_level != "none":
+            _transform(network.model[index], layer_level)
+    return partial(remove_recompute, network)
+
+
+def remove_recompute(network: DetectionModel) -> None:
+    """Give every module of a network, or of a copy of one, its original forward pass back."""
+    for module in network.modules():
+        if getattr(module.__dict__.get("forward"), "func", None) in _FORWARDS:
+            del module.forward
+
+
+def can_repeat(layer: nn.Module) -> bool:
+    """Whether level `block` does more for a top-level layer than `elementwise`."""
+    return not isinstance(layer, Detect) and any(isinstance(module, nn.Conv2d) for module in layer.modules())
+
+
+def _transform(layer: nn.Module, level: Level) -> None:
+    module: Any  # whose method is replaced
+    for module in layer.modules():
+        is_pooling, is_attention = isinstance(module, nn.MaxPool2d), isinstance(module, Attention)
+        if is_conv_unit(module):
+            module.forward = partial(_conv_unit, module)
+        elif is_pooling:
+            module.forward = partial(_max_pool, module)
+        elif is_attention:
+            module.forward = partial(_keep_inputs_only, module)
+    for module in layer.modules():
+        if isinstance(module, C2f | C2PSA) and is_conv_unit(module.cv1):  # whose output they halve at once
+            module.cv1.forward = partial(_conv_unit, module.cv1, is_halved=True)
+        elif isinstance(module, Bottleneck) and module.add and is_conv_unit(module.cv2):
+            module.forward = partial(_bottleneck, module)
+    forward = _block if level == "block" and can_repeat(layer) else _elementwise
+    layer.forward = partial(forward, layer)
+
+
+def is_conv_unit(module: nn.Module) -> bool:
+    """Whether a module is ``act(bn(conv(x)))`` with operations that `BatchNormAct` knows."""
+    return (
+        type(module) in (Conv, DWConv)
+        and type(module.bn) is nn.BatchNorm2d
+        and isinstance(module.act, nn.SiLU | nn.Identity)
+    )
+
+
+def _is_training(module: nn.Module) -> bool:
+    return module.training and torch.is_grad_enabled()
+
+
+class _Halves(NamedTuple):
+    """A map whose channels come in two tensors, for who halves it at once."""
+
+    first: Tensor
+    second: Tensor
+
+    def chunk(self, chunks: int, dim: int) -> _Halves:
+        """Itself."""
+        assert (chunks, dim) == (2, 1)
+        return self
+
+    def split(self, sizes: tuple[int, int], dim: int) -> _Halves:
+        """Itself."""
+        assert sizes == (self.first.shape[1], self.second.shape[1]) and dim == 1
+        return self
+
+
+def _conv_unit(module: Any, x: Tensor, is_halved: bool = False) -> Tensor | _Halves:
+    if not _is_training(module):
+        return type(module).forward(module, x)
+    raw, norm, is_silu = module.conv(x), module.bn, isinstance(module.act, nn.SiLU)
+    if is_halved and (is_fused(raw) or raw.is_meta):
+        # On a GPU a convolution would copy a slice of channels first, each time it gets it.
+        return _Halves(*BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, 2))
+    return BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu)
+
+
+def _bottleneck(module: Any, x: Tensor) -> Tensor:
+    if not (_is_training(module) and is_fused(x)):
+        return type(module).forward(module, x)
+    unit = module.cv2
+    norm, is_silu = unit.bn, isinstance(unit.act, nn.SiLU)
+    return BatchNormAct.apply(unit.conv(module.cv1(x)), norm.weight, norm.bias, norm, is_silu, 1, x)
+
+
+def _max_pool(module: Any, x: Tensor) -> Tensor:
+    if _is_training(module) and is_fused(x) and is_fusible(module):
+        return MaxPool.apply(x, module.kernel_size)
+    return _keep_inputs_only(module, x)
+
+
+def _keep_inputs_only(module: nn.Module, x: Tensor) -> Tensor:
+    if not _is_training(module):
+        return type(module).forward(module, x)
+    with KeepInputsOnly():
+        return type(module).forward(module, x)
+
+
+def _elementwise(layer: nn.Module, x: Any) -> Any:
+    if not _is_training(layer):
+        return type(layer).forward(layer, x)
+    with saved_tensors_hooks(recipes.pack, recipes.unpack):
+        return layer_forward(layer, x)
+
+
+def _block(layer: nn.Module, x: Tensor) -> Tensor:
+    if not _is_training(layer):
+        return type(layer).forward(layer, x)
+    return DroppedLayer(partial(layer_forward, layer), x).run(x)
+
+
+def layer_forward(layer: nn.Module, x: Any) -> Any:
+    """Forward of a top-level layer that is not `none`, without the saved tensor hooks around it."""
+    if is_conv_unit(layer):
+        return _conv_unit(layer, x)
+    if isinstance(layer, nn.Upsample):
+        scale = layer.scale_factor
+        if is_fused(x) and layer.mode == "nearest" and isinstance(scale, float) and scale.is_integer():
+            return Upsample.apply(x, int(scale))
+        with autocast_disabled(x.device):  # it copies values; in float32, twice the bytes
+            return type(layer).forward(layer, x)
+    with FusedConcatenation():
+        return type(layer).forward(layer, x)
+
+
+_FORWARDS = (_conv_unit, _bottleneck, _max_pool, _keep_inputs_only, _elementwise, _block)
