@@ -4,7 +4,7 @@
 
 yolo11n in FP32 after some steps of training, with frozen BatchNorm; windows of 16 training pictures with mosaic.
 "ultralytics" is their loss accumulated as their trainer does: every micro-batch divides by its own normaliser.
-"yolofit" is `engine.accumulation`. Each is compared with its own gradient of the 16 pictures at once.
+"yolofit" is `engine.training.accumulation`. Each is compared with its own gradient of the 16 pictures at once.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from data.indexing.index import build_index
 from data.loading.batch import Batch, collate
 from data.loading.dataset import TrainDataset
 from data.loading.sampler import SampleKey
-from engine.accumulation import AccumulationWindow, back_propagate
-from engine.schedule import Schedule, ScheduleConfig
+from engine.training.accumulation import AccumulationWindow, back_propagate
+from engine.training.schedule import Schedule, ScheduleConfig
 from models.detection.loss import DetectionLoss, LossGains
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides, network_input
 

@@ -38,7 +38,7 @@ from ultralytics.utils.autobatch import check_train_batch_size
 from engine.memory.overhead import of_this_machine
 from engine.memory.probe import context_bytes
 from engine.memory.units import GIB
-from engine.planning import predict
+from engine.planning.predict import predict
 
 IMAGE_SIZE = 640
 FRACTIONS = (0.6, 0.9)
@@ -108,7 +108,7 @@ def measure_card(card_gib: int) -> list[dict[str, Any]]:
         row |= {"context_bytes": own_bytes, "aim_bytes": round(fraction * (card_gib * GIB - own_bytes))}
         row |= {"expected_bytes": expected_bytes(messages)}
         row |= {"ultralytics": theirs.run(batch), "none": ours.run(batch)}
-        with mock.patch("engine.planning.of_this_machine", lambda: machine):
+        with mock.patch("engine.planning.predict.of_this_machine", lambda: machine):
             components = predict(spec_of(IMAGE_SIZE), LARGEST, "none", batch, accumulates=False)
         # The allocator's part of it: that is what AutoBatch is about, too.
         row |= {"planned_bytes": sum(components.values()) - components["cuda_context"]}

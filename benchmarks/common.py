@@ -23,14 +23,14 @@ import torch
 from torch import nn
 
 from data.loading.batch import Batch
-from engine.ema import EmaConfig, WeightAverage
-from engine.memory.simulate import CUDA_ALLOCATION_BYTES, StorageTracker
-from engine.nonfinite import NonFiniteGuard
-from engine.optim import OptimizerConfig, build_optimizer
-from engine.precision import Precision, autocast, build_scaler
-from engine.recovery import MemorySettings
-from engine.schedule import Schedule, ScheduleConfig
-from engine.step import TrainingStep
+from engine.memory.storages import CUDA_ALLOCATION_BYTES, StorageTracker
+from engine.training.ema import EmaConfig, WeightAverage
+from engine.training.nonfinite import NonFiniteGuard
+from engine.training.optim import OptimizerConfig, build_optimizer
+from engine.training.out_of_memory import MemorySettings
+from engine.training.precision import Precision, autocast, build_scaler
+from engine.training.schedule import Schedule, ScheduleConfig
+from engine.training.step import TrainingStep
 from models.detection.loss import DetectionLoss, LossGains
 from models.network import head_strides
 
@@ -56,7 +56,7 @@ def random_window(num_images: int, image_size: int, seed: int = 0, boxes_per_ima
 def training_step(
     network: nn.Module, window_size: int, micro_batch_size: int, precision: Precision = "fp32", recompute: str = "none"
 ) -> TrainingStep:
-    """A training step on the network's device, as `engine.module` builds it."""
+    """A training step on the network's device, as `engine.loop.module` builds it."""
     config = OptimizerConfig()
     device = next(network.parameters()).device
     memory = MemorySettings(network, window_size, micro_batch_size)

@@ -100,7 +100,7 @@ def no_small_window(run: Run) -> AbstractContextManager[Any]:
 
 def own_normalisers(run: Run) -> AbstractContextManager[Any]:
     """Every micro-batch is divided by its own normaliser, as trainers usually do: accumulation is not exact."""
-    from engine import step
+    from engine.training import step
 
     exact = step.back_propagate
 
@@ -114,7 +114,7 @@ def own_normalisers(run: Run) -> AbstractContextManager[Any]:
 
 def their_batches(run: Run) -> AbstractContextManager[Any]:
     """Our step on the windows of Ultralytics' data set."""
-    from engine.datamodule import DetectionData
+    from engine.loop.datamodule import DetectionData
 
     return mock.patch.object(DetectionData, "train_dataloader", lambda module: TheirWindows(run))
 

@@ -17,9 +17,9 @@ from data.formats.dataset_yaml import read_dataset_yaml
 from data.indexing.index import build_index
 from data.loading.dataset import ValidationDataset
 from data.loading.loader import build_validation_loader
-from engine.checkpoint import LoadedNetwork, load_network
-from engine.evaluation import Evaluation
 from engine.export import export
+from engine.run.checkpoint import LoadedNetwork, load_network
+from engine.validation.evaluation import Evaluation
 from models.detection.loss import DetectionLoss, LossGains
 from models.detection.postprocess import NmsConfig
 from models.network import build_network, head_strides
@@ -136,7 +136,7 @@ def write_first_weights(path: Path, data: Path, seed: int, image_size: int) -> N
 def train_yolofit(run: Run) -> dict[str, Path]:
     """Train with ``engine.fit``; its checkpoints by name."""
     from engine.fit import main as fit
-    from engine.reporter import RunReporter
+    from engine.loop.reporter import RunReporter
 
     settings = yolofit_recipe(run) | {
         "seed_everything": run.seed,

@@ -32,12 +32,12 @@ from gpu_steps import DEVICE, RIVALS, empty_device, make_step, synchronize
 from data.loading.batch import Batch
 from engine.errors import TrainingError
 from engine.memory.overhead import of_this_machine
-from engine.memory.plan import margin_of
 from engine.memory.probe import context_bytes
 from engine.memory.units import GIB
-from engine.planning import predict
-from engine.recovery import is_out_of_memory
-from engine.simulation import StepSpec
+from engine.planning.choose import margin_of
+from engine.planning.predict import predict
+from engine.planning.simulation import StepSpec
+from engine.training.out_of_memory import is_out_of_memory
 from models.kernels.switch import use_fused_kernels
 from models.recompute.levels import Level
 
@@ -145,7 +145,7 @@ def _take_steps(rival: str, window: Batch) -> str | None:
 def search(rival: str, image_size: int, cards_gib: tuple[int, ...]) -> list[dict[str, Any]]:
     """A row for each card."""
     machine = of_this_machine()  # before kernels are loaded, as `engine.fit` does
-    with mock.patch("engine.planning.of_this_machine", lambda: machine):
+    with mock.patch("engine.planning.predict.of_this_machine", lambda: machine):
         spec, level = spec_of(image_size), level_like(rival)
         most = min(planned(spec, level, max(cards_gib) * GIB) * 5 // 4 + 8, LARGEST)
         trials = Trials(rival, image_size, most)

@@ -3,10 +3,10 @@
     PYTHONPATH=. python benchmarks/gpu_steps.py --out benchmarks/results/gpu_steps_2026-11-26.json
 
 YOLO11l, one micro-batch a step, fp16, random images. For every size and micro-batch the rivals take turns, twice; each
-turn starts on an empty device. Ours is `engine.step`, with recordings and fused kernels; theirs is what `BaseTrainer`
-does with a batch (see `step_time.py`), in channels_last under autocast, as its defaults are. Bytes are those after the
-first steps: allocated and reserved by torch at the peak, and by the driver for the whole process. What the plan
-predicts for them is another program's business: `plan_error.py`.
+turn starts on an empty device. Ours is `engine.training.step`, with recordings and fused kernels; theirs is what
+`BaseTrainer` does with a batch (see `step_time.py`), in channels_last under autocast, as its defaults are. Bytes are
+those after the first steps: allocated and reserved by torch at the peak, and by the driver for the whole process. What
+the plan predicts for them is another program's business: `plan_error.py`.
 
 With `--compiled` there are cells for `torch.compile` instead, one to two minutes each: Ultralytics' `compile=True`
 (TorchInductor in its default mode) beside the same step without it, with the seconds of the first steps, which compile.
@@ -33,7 +33,7 @@ from common import BOXES_PER_IMAGE, NUM_CLASSES, random_window, training_step, w
 from step_time import UltralyticsLoop
 
 from data.loading.batch import Batch
-from engine.precision import Precision
+from engine.training.precision import Precision
 from models.kernels.switch import use_fused_kernels
 from models.network import NetworkName, build_network
 

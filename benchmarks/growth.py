@@ -22,7 +22,7 @@ import torch
 from common import NUM_CLASSES, alternate, cpu_peak_bytes, quartiles, random_window, step_tensors, training_step, write
 from step_time import UltralyticsLoop
 
-from engine.simulation import StepSpec, simulate_step
+from engine.planning.simulation import StepSpec, simulate_step
 from models.network import NetworkName, build_network
 from models.recompute.levels import Level
 

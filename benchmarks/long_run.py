@@ -21,7 +21,7 @@ import torch
 from common import write
 
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
-from engine import cli
+from engine.command_line import cli
 from engine.fit import main as fit
 from engine.memory.units import MIB
 

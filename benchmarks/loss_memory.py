@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from common import write
 
-from engine.memory.simulate import StorageTracker
+from engine.memory.storages import StorageTracker
 from models.detection.loss import DetectionLoss, LossGains
 
 NUM_IMAGES = 32

@@ -19,8 +19,8 @@ import torch
 from common import quartiles, write
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from engine.loop.monitor import MemoryMonitor
 from engine.memory.probe import open_probe
-from engine.monitor import MemoryMonitor
 from models.detection.loss import DetectionLoss, LossGains
 from models.network import build_network, head_strides
 

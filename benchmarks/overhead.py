@@ -29,10 +29,10 @@ import torch
 from common import NUM_CLASSES, BareLoop, compare, random_window, training_step, write
 
 from data.loading.batch import Batch
-from engine.module import Detector
-from engine.progress import TrainingProgress
-from engine.run import RunConfig, default_callbacks, default_loggers
-from engine.throughput import Throughput
+from engine.loop.module import Detector
+from engine.loop.progress import TrainingProgress
+from engine.loop.throughput import Throughput
+from engine.run.folder import RunConfig, default_callbacks, default_loggers
 
 WARM_UP = 3
 

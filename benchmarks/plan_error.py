@@ -33,8 +33,8 @@ from engine.memory.overhead import (
     MODULES_BYTES,
     beside_tensors,
 )
-from engine.planning import described, predict
-from engine.simulation import StepSpec, simulate_step
+from engine.planning.predict import described, predict
+from engine.planning.simulation import StepSpec, simulate_step
 from models.network import build_network
 from models.recompute.levels import Level
 
@@ -85,7 +85,7 @@ def on_gpu(file: Path) -> dict[str, list[dict[str, Any]]]:
         if found["rival"] in get_args(Level):
             size, micro_batch, level = found["image_size"], found["micro_batch"], found["rival"]
             spec = StepSpec("yolo11l", NUM_CLASSES, size, found["precision"], found["boxes_per_image"])
-            with mock.patch("engine.planning.of_this_machine", lambda: machine):
+            with mock.patch("engine.planning.predict.of_this_machine", lambda: machine):
                 plan = described(spec, micro_batch, micro_batch, level, {})
             cell = {"image_size": size, "micro_batch": micro_batch, "precision": found["precision"], "recompute": level}
             allocated = plan.peak_bytes - plan.components["allocator_gaps"] - plan.components["cuda_context"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from common import write
 
-from engine.memory.simulate import cuda_autocast_on_meta
+from engine.memory.storages import cuda_autocast_on_meta
 from models.network import build_network
 from models.recompute.levels import can_repeat
 from models.recompute.rank import measure_layers, rank_layers

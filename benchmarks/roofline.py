@@ -32,9 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.modules import Conv, DWConv
 
 from data.loading.batch import Batch
-from engine.optim import clip_gradients, step_if
-from engine.precision import AUTOCAST_DTYPE, autocast
-from engine.step import TrainingStep
+from engine.training.optim import clip_gradients, step_if
+from engine.training.precision import AUTOCAST_DTYPE, autocast
+from engine.training.step import TrainingStep
 from models.kernels.switch import use_fused_kernels
 from models.network import build_network, network_input, raw_predictions
 

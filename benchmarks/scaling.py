@@ -3,8 +3,8 @@
     python benchmarks/scaling.py --out benchmarks/results/scaling_paper_DATE.json
 
 The model, per optimizer step on N devices: gradients (FP32) travel once, by a ring all-reduce, in parts of
-`engine.accumulation.PART_BYTES`, after the last backward pass and so beside no computation; BatchNorm's running
-statistics do the same; and the processes agree `NUM_AGREEMENTS` times over gloo on one number.
+`engine.training.accumulation.PART_BYTES`, after the last backward pass and so beside no computation; BatchNorm's
+running statistics do the same; and the processes agree `NUM_AGREEMENTS` times over gloo on one number.
 
     seconds = 2 (N - 1) / N * bytes / bandwidth + parts * 2 (N - 1) * latency + agreements * 2 log2(N) * host latency
     efficiency = compute / (compute + seconds)
@@ -19,14 +19,14 @@ from pathlib import Path
 
 from common import write
 
-from engine.accumulation import PART_BYTES
+from engine.training.accumulation import PART_BYTES
 from models.network import batch_norms, build_network
 
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 IMAGES_PER_SECOND = 150.0
 """Assumed of one device: YOLO11l at 640 px in 16 bits. A faster one lowers the efficiency."""
 NUM_AGREEMENTS = 5
-"""`engine.recovery.retry` twice, `engine.resume.LastCheckpoint` twice, Lightning's SIGTERM broadcast once."""
+"""`out_of_memory.retry` twice, `LastCheckpoint` twice, Lightning's SIGTERM broadcast once."""
 HOST_LATENCY_SECONDS = 50e-6
 
 

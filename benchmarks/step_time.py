@@ -37,7 +37,7 @@ from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.torch_utils import ModelEMA
 
 from data.loading.batch import Batch
-from engine.optim import OptimizerConfig, parameter_groups
+from engine.training.optim import OptimizerConfig, parameter_groups
 from models.network import build_network
 from models.recompute.levels import Level
 

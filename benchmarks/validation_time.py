@@ -36,10 +36,10 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from data.loading.loader import build_validation_loader
-from engine.checkpoint import load_network
-from engine.datamodule import DetectionData
-from engine.evaluation import predict_raw
-from engine.metrics import DetectionMetrics
+from engine.loop.datamodule import DetectionData
+from engine.run.checkpoint import load_network
+from engine.validation.evaluation import predict_raw
+from engine.validation.metrics import DetectionMetrics
 from models.detection.boxes import decode_boxes
 from models.detection.postprocess import NmsConfig, detections
 from models.network import head_strides

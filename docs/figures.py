@@ -26,14 +26,14 @@ from engine.memory.overhead import (  # noqa: E402
     HOPPER_WORKSPACE_BYTES,
     MODULES_BYTES,
 )
-from engine.memory.plan import (  # noqa: E402
+from engine.memory.probe import CUDA_CONTEXT_BYTES  # noqa: E402
+from engine.planning.choose import (  # noqa: E402
     FUSED_EXTRA_TIME,
     MARGIN_SHARE,
     MICRO_BATCH_COST,
     UNFUSED_EXTRA_TIME,
     time_of_step,
 )
-from engine.memory.probe import CUDA_CONTEXT_BYTES  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 GIB, MIB = 2**30, 2**20

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.cli import CommandLine
-from engine.cli_errors import ULTRALYTICS_KEYS
-from engine.migrate import GROUPS, LEFT_OUT, NO_EFFECT, RENAMED
-from engine.trainer_keys import OWN_KEY_INSTEAD
+from engine.command_line.cli import CommandLine
+from engine.command_line.explain import ULTRALYTICS_KEYS
+from engine.command_line.trainer_keys import OWN_KEY_INSTEAD
+from engine.migration.translate import GROUPS, LEFT_OUT, NO_EFFECT, RENAMED
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))

@@ -18,9 +18,9 @@ from rich.text import Text
 
 from data.errors import DataError
 from data.formats.dataset_yaml import read_dataset_yaml
-from engine.diagnosis import Finding, check_machine, check_needs, needs_of
 from engine.errors import EXIT_STATUS, ConfigError, run_command
-from engine.machine import examine_machine
+from engine.machine.diagnosis import Finding, check_machine, check_needs, needs_of
+from engine.machine.inventory import examine_machine
 
 STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
@@ -41,8 +41,8 @@ def print_findings(findings: Iterable[Finding], console: Console | None = None) 
 
 def check_files(config: Any) -> list[Finding]:
     """Findings about the data set and the weights that a configuration names: whether they can be used."""
-    from engine.checkpoint import check_weights  # imports the networks
-    from engine.datamodule import SYNTHETIC
+    from engine.loop.datamodule import SYNTHETIC
+    from engine.run.checkpoint import check_weights  # imports the networks
 
     root, weights, network = config.data.root, config.model.weights, config.model.network
     findings = []
@@ -67,7 +67,7 @@ def main(args: list[str] | None = None) -> None:
     machine = examine_machine()
     findings = check_machine(machine)
     if args or (args is None and sys.argv[1:]):
-        from engine.cli import CommandLine  # seconds to import, and not needed to examine the machine
+        from engine.command_line.cli import CommandLine  # seconds to import, and not needed to examine the machine
 
         config = CommandLine(args).config
         findings += [*check_needs(machine, needs_of(config)), *check_files(config)]

@@ -20,9 +20,9 @@ import torch
 import ultralytics
 from torch import Tensor, nn
 
-from engine.arguments import CommandParser, path_option
-from engine.checkpoint import EXAMPLE, LoadedNetwork, load_network
+from engine.command_line.arguments import CommandParser, path_option
 from engine.errors import ConfigError, run_command
+from engine.run.checkpoint import EXAMPLE, LoadedNetwork, load_network
 from models.detection.postprocess import NmsConfig
 from models.network import detection_head, head_strides
 from models.weights.saved_weights import SAFETENSORS_KEY
@@ -119,7 +119,7 @@ def _torchscript(loaded: LoadedNetwork) -> bytes:
 def _onnx(loaded: LoadedNetwork, nms: NmsConfig | None) -> bytes:
     import onnx
 
-    from engine.onnx_nms import append_nms
+    from engine.inference.onnx_nms import append_nms
 
     axes = {INPUT: {0: "batch", 2: "height", 3: "width"}, OUTPUT: {0: "batch", 2: "anchors"}}
     file = io.BytesIO()

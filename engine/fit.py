@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from engine.advice import advise_before, print_advice
-from engine.cli import CommandLine
+from engine.command_line.cli import CommandLine
+from engine.command_line.trainer_keys import explained_by_lightning
 from engine.errors import TrainingError, run_command
-from engine.faults import explained_faults
-from engine.processes import beginning_together, speaking_once
-from engine.ranks import all_present
-from engine.run import CHECKPOINTS, LAST
-from engine.trainer_keys import explained_by_lightning
+from engine.loop.advice import advise_before, print_advice
+from engine.loop.processes import beginning_together, speaking_once
+from engine.run.faults import explained_faults
+from engine.run.folder import CHECKPOINTS, LAST
+from engine.training.ranks import all_present
 from models.weights.saved_weights import DOWNLOADS
 
 RANDOM_WEIGHTS = (

@@ -25,10 +25,10 @@ from data.indexing.dataset_facts import (
     imbalance,
     inspect_dataset,
 )
-from engine.arguments import CommandParser, path_option
-from engine.diagnosis import Finding
+from engine.command_line.arguments import CommandParser, path_option
 from engine.doctor import print_findings
 from engine.errors import ConfigError, run_command
+from engine.machine.diagnosis import Finding
 from engine.memory.host import available_cores
 from models import cache_folder
 

@@ -22,15 +22,15 @@ from data.augmentation.augment import AugmentConfig
 from data.errors import DataError
 from data.formats.dataset_yaml import read_dataset_yaml
 from data.indexing.index import build_index
-from engine.arguments import CommandParser, path_option, path_text
-from engine.datamodule import check_sizes
-from engine.diagnosis import BF16_CAPABILITY
+from engine.command_line.arguments import CommandParser, path_option, path_text
 from engine.errors import ConfigError, run_command
-from engine.machine import Machine, examine_machine
-from engine.migrate import Translation, plain, translate
-from engine.optim import OptimizerConfig
-from engine.schedule import ScheduleConfig
-from engine.ultralytics_arguments import parse_command, read_args_yaml
+from engine.loop.datamodule import check_sizes
+from engine.machine.diagnosis import BF16_CAPABILITY
+from engine.machine.inventory import Machine, examine_machine
+from engine.migration.translate import Translation, plain, translate
+from engine.migration.ultralytics_arguments import parse_command, read_args_yaml
+from engine.training.optim import OptimizerConfig
+from engine.training.schedule import ScheduleConfig
 from models.detection.loss import LossGains
 from models.detection.postprocess import NmsConfig
 
@@ -250,7 +250,7 @@ def _check(text: str, translation: Translation | None) -> None:
     Raises:
         ConfigError: Naming the key and, if it was translated, what it was.
     """
-    from engine.cli import CommandLine  # seconds to import
+    from engine.command_line.cli import CommandLine  # seconds to import
 
     try:
         config = CommandLine([f"--config={text}"]).config

@@ -15,18 +15,18 @@ from typing import Any, get_args
 import torch
 from rich.console import Console
 
-from engine.arguments import CommandParser
-from engine.auto import count_devices, spec_of
-from engine.datamodule import check_sizes
+from engine.command_line.arguments import CommandParser
 from engine.errors import ConfigError, config_key, run_command
+from engine.loop.datamodule import check_sizes
 from engine.memory.allocator import resolve_budget
 from engine.memory.config import MemoryConfig
-from engine.memory.plan import Plan, PlanRow, Recommendation, margin_of, verdict_of
 from engine.memory.units import GIB, format_bytes, parse_bytes
-from engine.plan_report import advice, legend, table
-from engine.planning import predict, recommend
-from engine.precision import Precision
-from engine.simulation import StepSpec
+from engine.planning.choose import Plan, PlanRow, Recommendation, margin_of, verdict_of
+from engine.planning.predict import predict, recommend
+from engine.planning.settle import count_devices, spec_of
+from engine.planning.simulation import StepSpec
+from engine.planning.table import advice, legend, table
+from engine.training.precision import Precision
 from models.recompute.levels import Level
 
 DEFAULT_BUDGET_BYTES = 16 * GIB
@@ -209,7 +209,7 @@ def default_question() -> Question:
 
 
 def _configured_question(args: list[str]) -> Question:
-    from engine.cli import CommandLine  # seconds to import, and not needed for the default table
+    from engine.command_line.cli import CommandLine  # seconds to import, and not needed for the default table
 
     config = CommandLine(args).config
     data = config.data

@@ -22,13 +22,13 @@ import torch
 from data.augmentation.letterbox import letterbox_geometry, pad_centred, resize_long_side
 from data.errors import DataError
 from data.loading.batch import to_original_px
-from engine.arguments import CommandParser, path_option, path_text
-from engine.checkpoint import EXAMPLE, LoadedNetwork, load_network
-from engine.drawing import draw_detections
+from engine.command_line.arguments import CommandParser, path_option, path_text
 from engine.errors import ConfigError, run_command
-from engine.evaluation import predict_raw
-from engine.sources import RESULTS, Frame, find_files, read_frames
-from engine.tiling import cover, merge, num_tiles
+from engine.inference.sources import RESULTS, Frame, find_files, read_frames
+from engine.inference.tiling import cover, merge, num_tiles
+from engine.report.drawing import draw_detections
+from engine.run.checkpoint import EXAMPLE, LoadedNetwork, load_network
+from engine.validation.evaluation import predict_raw
 from models.detection.boxes import decode_boxes
 from models.detection.postprocess import Detections, NmsConfig, detections
 from models.network import head_strides

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import sys
 
-from engine.checkpoint import EXAMPLE, check_classes, load_network, some
-from engine.cli import CommandLine
+from engine.command_line.cli import CommandLine
+from engine.command_line.trainer_keys import explained_by_lightning
 from engine.errors import ConfigError, run_command
-from engine.metrics import DetectionResults
-from engine.trainer_keys import explained_by_lightning
+from engine.run.checkpoint import EXAMPLE, check_classes, load_network, some
+from engine.validation.metrics import DetectionResults
 
 
 def main(args: list[str] | None = None) -> DetectionResults:

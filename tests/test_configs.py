@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine.cli import CommandLine
+from engine.command_line.cli import CommandLine
 from engine.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 import yaml
 
-from engine.cli import CommandLine
-from engine.migrate import translate
-from engine.ultralytics_arguments import parse_command
+from engine.command_line.cli import CommandLine
+from engine.migration.translate import translate
+from engine.migration.ultralytics_arguments import parse_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.ko.md"])

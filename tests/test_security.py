@@ -12,7 +12,7 @@ import pytest
 
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.errors import ConfigError
-from engine.loggers import check_logger_packages
+from engine.loop.loggers import check_logger_packages
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("engine", "models", "data") for path in (ROOT / package).rglob("*.py"))
@@ -103,7 +103,7 @@ def local_only(self, address):
 socket.socket.connect, socket.socket.connect_ex, socket.socket.sendto = local_only, refuse, refuse
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 
-from engine.reporter import RunReporter
+from engine.loop.reporter import RunReporter
 from engine.fit import main as fit
 from engine.validate import main as validate
 from engine.predict import main as predict

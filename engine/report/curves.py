@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from engine.metrics import COCO_RECALLS, CONFIDENCES, CONFUSION_CONFIDENCE, CONFUSION_IOU, DetectionResults
 from engine.report.style import BAD, INK, MUTED, chart_colour, drawable_names, new_figure, shortened, tidy, title
+from engine.validation.metrics import COCO_RECALLS, CONFIDENCES, CONFUSION_CONFIDENCE, CONFUSION_IOU, DetectionResults
 
 MAX_NAMED_CLASSES = 16
 """With more classes, single ones are thin grey lines without names."""

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.diagnosis import PLATFORM_NAMES
-from engine.machine import examine_machine
+from engine.machine.diagnosis import PLATFORM_NAMES
+from engine.machine.inventory import examine_machine
 from engine.memory.units import MIB, format_bytes
-from engine.metrics import DetectionResults
 from engine.report.memory_log import (
     OOM_RECOVERY,
     OUT_OF_MEMORY,
@@ -33,6 +32,7 @@ from engine.report.memory_log import (
     read_memory_log,
 )
 from engine.report.results_plots import EPOCH, History, best_epoch, read_history
+from engine.validation.metrics import DetectionResults
 
 PACKAGES = ("yolofit", "torch", "torchvision", "lightning", "ultralytics", "albumentations", "numpy")
 FEW_BOXES = 50

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
-from engine.matching import Pairs, greedy_match
-from engine.metrics import MATCH_IOU, DetectionMetrics
+from engine.validation.matching import Pairs, greedy_match
+from engine.validation.metrics import MATCH_IOU, DetectionMetrics
 
 MISSED, FALSE, RIGHT = "missed", "false", "right"
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from data.errors import DataError
 from data.formats.image import read_image
 from data.loading.batch import Batch
-from engine.drawing import Labels, Legend, draw_boxes, draw_legend, text_font
+from engine.report.drawing import Labels, Legend, draw_boxes, draw_legend, text_font
 from engine.report.mistakes import FALSE, MISSED, RIGHT, ImageRecord, judge
 from engine.report.style import class_colour, drawable_names, drawable_text, shortened
 

@@ -26,7 +26,7 @@ from torch.autograd import DeviceType
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from data.formats.dataset_yaml import read_dataset_yaml
 from data.indexing.index import build_index
-from engine.step import TrainingStep
+from engine.training.step import TrainingStep
 from models.weights.saved_weights import read_weights
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from filelock import FileLock
 
-from engine import cli
-from engine.monitor import MemoryMonitor
-from engine.reporter import RunReporter
+from engine.command_line import cli
+from engine.loop.monitor import MemoryMonitor
+from engine.loop.reporter import RunReporter
 from tests.helpers.checkpoints import Overfitted, overfitted_in
 
 

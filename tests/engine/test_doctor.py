@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import network_description
-from engine.cli import CommandLine
-from engine.diagnosis import LoaderInUse, check_machine, check_needs, diagnose_throughput, needs_of
+from engine.command_line.cli import CommandLine
 from engine.doctor import check_files, main
-from engine.machine import examine_machine
+from engine.machine.diagnosis import LoaderInUse, check_machine, check_needs, diagnose_throughput, needs_of
+from engine.machine.inventory import examine_machine
+from engine.run.checkpoint import network_description
 
 
 def test_main__reports_torch_and_host(capsys: pytest.CaptureFixture[str]) -> None:

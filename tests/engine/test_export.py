@@ -14,10 +14,10 @@ import torch
 import yaml
 
 from data.formats.image import read_image
-from engine.checkpoint import LoadedNetwork, load_network
 from engine.errors import ConfigError
 from engine.export import SUFFIXES, main
 from engine.predict import Predictor
+from engine.run.checkpoint import LoadedNetwork, load_network
 from engine.validate import main as validate
 from models.detection.boxes import decode_boxes
 from models.detection.postprocess import NmsConfig, detections

@@ -17,13 +17,13 @@ import yaml
 
 from data.errors import DataError
 from data.loading.batch import Batch
+from engine.command_line.foreign_callbacks import monitored_names
 from engine.errors import ConfigError
-from engine.evaluation import Evaluation
 from engine.fit import main as fit
-from engine.foreign_callbacks import monitored_names
-from engine.module import Detector
-from engine.step import TrainingStep
+from engine.loop.module import Detector
+from engine.training.step import TrainingStep
 from engine.validate import main as validate
+from engine.validation.evaluation import Evaluation
 from tests.helpers.runs import make_boards, quickstart_arguments
 
 FIT_OFFLINE = """
@@ -142,7 +142,7 @@ class TestFinishedRun:
     def test_weights__start_from_the_average_of_a_checkpoint(
         self, finished_run: Path, data_yaml: Path, tmp_path: Path
     ) -> None:
-        from engine.cli import CommandLine
+        from engine.command_line.cli import CommandLine
 
         checkpoint = finished_run / "checkpoints" / "best.ckpt"
         cli = CommandLine(arguments(data_yaml, tmp_path, f"--model.weights={checkpoint}"), writes_run=False).build()
@@ -185,7 +185,7 @@ def test_fit__micro_batch_changes_neither_steps_nor_schedule(data_yaml: Path, tm
 def test_fit__crash_in_validation_leaves_the_trained_weights(
     data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.module import Detector
+    from engine.loop.module import Detector
 
     seen: dict[str, torch.Tensor] = {}
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from data.errors import DataError
-from engine.datamodule import DetectionData
 from engine.errors import ConfigError
 from engine.inspect import findings_of, main
+from engine.loop.datamodule import DetectionData
 
 BOX = "0 0.5 0.5 0.5 0.5\n"
 CLASSES = "names: [common, rare, unseen]\n"

@@ -14,9 +14,9 @@ from ultralytics.utils import YAML
 
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import new as new_module
-from engine.cli import CommandLine
+from engine.command_line.cli import CommandLine
 from engine.errors import ConfigError
-from engine.machine import Gpu, Machine, examine_machine
+from engine.machine.inventory import Gpu, Machine, examine_machine
 from engine.memory.units import GIB
 from engine.new import DataFacts, examine_data, main, render, suggest
 from tests.helpers.faults import FULL, full_disk

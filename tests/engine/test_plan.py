@@ -11,10 +11,10 @@ import yaml
 
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import plan
-from engine.cli import CommandLine
+from engine.command_line.cli import CommandLine
 from engine.errors import EXIT_STATUS, ConfigError, run_command
-from engine.memory.plan import COMPONENTS
 from engine.memory.units import GIB
+from engine.planning.choose import COMPONENTS
 
 SMALL = [
     "--data.root=synthetic", "--model.network=yolo11n", "--data.image_size=64", "--data.batch_size=8",

@@ -16,10 +16,10 @@ import torch
 from data.errors import DataError
 from data.formats.image import read_image
 from engine import predict
-from engine.checkpoint import LoadedNetwork, load_network
 from engine.errors import ConfigError
+from engine.inference.sources import Frame, find_files, read_frames
 from engine.predict import PredictionFolder, Predictor, _fresh, main, summary_line
-from engine.sources import Frame, find_files, read_frames
+from engine.run.checkpoint import LoadedNetwork, load_network
 from models.detection.postprocess import Detections, NmsConfig
 from tests.helpers.checkpoints import Overfitted
 from tests.helpers.faults import FULL, full_disk

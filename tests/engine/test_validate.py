@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from engine.checkpoint import check_classes
 from engine.errors import ConfigError
+from engine.run.checkpoint import check_classes
 from engine.validate import main as validate
 
 

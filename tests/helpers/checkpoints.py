@@ -9,11 +9,11 @@ import pytest
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-import engine.cli
+import engine.command_line.cli
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from data.formats.dataset_yaml import read_dataset_yaml
 from engine.fit import main as fit
-from engine.run import CHECKPOINTS
+from engine.run.folder import CHECKPOINTS
 
 IMAGE_SIZE = 96
 EPOCHS = 120
@@ -71,5 +71,5 @@ def _overfit(folder: Path) -> None:
         f"--trainer.check_val_every_n_epoch={EPOCHS}",
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.cli, "default_callbacks", lambda folder, config: [last_epoch(folder)])
+        patch.setattr(engine.command_line.cli, "default_callbacks", lambda folder, config: [last_epoch(folder)])
         fit(arguments)

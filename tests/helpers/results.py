@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from engine.metrics import DetectionMetrics
+from engine.validation.metrics import DetectionMetrics
 from models.detection.postprocess import Detections
 
 HOSTILE_NAME = "<script>alert('1')</script> & $x$"

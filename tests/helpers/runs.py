@@ -23,8 +23,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine.errors import run_command
 from engine.fit import main as fit
-from engine.monitor import MemoryMonitor
-from engine.reporter import RunReporter
+from engine.loop.monitor import MemoryMonitor
+from engine.loop.reporter import RunReporter
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from data.loading.batch import Batch
-from engine.ema import EmaConfig, WeightAverage
-from engine.nonfinite import NonFiniteGuard
-from engine.optim import OptimizerConfig, build_optimizer
-from engine.recovery import MemorySettings
-from engine.schedule import Schedule, ScheduleConfig
-from engine.step import TrainingStep
+from engine.training.ema import EmaConfig, WeightAverage
+from engine.training.nonfinite import NonFiniteGuard
+from engine.training.optim import OptimizerConfig, build_optimizer
+from engine.training.out_of_memory import MemorySettings
+from engine.training.schedule import Schedule, ScheduleConfig
+from engine.training.step import TrainingStep
 from models.detection.loss import DetectionLoss, LossGains
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides
 

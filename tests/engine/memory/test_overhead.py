@@ -11,7 +11,7 @@ import torch
 from engine.memory import overhead
 from engine.memory.overhead import beside_tensors, final_context_bytes, of_this_machine
 from engine.memory.units import MIB
-from engine.simulation import StepSpec, simulate_step
+from engine.planning.simulation import StepSpec, simulate_step
 from tests.helpers import fake_gpu
 
 RESULT = Path(__file__).parents[3] / "benchmarks" / "results" / "gpu_steps_2026-11-26.json"

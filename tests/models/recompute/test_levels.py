@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.memory.simulate import StorageTracker
-from engine.optim import OptimizerConfig, build_optimizer
-from engine.step import TrainingStep
+from engine.memory.storages import StorageTracker
+from engine.training.optim import OptimizerConfig, build_optimizer
+from engine.training.step import TrainingStep
 from models.detection.loss import DetectionLoss, LossGains
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides, raw_predictions
 from models.recompute.levels import apply_recompute, remove_recompute

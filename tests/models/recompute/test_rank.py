@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from engine.memory.simulate import StorageTracker, cuda_autocast_on_meta
+from engine.memory.storages import StorageTracker, cuda_autocast_on_meta
 from models.network import build_network
 from models.recompute.levels import Level, apply_recompute, can_repeat
 from models.recompute.rank import measure_layers, rank_layers

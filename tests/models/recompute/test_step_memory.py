@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import engine.step as step_module
-from engine.memory.simulate import StorageTracker
+import engine.training.step as step_module
+from engine.memory.storages import StorageTracker
 from models.recompute.levels import apply_recompute
 from tests.helpers.training import make_network, make_step, make_window
 

@@ -1,0 +1,67 @@
+"""Options of the commands that take no configuration: argparse, with errors in one line and no abbreviations."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from engine.command_line.paths import expanded
+from engine.errors import ConfigError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Raises a ConfigError instead of printing the usage and a line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Like argparse's, but an option must be written out: its abbreviation may be another command's option."""
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Like argparse's; options that there are not come before those that are missing.
+
+        Raises:
+            ConfigError: Naming all of them.
+        """
+        known = [option for action in self._actions for option in action.option_strings]
+        names = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
+        wrong = [name for name in names if name.startswith("--") and name not in known]
+        if wrong:
+            raise ConfigError("; ".join(self._unknown(name, known) for name in wrong))
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line.
+
+        Raises:
+            ConfigError: Naming the option, what is wrong with it, and which one may have been meant.
+        """
+        if match := re.match(r"argument (\S+?)(?:/\S+)?: (?:invalid (\w+) value: '(.*)'|(.*))", message):
+            raise ConfigError(f"{match[1]}: {f'{match[3]}: expected {match[2]}' if match[2] else match[4]}")
+        if match := re.match(r"the following arguments are required: (.+)", message):
+            raise ConfigError(f"{match[1]}: missing: {self.format_usage()}")
+        if match := re.match(r"unrecognized arguments: (.+)", message):
+            raise ConfigError(f"{match[1]}: belongs to no option: {self.format_usage()}")
+        raise ConfigError(message)
+
+    def format_usage(self) -> str:
+        """In one line."""
+        return " ".join(super().format_usage().split()).removeprefix("usage: ")
+
+    def _unknown(self, word: str, options: list[str]) -> str:
+        near = difflib.get_close_matches(f"--{word.lstrip('-')}", options, n=1, cutoff=0.6)
+        return f"{word}: no such option: {f'did you mean {near[0]}?' if near else 'see --help'}"
+
+
+def path_option(name: str) -> Callable[[str], Path]:
+    """The type of an option that is a path, see `engine.command_line.paths.expanded`."""
+    return lambda text: Path(expanded(text, name))
+
+
+def path_text(name: str) -> Callable[[str], str]:
+    """The same for one that stays text, such as a pattern."""
+    return lambda text: expanded(text, name)

@@ -1,0 +1,309 @@
+"""The LightningDataModule: a data set, how it is cut into windows, and how its images are varied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+import albumentations as A
+import lightning as L
+from torch.utils.data import DataLoader
+
+from data.augmentation.augment import AugmentConfig
+from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import ImageIndex, build_index, check_objects
+from data.loading.balance import BalanceConfig, check_weighted_classes, image_repeats
+from data.loading.batch import Batch
+from data.loading.dataset import TrainDataset, ValidationDataset
+from data.loading.loader import build_train_loader, build_validation_loader
+from data.loading.ram_plan import (
+    CacheMode,
+    Host,
+    change_workers,
+    fit_validation,
+    measure_volume,
+    next_workers,
+    open_caches,
+    open_recent_images,
+    plan_loading,
+    worker_count,
+)
+from data.loading.sampler import STRIDE_PX, WindowSampler, image_sizes
+from engine.errors import ConfigError
+from engine.machine.diagnosis import LoaderInUse
+from engine.machine.inventory import free_disk_bytes, shm_free_bytes
+from engine.memory.host import available_cores, ram_available_bytes
+from models import cache_folder
+
+Split = Literal["train", "val", "test"]
+SYNTHETIC = "synthetic"
+MAX_MULTI_SCALE = 0.9
+MIN_IMAGE_SIZE_PX = 2 * STRIDE_PX
+TOO_SMALL = (
+    f"images must have at least {MIN_IMAGE_SIZE_PX} px: of one with less, the deepest layers keep a single value per "
+    "channel, which BatchNorm cannot normalise"
+)
+
+
+class DetectionData(L.LightningDataModule):
+    """Training and validation windows of one data set."""
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 16,
+        micro_batch_size: int | Literal["auto"] = "auto",
+        image_size: int = 640,
+        multi_scale: float = 0.0,
+        rectangular_validation: bool = False,
+        workers: int | Literal["auto"] = "auto",
+        cache: CacheMode = "auto",
+        augment: AugmentConfig = AugmentConfig(),  # noqa: B008  frozen
+        transforms: list[A.BasicTransform] | None = None,
+        reduced_decoding: bool = False,
+        balance: BalanceConfig = BalanceConfig(),  # noqa: B008
+        synthetic: SyntheticConfig = SyntheticConfig(),  # noqa: B008
+        seed: int = 0,
+        max_epochs: int = 100,
+    ) -> None:
+        """Read the description of the data set; images and labels follow in `setup`.
+
+        Args:
+            root: A ``data.yaml`` in Ultralytics' form, or ``synthetic`` for drawn circuit boards. Only read.
+            batch_size: Effective batch: images per optimizer step, over all devices. Any number; exact. Costs no
+                VRAM; in RAM an image of a window takes 3 * image_size**2 bytes.
+            micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the batch; or
+                ``auto``, the fastest that stays within ``memory.budget``.
+            image_size: Side of the network's square input in pixels, a multiple of 32. VRAM grows with its square.
+            multi_scale: Each optimizer step has an image size of its own, drawn from the multiples of 32 up to this
+                part of ``image_size`` larger or smaller (0 to 0.9). VRAM, windows in RAM and the plan are for the
+                largest: at 0.5, 2.25 times that of ``image_size``.
+            rectangular_validation: Pad validation images to the multiple of 32 above their own two sides, not to a
+                square: less work and never more VRAM. Metrics change a little, as there is less grey, but do not
+                depend on the batch size. No effect on training.
+            workers: Processes that prepare images; 0 prepares them in this one. Each takes some 150 MiB of RAM and
+                keeps three windows in it, in /dev/shm where they are not forked. ``auto``: one for each core but one,
+                up to 8, as there is room; between epochs more where training waited, up to the cores, and fewer where
+                RAM ran short.
+            cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit, up to 3 * image_size**2
+                bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto``
+                what fits of these, or compressed files in RAM, which take the size of the files.
+            augment: How training images are varied.
+            transforms: Albumentations to apply after the built-in augmentation. Colours are then changed on the host,
+                and each worker holds some copies of one picture for a moment.
+            reduced_decoding: Decode JPEG files of at least twice ``image_size`` at a half, a quarter or an eighth of
+                theirs for training: faster with large photographs and no cache, and takes no more memory. But
+                the network learns from smoother pictures than it meets in validation and in use (docs/data-loading.md).
+            balance: Which images are shown more often, for classes that are rare.
+            synthetic: What to draw if ``root`` is ``synthetic``.
+            seed: Of every random draw; from ``seed_everything``.
+            max_epochs: From ``trainer.max_epochs``.
+        """
+        super().__init__()
+        check_sizes(batch_size, micro_batch_size, image_size, multi_scale)
+        if micro_batch_size == "auto":
+            raise ConfigError("data.micro_batch_size: auto: is settled by engine.fit; in a program, give a number")
+        self.has_auto_workers = workers == "auto"
+        workers = worker_count(workers, available_cores())
+        if workers < 0:
+            raise ConfigError(f"data.workers: {workers}: must not be negative")
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.image_size = image_size
+        self.multi_scale = multi_scale
+        self.rectangular_validation = rectangular_validation
+        self.workers = workers
+        self.validation_workers: int | None = None
+        self.validation_split: Split = "val"
+        self.cache = cache
+        self.balance = balance
+        self.augment = augment
+        self.transforms = transforms
+        self.reduced_decoding = reduced_decoding
+        self.seed = seed
+        self.max_epochs = max_epochs
+        self.dataset_yaml = read_dataset_yaml(_synthetic_yaml(synthetic) if root == SYNTHETIC else Path(root))
+        check_weighted_classes(balance, self.dataset_yaml.names)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, by class id."""
+        return list(self.dataset_yaml.names)
+
+    def setup(self, stage: str) -> None:
+        """Index images and labels of the splits that ``stage`` needs."""
+        if stage == "fit":
+            index = self._index("train")
+            check_objects(self.dataset_yaml, index)
+            self.train_dataset = TrainDataset(
+                index,
+                self.image_size,
+                self.augment,
+                self.seed,
+                self.max_epochs,
+                self.transforms,
+                colour_on_device=self.trainer.strategy.root_device.type == "cuda",
+                reduced_decoding=self.reduced_decoding,
+            )
+            self._plan_loading()
+        index = self._index(self.validation_split)
+        self.validation_dataset = ValidationDataset(index, self.image_size, self.rectangular_validation)
+
+    def count_batches(self, num_devices: int) -> tuple[int, int]:
+        """Optimizer steps of an epoch, and batches of a validation, before the run begins."""
+        index, num_images = self._index("train"), len(self._index("val"))
+        repeats = image_repeats(index, tuple(self.class_names), self.balance)
+        windows = WindowSampler(
+            len(index), self.batch_size, self.seed, shuffle=True, num_replicas=num_devices, repeats=repeats
+        )
+        return len(windows), -(-num_images // (self.micro_batch_size * num_devices))
+
+    def _index(self, split: str) -> ImageIndex:
+        return build_index(self.dataset_yaml, split, index_folder(), max(self.workers, 1))
+
+    def _plan_loading(self) -> None:
+        """Fit workers, windows and caches into what this machine has, shared by the processes on it."""
+        dataset = self.train_dataset
+        index = dataset.source.index
+        volume = measure_volume(index, self.image_size, self.batch_size, self.trainer.world_size)
+        self.volume = replace(volume, largest_size=image_sizes(self.image_size, self.multi_scale)[-1])
+        self.validation_workers, host = self._fit_validation()
+        self.loading = plan_loading(host, self.volume, self.cache, self.workers)
+        self._first_epoch: int | None = None  # in which caches are filled
+        open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
+        self.repeats = image_repeats(index, tuple(self.class_names), self.balance)
+
+    def _fit_validation(self) -> tuple[int, Host]:
+        """Processes of the validation loader, and what this machine has left for training."""
+        return fit_validation(self._host(), self.micro_batch_size * 3 * self.image_size**2, self.workers)
+
+    def _host(self) -> Host:
+        """What this machine has left for this process, of those on it."""
+        num_processes = max(self.trainer.num_devices, 1)
+        shm_bytes = shm_free_bytes()
+        return Host(
+            ram_bytes=ram_available_bytes() // num_processes,
+            cores=available_cores() // num_processes,
+            shm_bytes=None if shm_bytes is None else shm_bytes // num_processes,
+            disk_bytes=free_disk_bytes(cache_folder()) // num_processes,
+        )
+
+    def change_workers(self, workers: int) -> bool:
+        """Plan the next training loader with another number of workers, as far as there is room; caches stay.
+
+        Returns:
+            Whether it will have another number than the one in use.
+        """
+        plan = change_workers(self.loading, self._host(), self.volume, workers)
+        if plan.workers == self.loading.workers:
+            return False
+        self.loading = plan
+        open_recent_images(self.train_dataset, plan)
+        return True
+
+    def loader_in_use(self) -> LoaderInUse:
+        """What prepares training images now, and what it could be: for advice."""
+        plan, host, source = self.loading, self._host(), self.train_dataset.source
+        kept = source.files if plan.cache == "files" else source.cache
+        is_given_up = plan.cache != "none" and kept is not None and kept.is_closed
+        cache = "none" if is_given_up else plan.cache
+        wanted = plan.workers
+        if self.has_auto_workers and self.trainer.current_epoch + 1 < self.max_epochs:
+            wanted = next_workers(1.0, plan.workers, host.cores, ram_available_bytes() < plan.floor_bytes)
+        fitting = plan_loading(host, self.volume, "auto", plan.workers).cache if self.cache == "none" else "none"
+        return LoaderInUse(
+            workers=plan.workers,
+            cores=host.cores,
+            cache=cache,
+            next_workers=change_workers(plan, host, self.volume, wanted).workers,
+            most_workers=change_workers(plan, host, self.volume, max(host.cores - 1, 1)).workers,
+            is_cache_given_up=is_given_up,
+            is_filling_cache=cache != "none" and self.trainer.current_epoch == self._first_epoch,
+            cache_that_fits=fitting if fitting in ("ram", "disk") else "",
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Windows of ``batch_size`` images, shuffled anew each epoch."""
+        epoch, start_window = self._position()
+        self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
+        return build_train_loader(
+            self.train_dataset,
+            self.batch_size,
+            self.loading.workers,
+            epoch=epoch,
+            start_window=start_window,
+            num_replicas=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+            prefetch=self.loading.prefetch,
+            repeats=self.repeats,
+            multi_scale=self.multi_scale,
+        )
+
+    def _position(self) -> tuple[int, int]:
+        """Where training starts or goes on: the epoch, and the windows of it that a resumed run has behind it."""
+        loop = self.trainer.fit_loop
+        progress = loop.epoch_loop.batch_progress
+        epoch = loop.epoch_progress.current
+        if progress.is_last_batch or epoch.processed == epoch.ready:  # the checkpoint was written at an epoch's end
+            return epoch.ready, 0
+        return epoch.processed, progress.current.processed
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the size of a micro-batch: what fits in training fits in validation."""
+        if self.validation_workers is None:  # validation alone
+            self.validation_workers, _ = self._fit_validation()
+        return build_validation_loader(
+            self.validation_dataset,
+            self.micro_batch_size * self.trainer.world_size,
+            self.validation_workers,
+            num_replicas=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+        )
+
+
+def index_folder() -> Path:
+    """Where what a scan has found of a data set is kept."""
+    return cache_folder() / "index"
+
+
+def check_sizes(
+    batch_size: int, micro_batch_size: int | Literal["auto"], image_size: int, multi_scale: float = 0.0
+) -> None:
+    """Refuse sizes that cannot be trained with.
+
+    Raises:
+        ConfigError: Naming the key, the value, the rule and the remedy.
+    """
+    for key, value in (("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
+        if value != "auto" and value < 1:
+            raise ConfigError(f"data.{key}: {value}: must be at least 1")
+    if micro_batch_size != "auto" and micro_batch_size > batch_size:
+        raise ConfigError(
+            f"data.micro_batch_size: {micro_batch_size}: is more than data.batch_size ({batch_size}), the images "
+            "of a whole optimizer step: lower it or raise data.batch_size"
+        )
+    if image_size < STRIDE_PX or image_size % STRIDE_PX:
+        nearest = max(round(image_size / STRIDE_PX), 2) * STRIDE_PX
+        raise ConfigError(f"data.image_size: {image_size}: must be a multiple of 32: use {nearest}")
+    if image_size < MIN_IMAGE_SIZE_PX:
+        raise ConfigError(f"data.image_size: {image_size}: {TOO_SMALL}")
+    if not 0 <= multi_scale <= MAX_MULTI_SCALE:
+        raise ConfigError(
+            f"data.multi_scale: {multi_scale}: give a part of data.image_size from 0 to {MAX_MULTI_SCALE}"
+        )
+    if multi_scale and len(image_sizes(image_size, multi_scale)) == 1:
+        raise ConfigError(
+            f"data.multi_scale: {multi_scale}: is less than {STRIDE_PX} pixels of data.image_size {image_size}, and "
+            f"sizes go in steps of {STRIDE_PX}: give 0 or at least {math.ceil(1000 * STRIDE_PX / image_size) / 1000}"
+        )
+
+
+def _synthetic_yaml(config: SyntheticConfig) -> Path:
+    """The drawn data set of this configuration, in the cache folder; drawn now if it is not there."""
+    digest = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:12]
+    return generate_pcb_dataset(cache_folder() / f"synthetic-{digest}", config)

@@ -1,0 +1,322 @@
+"""The LightningModule: wires network, loss, optimizer step, average and validation together; computes nothing itself.
+
+Lightning's "batch" is our window: one ``training_step`` is one optimizer step, which `engine.training.step` spells out.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from data.loading.batch import Batch
+from engine.errors import ConfigError, config_key
+from engine.loop.datamodule import DetectionData
+from engine.loop.statistics import EpochStatistics
+from engine.run.checkpoint import load_weights, network_description
+from engine.run.logs import MetricsCsv
+from engine.training.color import coloured
+from engine.training.ema import EmaConfig, WeightAverage
+from engine.training.nonfinite import NonFiniteGuard, find_origin
+from engine.training.optim import OptimizerConfig, build_optimizer
+from engine.training.out_of_memory import MemorySettings, in_parts
+from engine.training.precision import Precision, assert_fp32, build_scaler, check_precision
+from engine.training.schedule import Schedule, ScheduleConfig
+from engine.training.step import StepOutcome, TrainingStep
+from engine.validation.evaluation import Evaluation
+from models.detection.loss import DetectionLoss, LossGains
+from models.detection.postprocess import NmsConfig
+from models.kernels.switch import use_fused_kernels
+from models.network import (
+    NetworkName,
+    batch_norms,
+    build_network,
+    freeze_batch_norms,
+    freeze_layers,
+    head_strides,
+)
+from models.recompute.levels import Level, apply_recompute
+
+
+class Detector(L.LightningModule):
+    """A YOLO11 detector and the way it is trained."""
+
+    def __init__(
+        self,
+        class_names: list[str],
+        batch_size: int,
+        micro_batch_size: int | Literal["auto"],
+        image_size: int,
+        network: NetworkName = "yolo11l",
+        weights: Path | None = None,
+        precision: Precision = "fp32",
+        recompute: Level | Literal["auto"] = "auto",
+        recompute_layers: dict[int, Level] | None = None,
+        fused_kernels: bool = True,
+        cuda_graphs: bool = True,
+        freeze_batch_norm: bool = False,
+        freeze_layers: int = 0,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  frozen
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        ema: EmaConfig = EmaConfig(),  # noqa: B008
+        loss: LossGains = LossGains(),  # noqa: B008
+        nms: NmsConfig = NmsConfig(),  # noqa: B008
+        max_skipped_windows: int = 10,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            class_names: Taken from the data set.
+            batch_size: Effective batch, taken from ``data``.
+            micro_batch_size: Images on the device at a time, taken from ``data``.
+            image_size: Side of the network's input in pixels, taken from ``data``.
+            network: Which YOLO11; n, s, m, l and x have 2.6, 9.5, 20.1, 25.4 and 57.0 million parameters.
+            weights: A file to start from: an Ultralytics ``.pt``, a yolofit checkpoint, a state dict or safetensors;
+                its classes may differ. Nothing in it is run. Without one, weights are random.
+            precision: Of forward and backward passes. bf16 and fp16 halve the activations; fp16 needs a GPU.
+            recompute: What backward computes again instead of keeping. ``elementwise`` brings the memory of a step of
+                YOLO11l at 640 to under 0.4 without repeating a convolution, ``block`` to some 0.25 by repeating layers.
+                ``auto``: the fastest with which ``memory.budget`` is kept; on a GPU with ``fused_kernels`` that is
+                ``elementwise`` even where there is room for ``none``.
+            recompute_layers: Other levels for single layers, by number: ``{0: block, 2: block}``. Not with any `auto`.
+            fused_kernels: Take Triton kernels on a GPU, for colours, predicted boxes and, in layers that recompute, for
+                BatchNorm, SiLU, concatenation, upsampling and max-pooling. Without Triton or a C compiler, PyTorch's
+                own kernels do the same.
+            cuda_graphs: Record the kernels of a micro-batch once and launch them together, on a GPU: Python's own time
+                is saved. Costs the memory of the gradients between steps, 0.1 GiB for YOLO11l.
+            freeze_batch_norm: Normalise with the running statistics and leave them as they are. Makes accumulation
+                exact to the last bit of rounding; sensible with pretrained weights and small micro-batches.
+            freeze_layers: How many of the network's first layers do not train.
+            optimizer: How the weights move.
+            schedule: How the learning rate changes.
+            ema: Average of the weights, which is validated and saved as the result.
+            loss: Weights of the loss terms.
+            nms: How overlapping detections are reduced in validation.
+            max_skipped_windows: Windows in a row with an inf or NaN gradient after which training stops.
+        """
+        super().__init__()
+        self.automatic_optimization = False
+        self.class_names = class_names
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.network_name = network
+        self.precision_name = precision
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.gains = loss
+        self.max_skipped_windows = max_skipped_windows
+        self.cuda_graphs = cuda_graphs
+        self.settings: dict[str, Any] = {}
+        """What the run was told, by key: kept in ``last.ckpt``, for those who go on from it."""
+
+        self.network = build_network(network, len(class_names))
+        if weights is not None:
+            self._load_weights(weights)
+        self.loss = DetectionLoss(head_strides(self.network))
+        self.ema = WeightAverage(self.network, ema)
+        use_fused_kernels(fused_kernels)
+        self.memory = self._memory_settings(micro_batch_size, recompute, dict(recompute_layers or {}))
+        self.validation_batch_size: Any = micro_batch_size
+        self.evaluation = Evaluation(self.loss, loss, nms, class_names)
+        with config_key("model.freeze_layers"):
+            _freeze(self.network, freeze_layers, freeze_batch_norm)
+        self._begin()
+
+    def _begin(self) -> None:
+        """The state of a run that has not started."""
+        self.step: TrainingStep | Any = None  # from `on_train_start` on
+        self.last_outcome: StepOutcome | None = None
+        self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
+        self.validation_summary: dict[str, float] = {}
+        self._step_state: dict[str, Any] | None = None
+        self._former_steps_per_epoch: int | None = None
+        self._last_window: Batch | None = None
+
+    def _memory_settings(self, micro_batch_size: Any, level: Any, layers: dict[int, Level]) -> MemorySettings:
+        """Apply the recompute levels."""
+        if level == "auto":
+            raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")
+        with config_key("model.recompute"):
+            apply_recompute(self.network, level, layers)
+        return MemorySettings(self.network, self.batch_size, micro_batch_size, level, layers)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images on the device at a time, as it is now."""
+        return self.memory.micro_batch_size
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer over the trainable parameters."""
+        optimizer = build_optimizer(self.network, self.optimizer_config, self.batch_size)
+        self._group_settings = [
+            {name: value for name, value in group.items() if name not in ("params", "lr", "momentum")}
+            for group in optimizer.param_groups  # rate and momentum are the schedule's
+        ]
+        return optimizer
+
+    def setup(self, stage: str) -> None:
+        """Look at the validation set, now that it is known."""
+        if isinstance(self.trainer.datamodule, DetectionData):
+            self.evaluation.prepare(self.trainer.datamodule.validation_dataset.source.index)
+
+    def on_fit_start(self) -> None:
+        """Refuse a precision that the device does not have."""
+        check_precision(self.precision_name, self.device)
+
+    def on_validation_start(self) -> None:
+        """Refuse a precision that the device does not have; take back what training holds beside its weights."""
+        check_precision(self.precision_name, self.device)
+        if self.step is not None:
+            self.step.micro_step.release()
+
+    def on_train_start(self) -> None:
+        """Put the optimizer step together, now that the length of the run is known."""
+        optimizer = self.optimizers()
+        assert_fp32(self.network, optimizer.optimizer)
+        self.step = TrainingStep(
+            network=self.network,
+            loss=self.loss,
+            gains=self.gains,
+            optimizer=optimizer.optimizer,
+            optimizer_config=self.optimizer_config,
+            schedule=self._schedule(),
+            ema=self.ema,
+            scaler=build_scaler(self.precision_name, self.device),
+            precision=self.precision_name,
+            guard=NonFiniteGuard(self.max_skipped_windows, self._find_origin),
+            memory=self.memory,
+            take_step=optimizer.step,
+            cuda_graphs=self.cuda_graphs,
+        )
+        if self._step_state is not None:
+            self.step.load_state_dict(self._step_state)
+            self._adopt_settings()
+        self.memory.agree_over_ranks(self.step.ranks)
+
+    def _adopt_settings(self) -> None:
+        """Where a run goes on with other settings than its checkpoint's: the optimizer's, and the schedule's place."""
+        for group, own in zip(self.optimizers().optimizer.param_groups, self._group_settings, strict=True):
+            group |= own
+        if self._former_steps_per_epoch:
+            num_epochs = self.step.num_steps_taken / self._former_steps_per_epoch
+            self.step.num_steps_taken = round(num_epochs * self.step.schedule.steps_per_epoch)
+
+    def _schedule(self) -> Schedule:
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise ConfigError(f"trainer.max_epochs: {epochs}: must be at least 1, for the schedule's sake")
+        return Schedule(self.schedule_config, epochs, int(self.trainer.num_training_batches))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Leave the window in host memory: micro-batches go to the device one by one."""
+        return batch
+
+    def on_train_epoch_start(self) -> None:
+        """Start counting anew."""
+        self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
+        self.validation_summary = {}
+
+    def training_step(self, window: Batch, batch_idx: int) -> None:
+        """One optimizer step."""
+        outcome = self.step.run(window)
+        self._last_window = window  # until its own outcome is known
+        self._record(outcome)
+        if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._record(self.step.settle())  # the epoch's means are shown before `on_train_epoch_end`
+
+    def on_train_epoch_end(self) -> None:
+        """Log, and check what every precision promises."""
+        summary = self.epoch_statistics.summary() | {"train/lr": self._learning_rate()} | self.validation_summary
+        self.log_dict(summary, logger=False)
+        for logger in self.loggers:  # now, before the checkpoint of this epoch: Lightning would do it after
+            logger.log_metrics(summary | {"epoch": self.current_epoch}, self.global_step - 1)
+            logger.save()
+        assert_fp32(self.network, self.optimizers().optimizer)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew."""
+        self.evaluation.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Detections of the averaged weights, into the metrics."""
+        self.validation_batch_size = in_parts(batch, self.validation_batch_size, self._validate)
+
+    def _validate(self, part: Batch) -> None:
+        self.evaluation.update(self.ema.network, part.to(self.device, non_blocking=True), self.precision_name)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute the metrics, and show them to the callbacks; the epoch's row in the logs is written at its end."""
+        self.results = self.evaluation.compute()
+        losses = {f"val/{name}": value for name, value in self.evaluation.losses().items()}
+        self.validation_summary = losses | self.results.summary()
+        self.log_dict(self.validation_summary, logger=False)
+
+    def _record(self, outcome: StepOutcome | None) -> None:
+        """Note the outcome of a window, which arrives one window late, and log it now and then."""
+        if outcome is None:
+            return
+        self.last_outcome = outcome
+        self.epoch_statistics.add(outcome)
+        if self.step.num_steps_taken % self.trainer.log_every_n_steps == 0:
+            values = {f"step/{name}": float(value) for name, value in outcome._asdict().items()}
+            for logger in self.loggers:
+                if not isinstance(logger, MetricsCsv):  # metrics.csv has a row per epoch
+                    logger.log_metrics(values | {"step/lr": self._learning_rate()}, self.step.num_steps_taken)
+
+    def _find_origin(self) -> str:
+        """Where the window whose outcome has just been read went wrong."""
+        if self._last_window is None:
+            return ""
+        self.step.micro_step.release()  # whose memory the ordinary way needs, and whose gradients are dropped
+        parts = [coloured(part.to(self.device)) for part in self._last_window.split(self.micro_batch_size)]
+        found = find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
+        return next(filter(None, self.step.ranks.gather(found)), "")
+
+    def _learning_rate(self) -> float:
+        return self.optimizers().optimizer.param_groups[0]["lr"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know: plain values only, so that loading never runs code."""
+        checkpoint["yolofit"] = {**self.description, "settings": self.settings}
+        if self.step is not None:
+            self._record(self.step.settle())
+            checkpoint["yolofit"]["step"] = self.step.state_dict()
+            checkpoint["yolofit"]["steps_per_epoch"] = self.step.schedule.steps_per_epoch
+            checkpoint["yolofit"]["epoch_statistics"] = asdict(self.epoch_statistics)
+            checkpoint["yolofit"]["validation_summary"] = {
+                name: float(value) for name, value in self.validation_summary.items()
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        about = checkpoint["yolofit"]
+        self._step_state = about.get("step")
+        self._former_steps_per_epoch = about.get("steps_per_epoch")
+        self.validation_summary = about.get("validation_summary", {})
+        if "epoch_statistics" in about:
+            self.epoch_statistics = EpochStatistics(**about["epoch_statistics"])
+
+    def result(self) -> dict[str, Any]:
+        """What ``best.ckpt`` is made of: the averaged weights, by their names in ``last.ckpt``, and whose they are."""
+        state = {f"ema.network.{name}": tensor for name, tensor in self.ema.network.state_dict().items()}
+        return {"state_dict": state, "yolofit": self.description}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What it takes to build this network again."""
+        return network_description(self.network_name, self.class_names, self.image_size)
+
+    def _load_weights(self, path: Path) -> None:
+        transfer = load_weights(self.network, path, self.description, "model.weights")
+        rank_zero_only(print)(transfer.table(), file=sys.stderr)
+
+
+def _freeze(network: torch.nn.Module, num_layers: int, batch_norm: bool) -> None:
+    freeze_layers(network, num_layers)
+    if batch_norm:
+        freeze_batch_norms(batch_norms(network))

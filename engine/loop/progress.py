@@ -1,0 +1,234 @@
+"""What a person sees while training runs: a live line for the epoch at hand, a table row for each one done."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from math import isnan, nan
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ProgressBar
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from engine.loop.throughput import Throughput
+
+log = logging.getLogger(__name__)
+GIB = 1024**3
+REFRESH_SECONDS = 0.25
+BAR_WIDTH = 16
+COLUMNS = {  # name: width; a row fits a terminal of 80 characters
+    "epoch": 9,
+    "box": 6,
+    "cls": 6,
+    "dfl": 6,
+    "mAP50": 6,
+    "mAP50-95": 8,
+    "img/s": 6,
+    "wait": 4,
+    "GPU GiB": 7,
+    "ETA": 8,
+}
+
+
+class TrainingProgress(ProgressBar):
+    """Losses, images/s, GPU memory, share of time spent waiting for data, and time to the end of the run."""
+
+    def __init__(self, throughput: Throughput) -> None:
+        super().__init__()
+        self.throughput = throughput
+        self.console = get_console()  # shared, so that others' lines go above the live one
+        self._enabled = True
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._refreshed = 0.0
+        self._epoch: int | None = None  # the one at hand
+        self._epoch_started = 0.0
+        self._first_step = 0  # of this epoch in this process: a run may go on in its middle
+        self._pause_seconds: float | None = None  # of an epoch beside its steps: loader's start, validation
+
+    def disable(self) -> None:
+        """Show nothing."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say where a run goes on, and print the head of the table."""
+        if self._enabled:
+            if trainer.ckpt_path is not None:
+                self._print(f"going on at {_position(trainer)}: {trainer.ckpt_path}")
+            self._print(_row(tuple(COLUMNS)), style="bold")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the live line."""
+        self._begin_epoch(trainer, 0)
+        self._open_epoch(trainer, 0, "waiting for the first images")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Open the live line where a run goes on in the middle of an epoch, or after a validation there."""
+        if self._epoch != trainer.current_epoch:
+            self._begin_epoch(trainer, batch_idx)
+        if self._live is None:
+            self._open_epoch(trainer, batch_idx)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the live line, a few times a second at most."""
+        self._advance(batch_idx + 1, lambda: self._live_text(trainer, pl_module, batch_idx + 1))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show validation in the live line."""
+        self._open("validation", int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the live line."""
+        self._advance(batch_idx + 1, lambda: "")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the live line."""
+        self._close()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the epoch's row."""
+        self._close()
+        if self._epoch == trainer.current_epoch:  # and not one of which only the validation was left
+            num_steps = int(trainer.num_training_batches) - self._first_step
+            in_steps_seconds = self.throughput.seconds_per_step * num_steps
+            self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
+        if self._enabled:
+            self._print(_row(self._cells(trainer, pl_module)))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._close()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the terminal back."""
+        self._close()
+
+    def _print(self, row: str, style: str | None = None) -> None:
+        """Print a row; training goes on if nobody reads any more, as behind ``| head`` or in a lost terminal."""
+        try:
+            self.console.print(row, style=style, highlight=False, soft_wrap=True)
+        except SystemExit:  # how rich answers a broken pipe, after it has led the output to nowhere
+            log.warning("nobody reads the output any more: training goes on without it")
+
+    def _begin_epoch(self, trainer: L.Trainer, first_step: int) -> None:
+        self._epoch, self._first_step = trainer.current_epoch, first_step
+        self._epoch_started = time.monotonic()
+
+    def _open_epoch(self, trainer: L.Trainer, num_steps_done: int, text: str = "") -> None:
+        description = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._open(description, int(trainer.num_training_batches), text, num_steps_done)
+
+    def _open(self, description: str, total: int, text: str = "", completed: int = 0) -> None:
+        self._close()
+        if not self._enabled or not self.console.is_terminal:
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=BAR_WIDTH),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self._live = Progress(*columns, console=self.console, transient=True, auto_refresh=False)
+        self._task = self._live.add_task(description, total=total, completed=completed, text=text)
+        self._text_width = self.console.width - len(f"{description}  {total}/{total}  ") - BAR_WIDTH
+        self._live.start()
+        self._refreshed = 0.0  # the first step shows at once
+
+    def _advance(self, completed: int, text: Callable[[], str]) -> None:
+        now = time.monotonic()
+        if self._live is None or self._task is None or now - self._refreshed < REFRESH_SECONDS:
+            return
+        self._refreshed = now
+        self._live.update(self._task, completed=completed, text=text(), refresh=True)
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._live = self._task = None
+
+    def _live_text(self, trainer: L.Trainer, module: L.LightningModule, num_steps_done: int) -> str:
+        parts = []
+        if module.last_outcome is not None:
+            losses = {name: getattr(module.last_outcome, f"{name}_loss") for name in ("box", "cls", "dfl")}
+            parts.append(" ".join(f"{name} {value:.2f}" for name, value in losses.items()))
+        if self.throughput.seconds_per_step:
+            parts += [f"{self.throughput.images_per_second:.0f} img/s", f"wait {self.throughput.data_wait_share:.0%}"]
+        if module.device.type == "cuda":
+            parts.append(f"{gpu_gib(module.device)} GiB")
+        if self.throughput.seconds_per_step:
+            parts.append(f"ETA {self._eta(trainer, trainer.current_epoch, num_steps_done)}")
+        text = "  ".join(parts)
+        if len(text) > self._text_width and module.last_outcome is not None:
+            text = "  ".join(parts[1:])  # the losses stand in the epoch's row too
+        return text
+
+    def _cells(self, trainer: L.Trainer, module: Any) -> tuple[str, ...]:
+        metrics = trainer.callback_metrics | module.epoch_statistics.summary()  # the former's are the last epoch's
+        return (
+            f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
+            *(f"{float(metrics[f'train/{name}_loss']):.2f}" for name in ("box", "cls", "dfl")),
+            *(_score(float(metrics.get(key, nan))) for key in ("val/map50", "val/map50_95")),
+            f"{self.throughput.images_per_second:.0f}",
+            f"{self.throughput.data_wait_share:.0%}",
+            gpu_gib(module.device),
+            self._eta(trainer, trainer.current_epoch + 1, 0),
+        )
+
+    def _eta(self, trainer: L.Trainer, num_epochs_done: int, num_steps_done: int) -> str:
+        """Time to the end; in the first epoch without the validations, whose duration is not known yet."""
+        num_epochs = trainer.max_epochs - num_epochs_done
+        num_steps = int(trainer.num_training_batches) * num_epochs - num_steps_done
+        seconds = num_steps * self.throughput.seconds_per_step + num_epochs * (self._pause_seconds or 0.0)
+        return f"{'>' if self._pause_seconds is None else ''}{format_duration(seconds)}"
+
+
+def _position(trainer: L.Trainer) -> str:
+    """Where a run is that goes on, for people, who count from 1."""
+    epoch, windows = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    place = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+    if epoch.processed == epoch.ready:
+        return place
+    num_steps = int(trainer.num_training_batches)
+    return (
+        f"{place}, {f'step {windows.processed + 1} of {num_steps}' if windows.processed < num_steps else 'validation'}"
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """Hours, minutes and seconds, such as ``1:02:03`` or, after four days, ``100:00:00``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _score(score: float) -> str:
+    """A dash where there was no validation, or no object to find in it."""
+    return "-" if isnan(score) else f"{score:.4f}"
+
+
+def gpu_gib(device: torch.device) -> str:
+    """Peak allocated memory on the device so far in GiB, or a dash without a GPU."""
+    return f"{torch.cuda.max_memory_allocated(device) / GIB:.1f}" if device.type == "cuda" else "-"
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))

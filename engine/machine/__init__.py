@@ -1,0 +1,5 @@
+"""What this machine has, and what that means for training.
+
+Imports `engine.memory`. Begin with `inventory`, which collects the facts; `diagnosis` turns them into findings with
+evidence and remedy.
+"""

@@ -1,0 +1,566 @@
+"""Translates what people train with today into yolofit's configuration, key by key.
+
+Every argument of Ultralytics' training is accounted for: what it becomes, or why it becomes nothing, and what was wrong
+with it. `engine.migration.ultralytics_arguments` reads the arguments; nothing is read here but a file of weights that
+is there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from engine.errors import ConfigError
+from engine.migration.python_calls import Unread
+from models.network import NetworkName
+from models.weights.saved_weights import WeightsError, read_weights
+
+BATCH, NOMINAL_BATCH, IMAGE_SIZE, EPOCHS, LR, MOMENTUM, BIAS_LR = 16, 64, 640, 100, 0.01, 0.937, 0.1
+"""Ultralytics' defaults where several keys are reckoned with; a test holds them."""
+MAX_STRIDE_PX = 32
+ADAMW_STEPS = 10_000
+"""Most steps of a run for which ``optimizer=auto`` takes AdamW."""
+ASSETS = "https://github.com/ultralytics/assets/releases"
+RENAMED: dict[str, tuple[str, Any]] = {
+    "data": ("data.root", None),
+    "epochs": ("trainer.max_epochs", EPOCHS),
+    "patience": ("run.patience", 100),
+    "seed": ("seed_everything", 0),
+    "lrf": ("model.schedule.final_lr_fraction", 0.01),
+    "weight_decay": ("model.optimizer.weight_decay", 0.0005),
+    "warmup_epochs": ("model.schedule.warmup_epochs", 3.0),
+    "warmup_momentum": ("model.schedule.warmup_momentum", 0.8),
+    "iou": ("model.nms.iou", 0.7),
+    "max_det": ("model.nms.max_detections", 300),
+    "conf": ("model.nms.confidence", None),
+    "box": ("model.loss.box", 7.5),
+    "cls": ("model.loss.cls", 0.5),
+    "dfl": ("model.loss.dfl", 1.5),
+    "close_mosaic": ("data.augment.close_mosaic", 10),
+    "degrees": ("data.augment.degrees", 0.0),
+    "flipud": ("data.augment.flipud", 0.0),
+    "fliplr": ("data.augment.fliplr", 0.5),
+    "hsv_h": ("data.augment.hsv_h", 0.015),
+    "hsv_s": ("data.augment.hsv_s", 0.7),
+    "hsv_v": ("data.augment.hsv_v", 0.4),
+    "mosaic": ("data.augment.mosaic", 1.0),
+    "mixup": ("data.augment.mixup", 0.0),
+    "cutmix": ("data.augment.cutmix", 0.0),
+    "perspective": ("data.augment.perspective", 0.0),
+    "shear": ("data.augment.shear", 0.0),
+    "translate": ("data.augment.translate", 0.1),
+}
+"""Keys that only change their name, and Ultralytics' default, which is also ours."""
+LEFT_OUT: dict[str, tuple[Any, str]] = {
+    "task": ("detect", "yolofit only detects"),
+    "mode": ("train", "engine.fit trains, engine.validate validates"),
+    "exist_ok": (False, "a run never writes into another's folder"),
+    "resume": (False, "runs of yolofit go on with --ckpt_path; of one of Ultralytics take the weights: model.weights"),
+    "save": (True, "best.ckpt and last.ckpt are always written"),
+    "save_period": (-1, "best.ckpt and last.ckpt are always written"),
+    "plots": (True, "pictures and report.html are always made"),
+    "val": (True, "every epoch is validated; trainer.check_val_every_n_epoch changes that"),
+    "verbose": (True, "there is one line an epoch"),
+    "deterministic": (True, "for this: --trainer.deterministic warn"),
+    "channels_last": (None, "chosen by yolofit"),
+    "compile": (False, "slower than recompute level elementwise with fused kernels"),
+    "profile": (False, "there is no such thing here"),
+    "fraction": (1.0, "not supported: all images are trained: list fewer in a .txt file and name it in data.yaml"),
+    "single_cls": (False, "not supported: all classes are trained: give data.yaml one name and the labels class 0"),
+    "classes": (None, "not supported: every class of data.yaml is trained"),
+    "agnostic_nms": (False, "not supported: in validation, boxes of different classes do not suppress each other"),
+    "split": ("val", "not supported: training validates on val of data.yaml"),
+    "bgr": (0.0, "not supported: use data.transforms"),
+    "cls_pw": (0.0, "not supported: data.balance shows images of rare classes more often"),
+    "cls_remap": (True, "rows of classes are always matched by their names"),
+    "distill_model": (None, "not supported"),
+    "CUDA_VISIBLE_DEVICES": (None, "not written down: set it for engine.fit in the same way"),
+    "trainer": (None, "not supported: a trainer of your own"),
+    "augmentations": (None, "not translated: give Albumentations in data.transforms"),
+}
+"""Keys that become nothing: Ultralytics' default, and what to know if the value is another."""
+NO_EFFECT = frozenset({
+    "angle", "augment", "auto_augment", "boxes", "copy_paste", "copy_paste_mode", "crop_fraction", "dgrad", "dis",
+    "dlam", "dlog", "dnn", "dropout", "dynamic", "embed", "end2end", "erasing", "format", "hide_conf", "hide_labels",
+    "keras", "kobj", "label_smoothing", "line_thickness", "line_width", "mask_ratio", "nms", "opset", "optimize",
+    "overlap_mask", "pose", "retina_masks", "rle", "save_conf", "save_crop", "save_dir", "save_frames", "save_hybrid",
+    "save_json", "save_txt", "show", "show_boxes", "show_conf", "show_labels", "simplify", "source", "stream_buffer",
+    "tracker", "vid_stride", "visualize", "workspace",
+})  # fmt: skip
+"""Keys of other tasks and modes, and old ones, which an ``args.yaml`` holds all the same."""
+WHOLE_NUMBERS = ("epochs", "patience", "seed", "max_det", "close_mosaic", "batch", "nbs", "accumulate", "workers")
+UNREAD = "left out: not to be known without running the code: set it by hand"
+
+
+@dataclass
+class Line:
+    """What became of one key, or of several that belong together."""
+
+    theirs: str
+    """As people write it, such as ``batch=16``."""
+    settings: dict[str, Any]
+    """Ours, by key; empty if it is left out."""
+    remark: str = ""
+    """Why, or what was wrong with it."""
+
+    def text(self) -> str:
+        """Ours in one line."""
+        return ", ".join(f"{key}: {plain(value)}" for key, value in self.settings.items()) or "nothing"
+
+    def comment(self) -> str:
+        """Theirs, and what to know of it."""
+        return f"{self.theirs}: {self.remark}"
+
+
+@dataclass
+class Translation:
+    """What became of every key."""
+
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Value by yolofit's key, such as ``data.batch_size``."""
+        return {key: value for line in self.lines for key, value in line.settings.items()}
+
+    def becomes(self, theirs: str, settings: dict[str, Any], remark: str = "") -> None:
+        """Note what became of a key."""
+        self.lines.append(Line(" ".join(theirs.split()), settings, " ".join(remark.split())))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run of Ultralytics that is translated."""
+
+    arguments: dict[str, Any]
+    """All of them, by their names."""
+    num_images: int | None = None
+    """Of training, if the data set is there."""
+    num_classes: int | None = None
+    is_complete: bool = False
+    """Whether defaults stand among the arguments, as in an ``args.yaml``: then they are no news."""
+
+    def is_news(self, key: str, default: Any) -> bool:
+        """Whether an argument was given, and not only as a default."""
+        return key in self.arguments and not (self.is_complete and self.arguments[key] == default)
+
+
+def translate(
+    arguments: dict[str, Any],
+    num_classes: int | None = None,
+    num_images: int | None = None,
+    *,
+    is_complete: bool = False,
+    place: str = "--from-command",
+) -> Translation:
+    """What the arguments of Ultralytics' training become.
+
+    Args:
+        arguments: By their names, as `engine.migration.ultralytics_arguments` reads them.
+        num_classes: Of the data set, if known: the learning rate of ``optimizer=auto`` depends on it.
+        num_images: Of training, if known: which optimizer that is depends on it.
+        is_complete: Whether every argument there is stands in it, defaults too, as in an ``args.yaml``: then
+            those that have their default are passed over.
+        place: Where the arguments are, for messages.
+
+    Raises:
+        ConfigError: If a value is none that Ultralytics would take.
+    """
+    run = Run(_numbers(arguments, place), num_images, num_classes, is_complete)
+    for key, words in WORDS.items():
+        value = run.arguments.get(key, words[0])
+        if not isinstance(value, Unread) and str(value).lower() not in words:
+            raise ConfigError(f"{place}: {key} is {plain(value)}: give one of {', '.join(words)}")
+    result = Translation()
+    rest = dict(run.arguments)
+    for keys, group in GROUPS.items():
+        given = {key: rest.pop(key) for key in keys if key in rest}
+        unread = [key for key, value in given.items() if isinstance(value, Unread)]
+        if unread:
+            for key, value in given.items():
+                reason = UNREAD if key in unread else f"left out: it belongs to {unread[0]}, which is not known"
+                result.becomes(f"{key}={plain(value)}", {}, reason)
+        else:
+            group(given, run, result)
+    for key, value in rest.items():
+        _single(key, value, run, result)
+    return result
+
+
+def plain(value: Any) -> str:
+    """A value as YAML has it, in one line."""
+    if isinstance(value, Unread):
+        return str(value)
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=sys.maxsize)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _single(key: str, value: Any, run: Run, result: Translation) -> None:
+    """A key that stands for itself."""
+    theirs = f"{key}={plain(value)}"
+    if isinstance(value, Unread):
+        result.becomes(theirs, {}, UNREAD)
+    elif key in RENAMED:
+        ours, default = RENAMED[key]
+        if run.is_news(key, default):
+            result.becomes(theirs, {ours: value})
+    elif key in LEFT_OUT:
+        default, reason = LEFT_OUT[key]
+        if value != default or not (run.is_complete or key in ("task", "mode")):
+            result.becomes(theirs, {}, f"left out: {reason}")
+    elif key not in NO_EFFECT:
+        near = difflib.get_close_matches(key, known_keys(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        result.becomes(theirs, {}, f"left out: no argument of Ultralytics' training that yolofit knows{hint}")
+    elif not run.is_complete:
+        result.becomes(theirs, {}, "left out: it does nothing in training")
+
+
+def _model(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``model`` and ``pretrained``: an architecture, a file of weights, or both."""
+    model, pretrained = given.get("model"), given.get("pretrained", True)
+    if model is None:
+        result.becomes("model (yolo26n.pt by default)", {}, f"left out: {ONLY}: look at model.network")
+    else:
+        settings, remark = _network(str(model), uses_weights=pretrained is True)
+        result.becomes(f"model={model}", settings, remark)
+    if isinstance(pretrained, str):
+        result.becomes(f"pretrained={pretrained}", {"model.weights": pretrained}, _where(pretrained))
+    elif run.is_news("pretrained", True):
+        result.becomes(f"pretrained={plain(pretrained)}", {}, "see model" if model else "left out: give a model")
+
+
+def _network(model: str, uses_weights: bool) -> tuple[dict[str, Any], str]:
+    """What a model's name becomes, and a remark."""
+    name = re.split(r"[/\\]", model)[-1]  # of a path of Windows as well
+    path = Path(name if "://" in model else model)
+    match = re.fullmatch(r"yolo11([nslmx]?)(?:\.(pt|ya?ml))?", name.lower())
+    other = OTHER_NETWORKS.fullmatch(name.lower())
+    if match and (match[1] or match[2] in ("yaml", "yml")):
+        network = {"model.network": f"yolo11{match[1] or 'n'}"}
+        if match[2] in ("yaml", "yml") or not uses_weights:
+            return network, "an architecture, from random weights" if match[2] != "pt" else "from random weights"
+        weights = str(path if path.suffix else path.with_suffix(".pt"))
+        return network | {"model.weights": weights}, _where(weights)
+    if path.suffix in (".yaml", ".yml") and not other:
+        return {}, f"left out: an architecture of your own is not supported: {ONLY}: look at model.network"
+    if other:
+        size = other[1] if other[1] in tuple("nslmx") else "m"
+        return {"model.network": f"yolo11{size}"}, f"{name} is not supported: {ONLY}; from random weights"
+    if path.suffix not in ("", ".pt", ".pth", ".ckpt", ".safetensors"):
+        return {}, f"left out: no file to train from: {ONLY}: look at model.network"
+    return _own_weights(path, uses_weights)
+
+
+def _own_weights(path: Path, uses_weights: bool) -> tuple[dict[str, Any], str]:
+    """A file of weights whose name does not say which network it holds: it is read, if it is there."""
+    weights = {"model.weights": str(path)} if uses_weights else {}
+    unknown = "set model.network to the one that it holds"
+    if not path.is_file():
+        return weights, f"its network cannot be told from its name, and the file is not here: {unknown}"
+    try:
+        network = read_weights(path).network
+    except WeightsError as error:
+        return weights, f"{error}; {unknown}"
+    if network in get_args(NetworkName):
+        return {"model.network": network} | weights, f"the file holds a {network}"
+    return weights, f"the file holds {'a ' + network if network else 'a network that it does not name'}: {unknown}"
+
+
+def _where(weights: str) -> str:
+    """What to say of a file of weights that is not here."""
+    if Path(weights).is_file():
+        return ""
+    return f"the file is not here, and nothing is downloaded: put it there, for instance from {ASSETS}"
+
+
+def _batch(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``batch``, ``nbs`` and the ``accumulate`` that never was: together they are the effective batch."""
+    batch, nominal = given.get("batch", BATCH), given.get("nbs", NOMINAL_BATCH)
+    accumulate = given.get("accumulate")
+    shown = f"batch={plain(batch)}" if "batch" in given else f"batch ({BATCH} by default)"
+    auto = {"data.micro_batch_size": "auto"}
+    if 0 < batch < 1:
+        settings = {"data.batch_size": nominal, **auto, "memory.budget": batch}
+        result.becomes(shown, settings, "a share of the VRAM: now a limit that is kept, not an estimate")
+    elif batch < 1:
+        remark = "AutoBatch fits a line and aims at 60 % of the VRAM; auto plans the split for the same effective batch"
+        result.becomes(shown, {"data.batch_size": nominal, **auto}, remark)
+    elif accumulate is not None:
+        remark = f"{batch} x accumulate={accumulate}, as meant; the micro-batch is planned, and the split is exact"
+        result.becomes(shown, {"data.batch_size": batch * accumulate, **auto}, remark)
+    else:
+        times = max(round(nominal / batch), 1)
+        remark = "the same" if times == 1 else f"Ultralytics accumulates {times} x {batch} unasked, for nbs={nominal}"
+        if run.num_images is not None and run.num_images < batch * times:
+            remark += f"; an epoch is one step of all {run.num_images} images, where Ultralytics goes on in the next"
+        result.becomes(shown, {"data.batch_size": batch * times, **auto}, f"{remark}; the micro-batch is planned")
+    if accumulate is not None:
+        per_step = max(round(nominal / batch), 1) if batch >= 1 else 1
+        remark = (
+            "never an argument of Ultralytics, which ends with a SyntaxError; "
+            f"by nbs={nominal} it would have accumulated {per_step}"
+        )
+        result.becomes(f"accumulate={accumulate}", {}, f"in data.batch_size: {remark}")
+    if nominal != NOMINAL_BATCH:
+        result.becomes(f"nbs={nominal}", {"model.optimizer.nominal_batch_size": nominal}, "scales weight decay only")
+
+
+def _image_size(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``imgsz`` and ``multi_scale``, which was a truth value up to Ultralytics 8.3."""
+    size = given.get("imgsz", IMAGE_SIZE)
+    largest = max(size) if isinstance(size, list) else size
+    ours = math.ceil(largest / MAX_STRIDE_PX) * MAX_STRIDE_PX
+    remarks = ["images are square: the larger side"] if isinstance(size, list) else []
+    remarks += [f"a multiple of {MAX_STRIDE_PX}, rounded up"] if ours != largest else []
+    shown = f"imgsz={plain(size)}" if "imgsz" in given else f"imgsz ({IMAGE_SIZE} by default)"
+    result.becomes(shown, {"data.image_size": ours}, "; ".join(remarks))
+    if scale := given.get("multi_scale"):
+        remark = "from half the size to one and a half, as up to Ultralytics 8.3" if scale is True else ""
+        result.becomes(f"multi_scale={plain(scale)}", {"data.multi_scale": 0.5 if scale is True else scale}, remark)
+
+
+def _optimizer(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """The optimizer and its rates."""
+    name = str(given.get("optimizer", "auto")).lower()
+    if name == "auto":
+        _auto_optimizer(given, run, result)
+    else:
+        ours, remark = OPTIMIZERS[name]
+        result.becomes(f"optimizer={given['optimizer']}", {"model.optimizer.name": ours}, remark)
+        for key, setting, default in (("lr0", "lr", LR), ("momentum", "momentum", MOMENTUM)):
+            shown = f"{key}={given.get(key, default)}" if key in given else f"{key} ({default} by default)"
+            if key == "lr0" or run.is_news(key, default):
+                result.becomes(shown, {f"model.optimizer.{setting}": given.get(key, default)})
+        bias_lr = given.get("warmup_bias_lr", BIAS_LR)
+        shown = f"warmup_bias_lr={bias_lr}" if "warmup_bias_lr" in given else f"warmup_bias_lr ({bias_lr} by default)"
+        if ours == "sgd":
+            result.becomes(shown, {"model.schedule.warmup_bias_lr": bias_lr})
+        elif "warmup_bias_lr" in given:
+            remark = "left out: with AdamW it moves every bias by that much in the first step; yolofit starts from 0"
+            result.becomes(shown, {}, remark)
+    if run.is_news("cos_lr", False):
+        shape = "cosine" if given["cos_lr"] else "linear"
+        result.becomes(f"cos_lr={plain(given['cos_lr'])}", {"model.schedule.decay": shape})
+
+
+def _auto_optimizer(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``optimizer=auto``: MuSGD for long runs, else AdamW with a rate that follows from the number of classes."""
+    shown = "optimizer=auto" if "optimizer" in given else "optimizer (auto by default)"
+    batch, nominal = run.arguments.get("batch", BATCH), run.arguments.get("nbs", NOMINAL_BATCH)
+    epochs = run.arguments.get("epochs", EPOCHS)
+    is_known = run.num_images is not None and not any(isinstance(one, Unread) for one in (batch, nominal, epochs))
+    steps = math.ceil(run.num_images / max(batch, nominal)) * epochs if is_known and run.num_images else 0
+    if steps > ADAMW_STEPS:
+        settings = {"model.optimizer.name": "sgd", "model.optimizer.lr": LR}
+        remark = (
+            f"Ultralytics takes MuSGD at a rate of {LR} for {steps:,} steps, more than {ADAMW_STEPS:,}; yolofit has no "
+            "MuSGD: SGD at the same rate is the nearest"
+        )
+        if (momentum := given.get("momentum", MOMENTUM)) != MOMENTUM:
+            settings["model.optimizer.momentum"] = momentum
+    else:
+        settings = {"model.optimizer.name": "adamw", "model.optimizer.momentum": 0.9}
+        remark = f"Ultralytics takes AdamW up to {ADAMW_STEPS:,} steps"
+        remark += f" ({steps:,} here)" if steps else (
+            f", else MuSGD, to which sgd at {LR} is the nearest here; which it is cannot be told without the data set"
+        )  # fmt: skip
+        if run.num_classes is not None:
+            settings["model.optimizer.lr"] = round(0.002 * 5 / (4 + run.num_classes), 6)
+            remark += f", at a rate of 0.01 / (4 + {run.num_classes} classes)"
+        else:
+            remark += "; set model.optimizer.lr to its rate, 0.01 / (4 + number of classes)"
+    result.becomes(shown, settings, remark)
+    for key, default in (("lr0", LR), ("momentum", MOMENTUM), ("warmup_bias_lr", BIAS_LR)):
+        if run.is_news(key, default) and not (key == "momentum" and steps > ADAMW_STEPS):
+            result.becomes(f"{key}={given[key]}", {}, "left out: optimizer=auto did not use it")
+
+
+def _device(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``device`` and ``amp``: the precision depends on both."""
+    device, amp = given.get("device"), given.get("amp", True)
+    text = re.sub(r"[\[\]()'\" ]|cuda:", "", str(device).lower())
+    is_cpu = text in ("cpu", "mps")
+    if device not in (None, "", []):
+        remark = ""
+        if is_cpu:
+            settings: dict[str, Any] = {"trainer.accelerator": text, "trainer.devices": 1}
+        elif re.fullmatch(r"\d+(,\d+)*,?", text):
+            numbers = [int(number) for number in text.split(",") if number]
+            settings = {"trainer.accelerator": "gpu", "trainer.devices": numbers}
+        elif re.fullmatch(r"cuda|-1(,-1)*", text):
+            settings = {"trainer.accelerator": "gpu", "trainer.devices": text.count(",") + 1}
+            remark = "the first ones, idle or not" if "-1" in text else ""
+        else:
+            settings = {"trainer.accelerator": "auto", "trainer.devices": 1}
+            remark = "not supported: yolofit trains on NVIDIA GPUs and CPUs"
+        result.becomes(f"device={plain(device)}", settings, remark)
+    word = str(amp).lower()
+    precision = word if word in ("bf16", "fp16", "fp32") else "fp16" if amp else "fp32"
+    remark = ""
+    if is_cpu and precision == "fp16":
+        precision, remark = "fp32", "Ultralytics leaves amp off on a CPU as well"
+    elif precision == "fp16":
+        remark = "bf16 needs the same memory and no scaling of the loss, on RTX 30 and later; the loss stays FP32"
+    shown = f"amp={plain(amp)}" if "amp" in given else "amp (True by default)"
+    result.becomes(shown, {"model.precision": precision}, remark)
+
+
+def _folder(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``project`` and ``name`` are one folder."""
+    if given:
+        shown = " ".join(f"{key}={value}" for key, value in given.items())
+        result.becomes(shown, {"run.folder": f"{given.get('project') or 'runs'}/{given.get('name') or 'fit'}"})
+
+
+def _freeze(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``freeze``: a number of layers, or a list of them."""
+    freeze = given.get("freeze")
+    if not freeze:
+        return
+    layers = sorted(freeze, key=str) if isinstance(freeze, list) else list(range(freeze)) if _is_whole(freeze) else []
+    if layers and sorted(layers, key=str) == sorted(range(len(layers)), key=str):
+        result.becomes(f"freeze={plain(freeze)}", {"model.freeze_layers": len(layers)}, "their BatchNorm is frozen too")
+    else:
+        reason = "left out: not supported: yolofit freezes the first layers only: model.freeze_layers"
+        result.becomes(f"freeze={plain(freeze)}", {}, reason)
+
+
+def _time(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``time``: hours."""
+    if hours := given.get("time"):
+        minutes, seconds = divmod(round(hours * 3600), 60)
+        limit = f"{minutes // 1440:02d}:{minutes // 60 % 24:02d}:{minutes % 60:02d}:{seconds:02d}"
+        remark = "the schedule follows trainer.max_epochs, where Ultralytics fits the number of epochs into the time"
+        result.becomes(f"time={hours}", {"trainer.max_time": limit}, remark)
+
+
+def _cache(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``cache``; yolofit's default, auto, is what fits."""
+    if run.is_news("cache", False):
+        mode = {"true": "ram", "ram": "ram", "disk": "disk"}.get(str(given["cache"]).lower(), "none")
+        result.becomes(f"cache={plain(given['cache'])}", {"data.cache": mode})
+
+
+def _workers(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``workers``: a matter of the machine, not of the recipe; only "none" is taken over."""
+    if given.get("workers") == 0 and not run.is_complete:
+        result.becomes("workers=0", {"data.workers": 0})
+    elif run.is_news("workers", 8) and not (run.is_complete and given["workers"] == 0):
+        remark = "left out: data.workers is auto: it follows the cores and the RAM of the machine that trains"
+        result.becomes(f"workers={plain(given['workers'])}", {}, remark)
+
+
+def _scale(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``scale``: a gain, or the smallest and the largest factor."""
+    scale = given.get("scale")
+    if isinstance(scale, list) and len(scale) == 2 and math.isclose(sum(scale), 2):
+        result.becomes(f"scale={plain(scale)}", {"data.augment.scale": round(max(scale) - 1, 6)})
+    elif isinstance(scale, list):
+        result.becomes(f"scale={plain(scale)}", {}, "left out: not supported: give one gain in data.augment.scale")
+    elif run.is_news("scale", 0.5):
+        result.becomes(f"scale={scale}", {"data.augment.scale": scale})
+
+
+def _rect(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``rect``: without pictures that are put together of several."""
+    if given.get("rect"):
+        settings = {f"data.augment.{name}": 0.0 for name in ("mosaic", "mixup", "cutmix")}
+        remark = "Ultralytics has none of these with rect; training images are square here"
+        result.becomes("rect=true", settings, remark)
+    elif run.is_news("rect", False):
+        result.becomes("rect=false", {}, "the same: training images are square")
+
+
+def _quantize(given: dict[str, Any], run: Run, result: Translation) -> None:
+    """``quantize=8``, once ``int8``, trains quantization-aware; other values do nothing in training."""
+    for key, value in given.items():
+        is_aware = bool(value) if key == "int8" else str(value).lower() in ("8", "int8", "w8a8") and key == "quantize"
+        shown = f"{key}={plain(value)}"
+        if is_aware:
+            result.becomes(shown, {}, "left out: not supported: Ultralytics trains quantization-aware (QAT) with this")
+        elif not run.is_complete:
+            result.becomes(shown, {}, "left out: it does nothing in training")
+
+
+OTHER_NETWORKS = re.compile(
+    r"(?!yolo11(?!\d))(?:yolov?\d+|yoloe|yolo_nas|rtdetr)[-_]?\d*([a-z]?)(?:u|6|6u|-p\d)?(?:-[\w-]+)?(?:\.pt|\.ya?ml)?"
+)
+ONLY = f"only {', '.join(get_args(NetworkName))} can be trained"
+OPTIMIZERS = {
+    "adamw": ("adamw", ""),
+    "sgd": ("sgd", ""),
+    "musgd": ("sgd", "yolofit has no MuSGD: SGD is the nearest"),
+    **{
+        name.lower(): ("adamw", f"yolofit has no {name}: AdamW is the nearest")
+        for name in ("Adam", "Adamax", "NAdam", "RAdam", "RMSProp")
+    },
+}
+"""Ours by their names, in lower case, and a remark."""
+WORDS = {"optimizer": ("auto", *OPTIMIZERS), "amp": ("true", "false", "fp16", "bf16", "fp32")}
+"""What Ultralytics takes for keys that are words, in lower case."""
+GROUPS: dict[tuple[str, ...], Callable[[dict[str, Any], Run, Translation], None]] = {
+    ("model", "pretrained"): _model,
+    ("batch", "nbs", "accumulate"): _batch,
+    ("imgsz", "multi_scale"): _image_size,
+    ("optimizer", "lr0", "momentum", "warmup_bias_lr", "cos_lr"): _optimizer,
+    ("device", "amp"): _device,
+    ("project", "name"): _folder,
+    ("freeze",): _freeze,
+    ("time",): _time,
+    ("cache",): _cache,
+    ("workers",): _workers,
+    ("scale",): _scale,
+    ("rect",): _rect,
+    ("quantize", "int8", "half"): _quantize,
+}
+"""Keys that belong together, or change their value."""
+
+
+def known_keys() -> set[str]:
+    """Every argument of Ultralytics that is accounted for."""
+    grouped = {key for keys in GROUPS for key in keys} - {"accumulate"}
+    return {*RENAMED, *LEFT_OUT, *NO_EFFECT, *grouped, "cfg"}
+
+
+def _numbers(arguments: dict[str, Any], place: str) -> dict[str, Any]:
+    """The arguments, with whole numbers as such.
+
+    Raises:
+        ConfigError: If what must be a number is none.
+    """
+    numbers = {*RENAMED, *WHOLE_NUMBERS, "time", "lr0", "momentum", "warmup_bias_lr", "imgsz", "scale", "multi_scale"}
+    result = dict(arguments)
+    for key in (numbers - {"data"}) & set(arguments):
+        value = arguments[key]
+        if isinstance(value, Unread) or (key == "multi_scale" and isinstance(value, bool)):
+            continue
+        if isinstance(value, bool) and key in RENAMED and key not in WHOLE_NUMBERS:
+            value = result[key] = float(value)  # of a probability, as Ultralytics takes it
+        values = value if key in ("imgsz", "scale") and isinstance(value, list) and value else [value]
+        if not all(_is_number(one) for one in values):
+            raise ConfigError(f"{place}: {key} is {plain(value)}: give a number")
+        if key in WHOLE_NUMBERS and not (key == "batch" and value < 1):
+            if not _is_whole(value):
+                raise ConfigError(f"{place}: {key} is {plain(value)}: give a whole number")
+            result[key] = int(value)
+    for key, least in (("nbs", 1), ("accumulate", 1), ("epochs", 1)):
+        if isinstance(value := result.get(key, least), int) and value < least:
+            raise ConfigError(f"{place}: {key} is {value}: must be at least {least}")
+    return result
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and float(value).is_integer()

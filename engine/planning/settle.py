@@ -1,0 +1,206 @@
+"""Before a run: settles its VRAM budget, and puts what the plan says in place of every ``auto``.
+
+On a GPU there is a plan for every run, so that it is known beforehand whether it fits, and afterwards whether that was
+right. On a CPU, where memory is plenty and slow, only ``auto`` asks for one; the budget is then of RAM.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.augmentation.mosaic import NUM_TILES
+from data.boards.drawing import CLASS_NAMES
+from data.formats.dataset_yaml import read_dataset_yaml
+from data.indexing.index import index_of, scan_split
+from data.loading.sampler import STRIDE_PX, image_sizes
+from engine.errors import ConfigError
+from engine.loop.datamodule import SYNTHETIC, check_sizes, index_folder
+from engine.loop.processes import local_rank
+from engine.memory.allocator import cap_allocator, enable_expandable_segments, resolve_budget
+from engine.memory.config import MemoryConfig
+from engine.memory.units import format_bytes
+from engine.planning.choose import Recommendation
+from engine.planning.predict import described, recommend
+from engine.planning.simulation import StepSpec
+from engine.training.optim import OptimizerConfig
+
+log = logging.getLogger(__name__)
+AUTO = "auto"
+UNPLANNED_MICRO_BATCH = 16
+"""Images at a time for a command that does not train; validation takes fewer if they do not fit."""
+IMAGE_SIZE_STEP_PX = 2 * STRIDE_PX
+
+
+@dataclass(frozen=True)
+class MemoryAhead:
+    """What is known of a run's memory before it starts."""
+
+    budget_bytes: int
+    batch_size: int
+    """Images of an optimizer step on one device."""
+    spec: StepSpec
+    plan: Recommendation
+
+    def __str__(self) -> str:
+        """The plan, for the start of a run."""
+        plan = self.plan
+        layers = f", block in layers {', '.join(map(str, plan.recompute_layers))}" if plan.recompute_layers else ""
+        split = f"{plan.accumulate} x {plan.micro_batch}" if plan.accumulate > 1 else "one micro-batch"
+        return (
+            f"plan: {self.batch_size} images a step as {split} at {plan.image_size} px, {plan.precision}, "
+            f"recompute {plan.recompute}{layers}: predicted peak {format_bytes(plan.peak_bytes)} "
+            f"of a budget of {format_bytes(self.budget_bytes)}"
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write ``plan.json`` into the run folder."""
+        values = {"budget_bytes": self.budget_bytes, **asdict(self.plan)}
+        (folder / "plan.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def what_fits(self) -> str:
+        """What would fit instead, for the error that ends a run."""
+        return what_fits(self.spec, self.budget_bytes)
+
+
+def settle_memory(config: Any) -> MemoryAhead | None:
+    """Resolve the budget, keep the allocator to it, plan, and replace each ``auto`` in a parsed configuration.
+
+    Returns:
+        The plan; None on a CPU without ``auto``.
+
+    Raises:
+        ConfigError: If nothing fits the budget, or the budget cannot be had.
+    """
+    data, model = config.data, config.model
+    check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale)
+    memory = MemoryConfig(**vars(config.memory))
+    device = device_of(config.trainer)
+    if device.type == "cuda":
+        if memory.expandable_segments:
+            enable_expandable_segments()
+        torch.cuda.set_device(device)  # whoever names no device would open a context on the first one
+    is_fixed = AUTO not in (data.micro_batch_size, model.recompute)
+    if model.recompute_layers and not is_fixed:
+        auto_key = "model.recompute" if model.recompute == AUTO else "data.micro_batch_size"
+        raise ConfigError(
+            f"model.recompute_layers: {model.recompute_layers}: {auto_key} auto plans without levels of single layers: "
+            f"leave them out, or set {auto_key} to a value"
+        )
+    if is_fixed and device.type == "cpu":
+        return None
+    budget_bytes = resolve_budget(memory, device)
+    cap_allocator(device, budget_bytes)
+    spec, _ = spec_of(config)
+    if device.type == "cpu":
+        spec = replace(spec, fused_kernels=False)
+    batch_size = -(-data.batch_size // count_devices(config.trainer))
+    if is_fixed:
+        micro_batch_size = min(data.micro_batch_size, batch_size)
+        plan = described(spec, batch_size, micro_batch_size, model.recompute, model.recompute_layers or {})
+        _warn_if_too_much(plan, budget_bytes)
+    else:
+        micro_batch_size = None if data.micro_batch_size == AUTO else data.micro_batch_size
+        recompute = None if model.recompute == AUTO else model.recompute
+        plan = recommend(spec, budget_bytes, batch_size, micro_batch_size, recompute)
+        data.micro_batch_size = model.micro_batch_size = plan.micro_batch
+        model.recompute = plan.recompute
+        if recompute is None:
+            model.recompute_layers = plan.layer_levels
+    return MemoryAhead(budget_bytes, batch_size, spec, plan)
+
+
+def settle_without_plan(config: Any) -> None:
+    """Replace each ``auto`` for a command that does not train."""
+    data, model = config.data, config.model
+    if data.micro_batch_size == AUTO:
+        data.micro_batch_size = model.micro_batch_size = min(UNPLANNED_MICRO_BATCH, max(data.batch_size, 1))
+    if model.recompute == AUTO:
+        model.recompute = "none"
+
+
+def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
+    """The training step of a parsed configuration, with the boxes of the worst image that its data set can give.
+
+    Returns:
+        The step, and what had to be assumed about the data set, in sentences.
+    """
+    model, root = config.model, config.data.root
+    facts: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+    if root == SYNTHETIC:
+        facts = {"num_classes": len(CLASS_NAMES)}
+    elif not Path(root).exists():
+        notes = (f"{root} is not there: classes and boxes are assumed",)
+    else:
+        dataset = read_dataset_yaml(root)
+        counts = np.sort(np.diff(index_of(scan_split(dataset, "train", index_folder())).box_offsets))
+        worst = counts[-NUM_TILES:].sum() if config.data.augment.mosaic > 0 else counts[-1:].sum()
+        facts = {"num_classes": dataset.num_classes, "boxes_per_image": max(int(worst), 1)}
+    if config.data.multi_scale:
+        largest = largest_image_size(config.data)
+        notes += (f"data.multi_scale: planned for its largest image, {largest} px; data.image_size stays as it is",)
+    spec = StepSpec(
+        network=model.network,
+        image_size=largest_image_size(config.data),
+        precision=model.precision,
+        optimizer=OptimizerConfig(**vars(model.optimizer)),
+        freeze_batch_norm=model.freeze_batch_norm,
+        freeze_layers=model.freeze_layers,
+        cuda_graphs=model.cuda_graphs,
+        fused_kernels=model.fused_kernels,
+        **facts,
+    )
+    return spec, notes
+
+
+def largest_image_size(data: Any) -> int:
+    """The largest image that training puts on the device, from the ``data`` section of a configuration."""
+    return image_sizes(data.image_size, data.multi_scale)[-1]
+
+
+def device_of(trainer: Any) -> torch.device:
+    """The device that this process will train on, from the ``trainer`` section of a configuration."""
+    if trainer.accelerator not in (AUTO, "gpu", "cuda") or not torch.cuda.is_available():
+        return torch.device("cpu")
+    devices = trainer.devices
+    return torch.device("cuda", devices[local_rank()] if isinstance(devices, list) else local_rank())
+
+
+def count_devices(trainer: Any) -> int:
+    """Devices over which a window is shared out, from the same section."""
+    devices = trainer.devices
+    if isinstance(devices, list):
+        count = len(devices)
+    elif str(devices).isdigit():
+        count = int(devices)
+    else:  # auto or -1: all there are
+        count = torch.cuda.device_count() if device_of(trainer).type == "cuda" else 1
+    return max(count, 1) * int(trainer.num_nodes)
+
+
+def what_fits(spec: StepSpec, budget_bytes: int) -> str:
+    """The largest smaller image size at which a single image fits a budget, as a remedy in one sentence."""
+    for image_size in range(spec.image_size - IMAGE_SIZE_STEP_PX, 0, -IMAGE_SIZE_STEP_PX):
+        try:
+            recommend(replace(spec, image_size=image_size), budget_bytes, batch_size=1)
+        except ConfigError:
+            continue
+        return f"data.image_size {image_size} fits {format_bytes(budget_bytes)}, or take a smaller model.network"
+    return f"no image size fits {format_bytes(budget_bytes)}: close other programs, or take a smaller model.network"
+
+
+def _warn_if_too_much(plan: Recommendation, budget_bytes: int) -> None:
+    if plan.peak_bytes > budget_bytes:
+        log.warning(
+            "data.micro_batch_size: %d: needs %s by the plan, the budget is %s: set it and model.recompute to auto",
+            plan.micro_batch,
+            format_bytes(plan.peak_bytes),
+            format_bytes(budget_bytes),
+        )

@@ -1,0 +1,263 @@
+"""One training step on the meta device, of the engine's own parts: what it needs, without a GPU.
+
+The order of events is that of `engine.training.step`, and a test holds the two together: it compares this with the
+storages of a real step on a CPU. Tensors on the meta device have no data, so the largest network takes seconds. What is
+there before the step is there here too: weights, their average, the optimizer's state. One micro-batch is enough: what
+the second and later ones of a step find different is that there are gradients to add to, so these are made before.
+
+The next micro-batch, which is copied to the device ahead of its turn, is there as well, and what
+`engine.training.cuda_graphs`
+keeps: gradients between steps, and one more copy of the micro-batch. Left out are kernels that
+allocate nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from data.loading.batch import Batch
+from engine.memory.storages import CUDA_ALLOCATION_BYTES, StorageTracker, cuda_autocast_on_meta
+from engine.training.accumulation import AccumulationWindow, back_propagate, gradients_of
+from engine.training.batch_statistics import BatchStatistics
+from engine.training.ema import EmaConfig, WeightAverage
+from engine.training.optim import OptimizerConfig, build_optimizer, clip_gradients, step_if
+from engine.training.precision import AUTOCAST_DTYPE, Precision
+from models.detection.loss import DetectionLoss, LossGains, LossSums
+from models.network import (
+    NetworkName,
+    batch_norms,
+    build_network,
+    freeze_batch_norms,
+    freeze_layers,
+    head_strides,
+    network_input,
+    raw_predictions,
+)
+from models.recompute.levels import Level, apply_recompute, remove_recompute
+
+aten = torch.ops.aten
+IN_PLACE = {aten.add_.Tensor, aten.div_.Tensor, aten.mul_.Tensor, aten.clamp_.default, aten.silu_.default}
+"""Operators that only change their first argument, and which the meta device runs in Python."""
+LIKE_FIRST = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.pow.Tensor_Scalar}
+LIKE_FIRST |= {aten.silu.default}
+"""Operators whose result is like their first argument if the second is, or is a number."""
+OPTIMIZER_STATE = {
+    "adamw": {"step": "momentum", "exp_avg": "momentum", "exp_avg_sq": "variance"},
+    "sgd": {"momentum_buffer": "momentum"},
+}
+"""Per optimizer, the tensors of its state, and the component that each is part of."""
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """What a training step is made of, but for the micro-batch and the recompute level."""
+
+    network: NetworkName = "yolo11l"
+    num_classes: int = 25
+    image_size: int = 640
+    """Side of the largest square input in pixels."""
+    precision: Precision = "fp16"
+    boxes_per_image: int = 50
+    """Ground-truth boxes of every image: of the worst image that can occur, for a plan that holds."""
+    optimizer: OptimizerConfig = OptimizerConfig()  # noqa: RUF009  frozen
+    freeze_batch_norm: bool = False
+    freeze_layers: int = 0
+    cuda_graphs: bool = True
+    """Whether micro-steps are recorded, as on a GPU they are."""
+    fused_kernels: bool = True
+    """Whether kernels written in Triton are used, as on a GPU they are: it matters for the time."""
+
+
+class kernels_left_out(TorchDispatchMode):
+    """On the meta device, leave out the kernels that it lacks or has only in slow Python.
+
+    Fused optimizers and other operators that change an argument in place allocate nothing. Of BatchNorm only the
+    results matter: a map and two FP32 numbers per channel, and three gradients.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run every operator but those."""
+        if func.name().startswith(("aten::_fused_", "aten::_foreach_mul_")):
+            return None
+        if func in IN_PLACE:
+            return args[0]
+        if func in LIKE_FIRST and _is_like_first(args):
+            return torch.empty_like(args[0])
+        if func is aten.silu_backward.grad_input and kwargs:
+            return kwargs["grad_input"]
+        if func is aten.native_batch_norm.default:
+            x, weight, training = args[0], args[1], args[5]
+            num_saved = len(weight) if training else 0
+            return torch.empty_like(x), *(weight.new_empty(num_saved) for _ in range(2))
+        if func is aten.native_batch_norm_backward.default:
+            x, weight, needed = args[1], args[2], args[9]
+            like = (x, weight, weight)
+            return tuple(torch.empty_like(t) if need else None for t, need in zip(like, needed, strict=True))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_like_first(args: tuple) -> bool:
+    """Whether all arguments are alike: float tensors of one shape and dtype, and numbers."""
+    first, *others = args
+    if not first.is_floating_point():
+        return False
+    return all(
+        other.shape == first.shape and other.dtype == first.dtype if isinstance(other, Tensor) else True
+        for other in others
+    )
+
+
+@cache
+def network_on_meta(
+    name: NetworkName, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
+) -> tuple[nn.Module, WeightAverage, list[int]]:
+    """A network in training mode, its average and its strides; shared, so leave it as it was."""
+    with torch.random.fork_rng(devices=[]):  # a plan leaves the run's random numbers as they are
+        network = build_network(name, num_classes)
+    strides = head_strides(network)
+    network = network.to("meta")
+    average = WeightAverage(network, EmaConfig())
+    freeze_layers(network, num_frozen_layers)
+    if freeze_batch_norm:
+        freeze_batch_norms(batch_norms(network))
+    return network, average, strides
+
+
+def simulate_step(
+    spec: StepSpec,
+    micro_batch_size: int,
+    level: Level,
+    per_layer: Mapping[int, Level] | None = None,
+    *,
+    accumulates: bool,
+) -> dict[str, int]:
+    """Run one optimizer step and see who holds the bytes at its peak.
+
+    Args:
+        spec: What the step is made of.
+        micro_batch_size: Images in each of its micro-batches.
+        level: Recompute level of the network.
+        per_layer: Other levels of single layers, as for `apply_recompute`.
+        accumulates: Whether the step has several micro-batches, or one.
+
+    Returns:
+        Bytes by component; they add up to the peak of allocated bytes.
+    """
+    tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES)
+    return _Simulation(spec, micro_batch_size, level, per_layer, tracker).run(accumulates)
+
+
+class _Simulation:
+    """The parts of the step, and the tracker that follows their storages."""
+
+    def __init__(
+        self,
+        spec: StepSpec,
+        micro_batch_size: int,
+        level: Level,
+        per_layer: Mapping[int, Level] | None,
+        tracker: StorageTracker,
+    ) -> None:
+        self.spec = spec
+        self.micro_batch_size = micro_batch_size
+        self.tracker = tracker
+        self.network, self.ema, strides = network_on_meta(
+            spec.network, spec.num_classes, spec.freeze_layers, spec.freeze_batch_norm
+        )
+        self.loss = DetectionLoss(strides)
+        apply_recompute(self.network, level, per_layer)
+        self.optimizer: Any = build_optimizer(self.network, spec.optimizer, batch_size=micro_batch_size)
+        self.statistics = BatchStatistics(self.network)
+        self.scaler = torch.amp.GradScaler(enabled=False)
+        tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
+        tracker.track([*self.ema.parameters(), *self.ema.buffers()], "ema")
+        self._track_optimizer_state()
+
+    def run(self, accumulates: bool) -> dict[str, int]:
+        """The step, from top to bottom, as `engine.training.step` has it; bytes by component at its peak."""
+        with kernels_left_out(), self.tracker, self.tracker.phase("temporaries"):
+            self.statistics.save()
+            self.accumulation = AccumulationWindow(self.micro_batch_size, 1, torch.device("meta"))
+            if accumulates or self.spec.cuda_graphs:
+                self._make_gradients()
+            elsewhere = self._copies(accumulates + self.spec.cuda_graphs)
+            self.tracker.reset_peak()
+            self._micro_batch()
+            del elsewhere
+            self._update()
+        self.network.zero_grad(set_to_none=True)
+        remove_recompute(self.network)
+        return self.tracker.breakdown()
+
+    def _make_gradients(self) -> None:
+        """What an earlier micro-batch has left behind, or, with recordings, an earlier step."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.empty_like(parameter)
+
+    def _copies(self, count: int) -> list[Batch]:
+        """Micro-batches beside the one that is computed with: copied ahead, and the recording's own."""
+        with self.tracker.phase("inputs"):
+            return [self._micro_batch_on_device() for _ in range(count)]
+
+    def _micro_batch(self) -> None:
+        with self.tracker.phase("inputs"):
+            micro_batch = self._micro_batch_on_device()
+        sums = self._loss_sums(micro_batch)
+        with self.tracker.phase("activation_gradients"):
+            totals = back_propagate(sums, LossGains(), self.accumulation.scale, self.scaler)
+            self.accumulation.add(totals)
+        self.tracker.track(gradients_of(self.optimizer), "gradients")
+
+    def _loss_sums(self, micro_batch: Batch) -> LossSums:
+        autocast = self._autocast()
+        with autocast:
+            with self.tracker.phase("inputs"):
+                images = network_input(micro_batch.images, AUTOCAST_DTYPE[self.spec.precision])
+            with self.tracker.phase("activations"):
+                # The list gives the only reference away: the network's caller in `step.py` keeps none either.
+                inputs = [images]
+                del images
+                predictions = raw_predictions(self.network(inputs.pop()))
+            if isinstance(autocast, cuda_autocast_on_meta):
+                self.tracker.track(autocast.weight_casts, "autocast_copies")
+        with self.tracker.phase("loss"):
+            return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.spec.precision == "fp32":
+            return nullcontext()
+        return cuda_autocast_on_meta(AUTOCAST_DTYPE[self.spec.precision])
+
+    def _update(self) -> None:
+        self.accumulation.normalise(self.optimizer, self.scaler)
+        grad_norm = clip_gradients(gradients_of(self.optimizer), self.spec.optimizer.max_grad_norm)
+        finite = grad_norm.isfinite() & self.statistics.are_finite()
+        step_if(finite, self.optimizer, self.optimizer.step)
+        self.statistics.restore_unless(finite)
+        self.ema.update(self.network, 1, finite)
+
+    def _micro_batch_on_device(self) -> Batch:
+        size, num_boxes = self.spec.image_size, self.micro_batch_size * self.spec.boxes_per_image
+        return Batch(
+            images=torch.empty(self.micro_batch_size, 3, size, size, dtype=torch.uint8, device="meta"),
+            boxes_xyxy_px=torch.empty(num_boxes, 4, device="meta"),
+            classes=torch.empty(num_boxes, dtype=torch.int64, device="meta"),
+            image_index=torch.empty(num_boxes, dtype=torch.int64, device="meta"),
+            names=[],
+        )
+
+    def _track_optimizer_state(self) -> None:
+        self.optimizer._need_device_dtype_check_for_fused = False  # which refuses the meta device
+        components = OPTIMIZER_STATE[self.spec.optimizer.name]
+        for state in self.optimizer.state.values():
+            for name, tensor in state.items():
+                self.tracker.track([tensor], components[name])

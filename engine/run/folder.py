@@ -1,0 +1,131 @@
+"""The run folder: where a run's configuration, logs and checkpoints go, and which keeps a run from spoiling another."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from engine.errors import ConfigError
+from engine.run.best_checkpoint import BestCheckpoint, settle_best
+from engine.run.last_checkpoint import LastCheckpoint
+from engine.run.lock import lock_folder
+from engine.run.logs import METRICS, EventFiles, MetricsCsv
+
+CHECKPOINTS = "checkpoints"
+BEST = "best.ckpt"
+LAST = "last.ckpt"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run goes, and when it ends early."""
+
+    folder: Path = Path("runs/fit")
+    """Receives everything the run writes. If another run is in it, ``-2``, ``-3``, ... is appended."""
+    patience: int = 100
+    """Epochs without a better mAP50-95 after which a validation ends training; 0 trains to the end."""
+    checkpoint_minutes: float = 10.0
+    """``last.ckpt`` is written at the end of every epoch and after so many minutes; 0 for the former only."""
+
+
+def prepare_run_folder(config: RunConfig, ckpt_path: Path | None, num_steps_behind: int = 0) -> Path:
+    """Choose, make and lock the folder of a run that starts, or of one that goes on from one of its own checkpoints.
+
+    A run that goes on in another folder takes its best epoch and its metrics along. With several processes the first
+    one does so; the others learn of the folder in their callbacks' ``setup``.
+
+    Args:
+        config: Where to.
+        ckpt_path: The checkpoint that the run goes on from, if it does.
+        num_steps_behind: Optimizer steps that it has behind it then.
+
+    Raises:
+        ConfigError: If it cannot be made, or another run has it.
+    """
+    folder = config.folder
+    if rank_zero_only.rank:
+        return folder
+    own = None if ckpt_path is None else _own_folder(folder, ckpt_path)
+    try:
+        folder = _new_folder(config.folder) if own is None else own
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.folder: {folder}: cannot be made ({error.strerror}): choose another") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"run.folder: {folder}: cannot be written to: choose another")
+    lock_folder(folder)
+    if ckpt_path is not None:
+        _take_along(ckpt_path, folder, num_steps_behind)
+    return folder
+
+
+def _own_folder(folder: Path, ckpt_path: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, if it is the configured one, or a numbered one beside it."""
+    mine = folder.resolve()
+    for one in ckpt_path.resolve().parents:
+        if one == mine:
+            return folder
+        if one.parent == mine.parent and re.fullmatch(rf"{re.escape(mine.name)}-\d+", one.name):
+            return folder.with_name(one.name)
+    return None
+
+
+def _new_folder(configured: Path) -> Path:
+    folder, number = configured, 1
+    while not _claim(folder):
+        if configured.name in ("", ".."):
+            raise ConfigError(f"run.folder: {configured}: is not empty: choose another folder")
+        number += 1
+        folder = configured.with_name(f"{configured.name}-{number}")
+    return folder
+
+
+def _take_along(ckpt_path: Path, folder: Path, num_steps_behind: int) -> None:
+    """Give a run that goes on the best epoch and the metrics that belong to it."""
+    source, best = ckpt_path.parent, folder / CHECKPOINTS / BEST
+    try:
+        settle_best(best, num_steps_behind, best if source.resolve() == best.parent.resolve() else source / BEST)
+        metrics = source.parent / METRICS
+        if source.name == CHECKPOINTS and metrics.is_file() and not (folder / METRICS).exists():
+            shutil.copyfile(metrics, folder / METRICS)
+    except OSError as error:
+        message = f"run.folder: {folder}: cannot be written to ({error.strerror}): make room, or choose another"
+        raise ConfigError(message) from error
+
+
+def _claim(folder: Path) -> bool:
+    """Whether a new run may have a folder: it was empty, and no other run that starts at this moment was faster."""
+    if folder.exists() and any(folder.iterdir()):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / CHECKPOINTS).mkdir()  # one of several succeeds
+    except FileExistsError:
+        return False
+    return True
+
+
+def default_loggers(folder: Path, num_steps_behind: int = 0) -> list[Logger]:
+    """``metrics.csv`` in the run folder, and TensorBoard's files in a folder of their own.
+
+    Args:
+        folder: The run folder.
+        num_steps_behind: Optimizer steps that a resumed run has behind it.
+    """
+    return [MetricsCsv(folder, num_steps_behind), EventFiles(folder, num_steps_behind)]
+
+
+def default_callbacks(folder: Path, config: RunConfig) -> list[Callback]:
+    """``best.ckpt`` by mAP50-95 and the end of patience, and ``last.ckpt`` of the newest state."""
+    checkpoints = folder / CHECKPOINTS
+    return [
+        BestCheckpoint(checkpoints / BEST, config.patience),
+        LastCheckpoint(checkpoints / LAST, config.checkpoint_minutes),
+    ]
