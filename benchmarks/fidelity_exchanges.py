@@ -18,6 +18,7 @@ from fidelity_run import Run, ultralytics_overrides
 from data.augmentation.affine import is_candidate, transform_boxes
 from data.augmentation.augment import AugmentConfig
 from data.augmentation.letterbox import PAD_VALUE
+from data.augmentation.picture import LabelledImage
 from data.formats.dataset_yaml import read_dataset_yaml
 from data.indexing.index import build_index
 from data.loading import partners
@@ -26,7 +27,6 @@ from data.loading.dataset import TrainDataset
 from data.loading.loader import build_train_loader
 from data.loading.ram_plan import Host, measure_volume, open_caches, plan_loading
 from data.loading.sampler import WindowSampler
-from data.loading.source import LabelledImage
 from models.detection.loss import MIN_NORMALISER, LossGains, LossSums
 
 Exchange = Callable[[Run], AbstractContextManager[Any]]

@@ -8,40 +8,21 @@ exit status is 0, or 2 if there is a problem; a note is none.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from data.errors import DataError
 from data.formats.dataset_yaml import read_dataset_yaml
 from engine.errors import EXIT_STATUS, ConfigError, run_command
 from engine.machine.diagnosis import Finding, check_machine, check_needs, needs_of
 from engine.machine.inventory import examine_machine
-
-STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
-
-
-def print_findings(findings: Iterable[Finding], console: Console | None = None) -> None:
-    """Show findings as a list, each remedy below its evidence."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")  # whole file names
-    for finding in findings:
-        text = Text(finding.evidence)
-        if finding.remedy:
-            text.append(f"\n→ {finding.remedy}", style="cyan")
-        table.add_row(Text(finding.severity, style=STYLES[finding.severity]), finding.what, text)
-    (console or Console()).print(table)
+from engine.machine.show import print_findings
+from engine.planning.data_section import SYNTHETIC
 
 
 def check_files(config: Any) -> list[Finding]:
     """Findings about the data set and the weights that a configuration names: whether they can be used."""
-    from engine.loop.datamodule import SYNTHETIC
     from engine.run.checkpoint import check_weights  # imports the networks
 
     root, weights, network = config.data.root, config.model.weights, config.model.network

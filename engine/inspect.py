@@ -26,9 +26,9 @@ from data.indexing.dataset_facts import (
     inspect_dataset,
 )
 from engine.command_line.arguments import CommandParser, path_option
-from engine.doctor import print_findings
 from engine.errors import ConfigError, run_command
 from engine.machine.diagnosis import Finding
+from engine.machine.show import print_findings
 from engine.memory.host import available_cores
 from models import cache_folder
 

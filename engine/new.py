@@ -24,11 +24,11 @@ from data.formats.dataset_yaml import read_dataset_yaml
 from data.indexing.index import build_index
 from engine.command_line.arguments import CommandParser, path_option, path_text
 from engine.errors import ConfigError, run_command
-from engine.loop.datamodule import check_sizes
 from engine.machine.diagnosis import BF16_CAPABILITY
 from engine.machine.inventory import Machine, examine_machine
 from engine.migration.translate import Translation, plain, translate
 from engine.migration.ultralytics_arguments import parse_command, read_args_yaml
+from engine.planning.data_section import check_sizes
 from engine.training.optim import OptimizerConfig
 from engine.training.schedule import ScheduleConfig
 from models.detection.loss import LossGains

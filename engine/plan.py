@@ -17,13 +17,14 @@ from rich.console import Console
 
 from engine.command_line.arguments import CommandParser
 from engine.errors import ConfigError, config_key, run_command
-from engine.loop.datamodule import check_sizes
+from engine.machine.devices import count_devices
 from engine.memory.allocator import resolve_budget
 from engine.memory.config import MemoryConfig
 from engine.memory.units import GIB, format_bytes, parse_bytes
 from engine.planning.choose import Plan, PlanRow, Recommendation, margin_of, verdict_of
+from engine.planning.data_section import check_sizes
 from engine.planning.predict import predict, recommend
-from engine.planning.settle import count_devices, spec_of
+from engine.planning.settle import spec_of
 from engine.planning.simulation import StepSpec
 from engine.planning.table import advice, legend, table
 from engine.training.precision import Precision

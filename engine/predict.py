@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 import torch
 
-from data.augmentation.letterbox import letterbox_geometry, pad_centred, resize_long_side
+from data.augmentation.letterbox import pad_centred, resize_long_side
 from data.errors import DataError
-from data.loading.batch import to_original_px
+from data.loading.batch import letterbox_geometry, to_original_px
 from engine.command_line.arguments import CommandParser, path_option, path_text
 from engine.errors import ConfigError, run_command
 from engine.inference.sources import RESULTS, Frame, find_files, read_frames

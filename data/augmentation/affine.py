@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from data.augmentation.letterbox import PAD_VALUE
-from data.loading.source import LabelledImage
+from data.augmentation.picture import LabelledImage
 
 MIN_SIDE_PX = 2  # boxes that are not wider and higher than this after the warp are dropped
 MIN_AREA_RATIO = 0.1  # and those of which no more than this part is still inside

@@ -14,10 +14,9 @@ from data.augmentation.affine import draw_affine_matrix, visible_window, warp
 from data.augmentation.color import shift_hsv
 from data.augmentation.mix import cutmix, mixup
 from data.augmentation.mosaic import NUM_TILES, build_mosaic, draw_mosaic_centre
+from data.augmentation.picture import LabelledImage, PictureSource
 from data.augmentation.place import Tile, mosaic_tiles, only_scales_and_shifts, place_tiles
 from data.errors import DataError
-from data.loading.sampler import SampleKey
-from data.loading.source import ImageSource, LabelledImage
 
 _RANGES = {  # key: (lowest, highest) that makes sense
     "mosaic": (0, 1),
@@ -83,13 +82,8 @@ class AugmentConfig:
         return replace(self, mosaic=0.0, mixup=0.0, cutmix=0.0) if is_closed else self
 
 
-def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
-    """The generator of all random draws of one sample."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, key.epoch, key.index, key.copy])))
-
-
 def augment(
-    source: ImageSource,
+    source: PictureSource,
     index: int,
     rng: np.random.Generator,
     config: AugmentConfig,
@@ -114,7 +108,7 @@ def augment(
 
 
 def augment_without_colour(
-    source: ImageSource,
+    source: PictureSource,
     index: int,
     rng: np.random.Generator,
     config: AugmentConfig,
@@ -138,7 +132,7 @@ def augment_without_colour(
 
 
 def _compose(
-    source: ImageSource,
+    source: PictureSource,
     index: int,
     rng: np.random.Generator,
     config: AugmentConfig,

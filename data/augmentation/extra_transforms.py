@@ -7,8 +7,8 @@ import warnings
 import albumentations as A
 import numpy as np
 
+from data.augmentation.picture import LabelledImage
 from data.errors import DataError
-from data.loading.source import LabelledImage
 
 MAX_SEED = 2**32
 

@@ -6,9 +6,6 @@ import math
 
 import cv2
 import numpy as np
-import torch
-
-from data.loading.batch import ImageGeometry
 
 PAD_VALUE = 114  # the grey that Ultralytics weights were trained with
 
@@ -44,15 +41,3 @@ def pad_centred(image: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray
     padded = np.full((*size_hw, 3), PAD_VALUE, np.uint8)
     padded[top : top + height, left : left + width] = image
     return padded, (left, top)
-
-
-def letterbox_geometry(
-    original_hw: tuple[int, int], resized_hw: tuple[int, int], pad_xy: tuple[int, int]
-) -> ImageGeometry:
-    """One row of geometry: the way back from the padded square to the original picture."""
-    gains = [resized_hw[1] / original_hw[1], resized_hw[0] / original_hw[0]]
-    return ImageGeometry(
-        gain_B2=torch.tensor([gains], dtype=torch.float32),
-        pad_B2=torch.tensor([pad_xy], dtype=torch.float32),
-        original_size_B2=torch.tensor([original_hw], dtype=torch.int64),
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from data.loading.source import LabelledImage
+from data.augmentation.picture import LabelledImage
 
 MIXUP_BETA = 32.0  # both parameters: the share of either picture is near a half
 NUM_CUTS = 3

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from data.augmentation.letterbox import PAD_VALUE
-from data.loading.source import LabelledImage
+from data.augmentation.picture import LabelledImage
 
 NUM_TILES = 4
 

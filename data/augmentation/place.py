@@ -18,7 +18,7 @@ import numpy as np
 
 from data.augmentation.affine import is_candidate
 from data.augmentation.letterbox import PAD_VALUE
-from data.loading.source import LabelledImage
+from data.augmentation.picture import LabelledImage
 
 
 class Tile(NamedTuple):

@@ -153,7 +153,3 @@ def main(arguments: list[str] | None = None) -> None:
         print(generate_pcb_dataset(folder, SyntheticConfig(**options.as_dict())))
     except DataError as error:
         parser.exit(2, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -19,9 +19,8 @@ from urllib.parse import unquote
 
 from data.errors import DataError
 from data.formats.labels import CROWD, REDUCED, PixelObjects, class_ids_by_name
-from data.formats.moved_paths import Place, find_place, is_absolute, parts_of
+from data.formats.moved_paths import Place, find_place, is_absolute, is_file, parts_of
 from data.formats.text import is_encodable
-from data.indexing.listing import is_file
 
 MAX_COORDINATE_PX = 1e9  # also refuses nan and integers too long for a float
 NUM_TRIED = 100  # names that are looked for in other notations than written

@@ -58,3 +58,7 @@ def parts_of(written: str) -> tuple[str, ...]:
     path = PureWindowsPath(written) if is_windows else PurePosixPath(written)
     return tuple(part for part in path.parts if part not in (path.anchor, ".."))
 
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False, too, for what cannot be the name of one, where `Path.is_file` raises."""
+    return os.path.isfile(path)  # noqa: PTH113

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.errors import DataError
-from data.formats.moved_paths import Place, find_place, is_absolute, parts_of
+from data.formats.moved_paths import Place, find_place, is_absolute, is_file, parts_of
 from data.formats.text import read_text
 
 _JPEG_SUFFIXES = frozenset({".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"})
@@ -145,11 +145,6 @@ def list_coco(file: Path, paths: list[str]) -> Listing:
 def stamp_of(source: Path) -> tuple[int, int]:
     """Size in bytes and modification time in nanoseconds of a file; -1 twice for a folder."""
     return _stamp(source)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; False, too, for what cannot be the name of one, where `Path.is_file` raises."""
-    return os.path.isfile(path)  # noqa: PTH113
 
 
 def label_candidates(image: str) -> list[str]:

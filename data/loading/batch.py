@@ -41,6 +41,18 @@ class ImageGeometry:
         return ImageGeometry(function(self.gain_B2), function(self.pad_B2), function(self.original_size_B2))
 
 
+def letterbox_geometry(
+    original_hw: tuple[int, int], resized_hw: tuple[int, int], pad_xy: tuple[int, int]
+) -> ImageGeometry:
+    """One row of geometry: the way back from the padded square to the original picture."""
+    gains = [resized_hw[1] / original_hw[1], resized_hw[0] / original_hw[0]]
+    return ImageGeometry(
+        gain_B2=torch.tensor([gains], dtype=torch.float32),
+        pad_B2=torch.tensor([pad_xy], dtype=torch.float32),
+        original_size_B2=torch.tensor([original_hw], dtype=torch.int64),
+    )
+
+
 def to_original_px(boxes_N4: Tensor, geometry: ImageGeometry) -> Tensor:
     """Map boxes from network input pixels to pixels of the original picture, clipped to it.
 

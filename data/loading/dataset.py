@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.augmentation.augment import AugmentConfig, augment, augment_without_colour, sample_generator
+from data.augmentation.augment import AugmentConfig, augment, augment_without_colour
 from data.augmentation.color import shift_hsv_to_planes
-from data.augmentation.letterbox import letterbox_geometry, pad_centred, resize_long_side
+from data.augmentation.letterbox import pad_centred, resize_long_side
+from data.augmentation.picture import LabelledImage
 from data.errors import DataError
 from data.indexing.index import ImageIndex
-from data.loading.batch import Batch, EmptyImages, ImageGeometry, Sample, collate, empty_images
+from data.loading.batch import Batch, EmptyImages, ImageGeometry, Sample, collate, empty_images, letterbox_geometry
 from data.loading.cache import RecentImages
 from data.loading.partners import PartnerPools
 from data.loading.rectangles import rectangles_hw
-from data.loading.sampler import SampleKey
-from data.loading.source import ImageSource, LabelledImage
+from data.loading.sampler import SampleKey, sample_generator
+from data.loading.source import ImageSource
 
 if TYPE_CHECKING:  # importing albumentations takes seconds; only who uses it pays
     import albumentations as A

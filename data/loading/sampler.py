@@ -47,6 +47,11 @@ class SampleKey(NamedTuple):
     """Side of the picture to make, in pixels; 0 for that of the data set. No random draw depends on it."""
 
 
+def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
+    """The generator of all random draws of one sample."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, key.epoch, key.index, key.copy])))
+
+
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """All images once, shuffled by (seed, epoch); int64 (num_images,)."""
     order = np.arange(num_images)

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from data.augmentation.letterbox import resize_long_side
+from data.augmentation.picture import LabelledImage
 from data.errors import DataError
 from data.formats.image import decode_image, jpeg_size, read_bytes
 from data.indexing.index import ImageIndex
 from data.loading.broken import BrokenImages
 from data.loading.cache import FileCache, SlotCache
-
-
-class LabelledImage(NamedTuple):
-    """A picture and its objects, in one pixel frame."""
-
-    image: np.ndarray
-    """uint8 (height, width, 3), RGB."""
-    boxes_xyxy_px: np.ndarray
-    """float32 (n, 4), corner boxes in pixels of ``image``."""
-    classes: np.ndarray
-    """int32 (n,)."""
 
 
 class ImageSource:

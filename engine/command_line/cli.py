@@ -39,9 +39,10 @@ from engine.loop.progress import TrainingProgress
 from engine.loop.reporter import RunReporter
 from engine.loop.throughput import Throughput
 from engine.loop.workers import WorkerAdapter
+from engine.machine.devices import count_devices, device_of
 from engine.memory.allocator import budget_bytes_of
 from engine.memory.config import MemoryConfig
-from engine.planning.settle import MemoryAhead, count_devices, device_of, settle_memory, settle_without_plan
+from engine.planning.settle import MemoryAhead, settle_memory, settle_without_plan
 from engine.report.memory_log import OOM_RECOVERY
 from engine.run.changed_settings import check_settings, read_state, settings_of
 from engine.run.checkpoint_io import SafeCheckpointIO

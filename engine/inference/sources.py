@@ -14,7 +14,8 @@ import numpy as np
 
 from data.errors import DataError
 from data.formats.image import read_image
-from data.indexing.listing import IMAGE_SUFFIXES, is_file
+from data.formats.moved_paths import is_file
+from data.indexing.listing import IMAGE_SUFFIXES
 from engine.errors import ConfigError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})

@@ -13,8 +13,8 @@ from rich import get_console
 from rich.console import Console
 from rich.text import Text
 
-from engine.doctor import STYLES
 from engine.loop.throughput import WINDOW_STEPS, Throughput
+from engine.machine.devices import device_of
 from engine.machine.diagnosis import (
     DATA_BOUND_SHARE,
     Finding,
@@ -25,7 +25,7 @@ from engine.machine.diagnosis import (
     needs_of,
 )
 from engine.machine.inventory import examine_machine
-from engine.planning.settle import device_of
+from engine.machine.show import STYLES
 
 WARM_UP_STEPS = 10
 """Steps at the start whose waiting says nothing: workers start, files are not in the system's cache."""

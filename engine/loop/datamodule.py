@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -33,21 +32,15 @@ from data.loading.ram_plan import (
     plan_loading,
     worker_count,
 )
-from data.loading.sampler import STRIDE_PX, WindowSampler, image_sizes
+from data.loading.sampler import WindowSampler, image_sizes
 from engine.errors import ConfigError
 from engine.machine.diagnosis import LoaderInUse
 from engine.machine.inventory import free_disk_bytes, shm_free_bytes
 from engine.memory.host import available_cores, ram_available_bytes
+from engine.planning.data_section import SYNTHETIC, check_sizes, index_folder
 from models import cache_folder
 
 Split = Literal["train", "val", "test"]
-SYNTHETIC = "synthetic"
-MAX_MULTI_SCALE = 0.9
-MIN_IMAGE_SIZE_PX = 2 * STRIDE_PX
-TOO_SMALL = (
-    f"images must have at least {MIN_IMAGE_SIZE_PX} px: of one with less, the deepest layers keep a single value per "
-    "channel, which BatchNorm cannot normalise"
-)
 
 
 class DetectionData(L.LightningDataModule):
@@ -263,43 +256,6 @@ class DetectionData(L.LightningDataModule):
             self.validation_workers,
             num_replicas=self.trainer.world_size,
             rank=self.trainer.global_rank,
-        )
-
-
-def index_folder() -> Path:
-    """Where what a scan has found of a data set is kept."""
-    return cache_folder() / "index"
-
-
-def check_sizes(
-    batch_size: int, micro_batch_size: int | Literal["auto"], image_size: int, multi_scale: float = 0.0
-) -> None:
-    """Refuse sizes that cannot be trained with.
-
-    Raises:
-        ConfigError: Naming the key, the value, the rule and the remedy.
-    """
-    for key, value in (("batch_size", batch_size), ("micro_batch_size", micro_batch_size)):
-        if value != "auto" and value < 1:
-            raise ConfigError(f"data.{key}: {value}: must be at least 1")
-    if micro_batch_size != "auto" and micro_batch_size > batch_size:
-        raise ConfigError(
-            f"data.micro_batch_size: {micro_batch_size}: is more than data.batch_size ({batch_size}), the images "
-            "of a whole optimizer step: lower it or raise data.batch_size"
-        )
-    if image_size < STRIDE_PX or image_size % STRIDE_PX:
-        nearest = max(round(image_size / STRIDE_PX), 2) * STRIDE_PX
-        raise ConfigError(f"data.image_size: {image_size}: must be a multiple of 32: use {nearest}")
-    if image_size < MIN_IMAGE_SIZE_PX:
-        raise ConfigError(f"data.image_size: {image_size}: {TOO_SMALL}")
-    if not 0 <= multi_scale <= MAX_MULTI_SCALE:
-        raise ConfigError(
-            f"data.multi_scale: {multi_scale}: give a part of data.image_size from 0 to {MAX_MULTI_SCALE}"
-        )
-    if multi_scale and len(image_sizes(image_size, multi_scale)) == 1:
-        raise ConfigError(
-            f"data.multi_scale: {multi_scale}: is less than {STRIDE_PX} pixels of data.image_size {image_size}, and "
-            f"sizes go in steps of {STRIDE_PX}: give 0 or at least {math.ceil(1000 * STRIDE_PX / image_size) / 1000}"
         )
 
 

@@ -13,23 +13,15 @@ from subprocess import Popen
 from typing import Any
 
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import nn
 
 from engine.errors import USER_ERRORS, ConfigError, SaidElsewhere, TrainingError
+from engine.machine.devices import cluster_environment
 from engine.training.ranks import TIMEOUT, Ranks, all_present, is_parallel
 
-ENVIRONMENTS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
-"""Who may have started the processes, in the order in which Lightning asks."""
 OWN_NAMES = ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 """Strategies of Lightning for which ours stands in: one process for each device, each with the whole network."""
 FAREWELL_SECONDS = 5.0
@@ -126,23 +118,6 @@ def check_images_per_device(batch_size: int, num_processes: int) -> None:
             f"data.batch_size: {batch_size}: is less than the {num_processes} devices that share it: raise it, or "
             "lower trainer.devices"
         )
-
-
-def cluster_environment() -> ClusterEnvironment:
-    """Who has started this process, and which of them it is: torchrun, SLURM and so on, or Lightning itself.
-
-    Raises:
-        ConfigError: If SLURM's settings cannot be right.
-    """
-    try:
-        return next((kind() for kind in ENVIRONMENTS if kind.detect()), None) or LightningEnvironment()
-    except RuntimeError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-
-
-def local_rank() -> int:
-    """Which of the processes on this machine this one is."""
-    return cluster_environment().local_rank()
 
 
 def share_state(module: nn.Module) -> None:

@@ -21,12 +21,12 @@ from data.formats.dataset_yaml import read_dataset_yaml
 from data.indexing.index import index_of, scan_split
 from data.loading.sampler import STRIDE_PX, image_sizes
 from engine.errors import ConfigError
-from engine.loop.datamodule import SYNTHETIC, check_sizes, index_folder
-from engine.loop.processes import local_rank
+from engine.machine.devices import count_devices, device_of
 from engine.memory.allocator import cap_allocator, enable_expandable_segments, resolve_budget
 from engine.memory.config import MemoryConfig
 from engine.memory.units import format_bytes
 from engine.planning.choose import Recommendation
+from engine.planning.data_section import SYNTHETIC, check_sizes, index_folder
 from engine.planning.predict import described, recommend
 from engine.planning.simulation import StepSpec
 from engine.training.optim import OptimizerConfig
@@ -163,26 +163,6 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
 def largest_image_size(data: Any) -> int:
     """The largest image that training puts on the device, from the ``data`` section of a configuration."""
     return image_sizes(data.image_size, data.multi_scale)[-1]
-
-
-def device_of(trainer: Any) -> torch.device:
-    """The device that this process will train on, from the ``trainer`` section of a configuration."""
-    if trainer.accelerator not in (AUTO, "gpu", "cuda") or not torch.cuda.is_available():
-        return torch.device("cpu")
-    devices = trainer.devices
-    return torch.device("cuda", devices[local_rank()] if isinstance(devices, list) else local_rank())
-
-
-def count_devices(trainer: Any) -> int:
-    """Devices over which a window is shared out, from the same section."""
-    devices = trainer.devices
-    if isinstance(devices, list):
-        count = len(devices)
-    elif str(devices).isdigit():
-        count = int(devices)
-    else:  # auto or -1: all there are
-        count = torch.cuda.device_count() if device_of(trainer).type == "cuda" else 1
-    return max(count, 1) * int(trainer.num_nodes)
 
 
 def what_fits(spec: StepSpec, budget_bytes: int) -> str:

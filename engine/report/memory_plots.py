@@ -30,8 +30,8 @@ from engine.report.memory_log import (
     has_event,
     is_gpu,
 )
+from engine.report.style import INK, MUTED, PALETTE, RULE, SHADE
 
-INK, MUTED, RULE, SHADE = "#24292f", "#57606a", "#d0d7de", "#eef1f4"
 LINES = {  # label, colour, strength of the area below
     USED: ("used (driver, all programs)", "#57606a", 0.12),
     RESERVED: ("reserved (torch's cache)", "#0969da", 0.16),
@@ -46,11 +46,6 @@ EVENTS = {
     RESUMED: ("resumed", "#57606a", ">"),
 }
 BUDGET_COLOUR, PLAN_COLOUR, SPEED_COLOUR = "#cf222e", "#bf8700", "#1a7f37"
-PALETTE = (
-    "#0969da", "#8250df", "#1a7f37", "#bf8700", "#bf3989", "#57606a",
-    "#54aeff", "#c297ff", "#6fdd8b", "#eac54f", "#ff80c8", "#afb8c1",
-    "#0a3069", "#3e1f79", "#044f1e", "#633c01",
-)  # fmt: skip
 MAX_POINTS = 2000
 """More could not be told apart in the picture."""
 MIN_LABELLED_SHARE = 0.05

@@ -21,9 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from engine.report.memory_plots import INK, MUTED, PALETTE, RULE, SHADE
-
-__all__ = ["INK", "MUTED", "PALETTE", "RULE", "SHADE"]
+INK, MUTED, RULE, SHADE = "#24292f", "#57606a", "#d0d7de", "#eef1f4"
+PALETTE = (
+    "#0969da", "#8250df", "#1a7f37", "#bf8700", "#bf3989", "#57606a",
+    "#54aeff", "#c297ff", "#6fdd8b", "#eac54f", "#ff80c8", "#afb8c1",
+    "#0a3069", "#3e1f79", "#044f1e", "#633c01",
+)  # fmt: skip
 GOOD, BAD, DOUBTFUL = "#1a7f37", "#cf222e", "#bc4c00"
 BOX_COLOURS = (
     *("#FF7F75", "#4DA3FF", "#A0F000", "#FF70F6", "#00E5FF", "#FF9500", "#B48CFF", "#FFE600"),

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.loading.batch import Batch
 from engine.errors import TrainingError
+from engine.training.ranks import is_parallel
 from models.detection.loss import LossSums
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,9 @@ class NonFiniteGuard:
         self.num_skipped += 1
         self.num_in_a_row += 1
         shown = _some_of(names)
-        warn = rank_zero_only(log.warning)  # all ranks know the same
-        reason = "its gradient, or a statistic of BatchNorm, is inf or NaN"
-        warn("optimizer step skipped (%d in all): %s: %s", self.num_skipped, reason, shown)
+        if not is_parallel() or dist.get_rank() == 0:  # all ranks know the same
+            reason = "its gradient, or a statistic of BatchNorm, is inf or NaN"
+            log.warning("optimizer step skipped (%d in all): %s: %s", self.num_skipped, reason, shown)
         if self.num_in_a_row >= self.max_in_a_row:
             where = self.diagnose()
             raise TrainingError(

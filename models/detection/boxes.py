@@ -16,26 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from models.kernels.switch import fused_kernels_work
+from models.precision import autocast_disabled, working_dtype
 
 NUM_BINS = 16  # of the distribution over distances: 0 to 15 strides
 CHUNK_ELEMENTS = 2**21  # work on as many images at once as make 8 MiB of each FP32 temporary
 IOU_EPS = 1e-7  # keeps divisions finite for boxes without area; the reference's number
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which predictions of ``dtype`` are worked on: FP32, or FP64 for FP64."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def autocast_disabled(device: torch.device) -> AbstractContextManager:
-    """A context without autocast on ``device``; nothing to do on `meta`, where torch has none."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def images_per_chunk(elements_per_image: int) -> int:
@@ -104,7 +94,7 @@ def decode_boxes(predictions: dict, strides: Sequence[int]) -> Tensor:
     if fused_kernels_work(logits_BDA) and dtype == torch.float32:
         from models.kernels import fused_boxes  # only where there is Triton
 
-        return fused_boxes.decode(logits_BDA, points_2A, strides_A).transpose(1, 2)
+        return fused_boxes.decode(logits_BDA, points_2A, strides_A, NUM_BINS).transpose(1, 2)
     bins_R1 = distance_bins(points_A2)[:, None]
     boxes_B4A = points_A2.new_empty(len(logits_BDA), 4, len(points_A2))
     chunk = images_per_chunk(logits_BDA[0].numel())

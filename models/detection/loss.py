@@ -34,13 +34,12 @@ from models.detection.boxes import (
     NUM_BINS,
     aligned_ciou,
     anchor_points,
-    autocast_disabled,
     decode_boxes,
     distance_bins,
     feature_sizes,
     images_per_chunk,
-    working_dtype,
 )
+from models.precision import autocast_disabled, working_dtype
 
 MIN_NORMALISER = 1.0  # fewer target scores than this count as one
 MAX_DISTANCE = NUM_BINS - 1 - 0.01  # strides; a target strictly between the last two bins

@@ -3,7 +3,7 @@
 With PyTorch's operations, `models.detection.boxes.decode_boxes` passes some ten times over float32 maps of the logits'
 size.
 
-Legend: B images, A anchors, D = 4 x `NUM_BINS` logits of an anchor.
+Legend: B images, A anchors, D = 4 x ``num_bins`` logits of an anchor.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from models.detection.boxes import NUM_BINS
 
 ANCHORS = 128  # of a program
 
@@ -39,19 +37,20 @@ def _decode_kernel(
         tl.store(place, centre - distance if side < 2 else centre + distance, exists)
 
 
-def decode(logits_BDA: Tensor, points_2A: Tensor, strides_A: Tensor) -> Tensor:
+def decode(logits_BDA: Tensor, points_2A: Tensor, strides_A: Tensor, num_bins: int) -> Tensor:
     """Corner boxes, float32 (B, 4, A), in pixels.
 
     Args:
         logits_BDA: Of the distances to the sides, in half precision or float32.
         points_2A: Centres of the anchors, float32, in pixels.
         strides_A: Float32, in pixels.
+        num_bins: Logits of a side.
     """
     batch, num_logits, num_anchors = logits_BDA.shape
-    boxes_B4A = points_2A.new_empty(batch, num_logits // NUM_BINS, num_anchors)
+    boxes_B4A = points_2A.new_empty(batch, num_logits // num_bins, num_anchors)
     with torch.cuda.device_of(logits_BDA):
         _decode_kernel[triton.cdiv(num_anchors, ANCHORS), batch](
             logits_BDA, *logits_BDA.stride(), points_2A, *points_2A.stride(), strides_A, boxes_B4A, num_anchors,
-            NUM_BINS=NUM_BINS, ANCHORS=ANCHORS,
+            NUM_BINS=num_bins, ANCHORS=ANCHORS,
         )  # fmt: skip
     return boxes_B4A

@@ -43,14 +43,14 @@ NUM_PROGRAMS = 1024  # a few for each multiprocessor of the largest GPU
 
 
 @triton.jit
-def _tile_channels(tile, num_channels, TILE_CHANNELS: tl.constexpr):
+def tile_channels(tile, num_channels, TILE_CHANNELS: tl.constexpr):
     """Channels of a tile, and which of them exist."""
     channel = tile * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
     return channel, channel < num_channels
 
 
 @triton.jit
-def _tile_places(tile, num_places, tiles_per_image, TILE_PLACES: tl.constexpr):
+def tile_places(tile, num_places, tiles_per_image, TILE_PLACES: tl.constexpr):
     """Image and places of a tile; int64 for the image, since a map may have more than 2**31 elements."""
     place = (tile % tiles_per_image) * TILE_PLACES + tl.arange(0, TILE_PLACES)[None, :]
     return tl.cast(tile // tiles_per_image, tl.int64), place, place < num_places
@@ -89,13 +89,13 @@ def _moments_kernel(
     NUM_STAGES: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Size of one split, mean of each channel in it, and sum of squared deviations from that."""
-    channel, in_channel = _tile_channels(tl.program_id(0), num_channels, TILE_CHANNELS)
+    channel, in_channel = tile_channels(tl.program_id(0), num_channels, TILE_CHANNELS)
     first = tl.program_id(1) * split_tiles
     lane_count = tl.zeros((1, TILE_PLACES), tl.float32)
     lane_mean = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     squares = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     for tile in tl.range(first, tl.minimum(first + split_tiles, num_tiles), num_stages=NUM_STAGES):
-        image, place, in_image = _tile_places(tile, num_places, tiles_per_image, TILE_PLACES)
+        image, place, in_image = tile_places(tile, num_places, tiles_per_image, TILE_PLACES)
         inside = _inside(in_channel, in_image, EVEN)
         value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0).to(tl.float32)
         lane_count += in_image.to(tl.float32)
@@ -148,8 +148,8 @@ def _apply_kernel(
     SILU: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Normalise and activate one tile, and add the residual."""
-    channel, in_channel = _tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
-    image, place, in_image = _tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
+    channel, in_channel = tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
+    image, place, in_image = tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
     inside = _inside(in_channel, in_image, EVEN)
     value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
     mean_C, invstd_C, weight_C, bias_C = _load_channels(channel, in_channel, mean, variance, weight, bias)
@@ -172,13 +172,13 @@ def _reduce_kernel(
     EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of weight and bias over one split; ``out``, that of the map, too if the statistics are frozen."""
-    channel, in_channel = _tile_channels(tl.program_id(0), num_channels, TILE_CHANNELS)
+    channel, in_channel = tile_channels(tl.program_id(0), num_channels, TILE_CHANNELS)
     mean_C, invstd_C, weight_C, bias_C = _load_channels(channel, in_channel, mean, variance, weight, bias)
     first = tl.program_id(1) * split_tiles
     weight_sum = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     bias_sum = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     for tile in tl.range(first, tl.minimum(first + split_tiles, num_tiles), num_stages=NUM_STAGES):
-        image, place, in_image = _tile_places(tile, num_places, tiles_per_image, TILE_PLACES)
+        image, place, in_image = tile_places(tile, num_places, tiles_per_image, TILE_PLACES)
         inside = _inside(in_channel, in_image, EVEN)
         value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
         slope = tl.load(grad + image * grad_image + channel * grad_channel + place * grad_place, inside, 0.0)
@@ -211,8 +211,8 @@ def _grad_kernel(
     SILU: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of the map, through the batch's statistics too."""
-    channel, in_channel = _tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
-    image, place, in_image = _tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
+    channel, in_channel = tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
+    image, place, in_image = tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
     inside = _inside(in_channel, in_image, EVEN)
     value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0)
     slope = tl.load(grad + image * grad_image + channel * grad_channel + place * grad_place, inside, 0.0)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, _tile_channels, _tile_places, tile_shape
+from models.kernels.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_channels, tile_places, tile_shape
 
 NOWHERE = tl.constexpr(255)
 MAX_KERNEL_SIZE = 15  # positions of a window are numbered by a byte
@@ -29,8 +29,8 @@ def _pool_kernel(
     SIZE: tl.constexpr, INDEX: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """The largest value of each window or, if ``INDEX``, its position there, counted row by row."""
-    channel, in_channel = _tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
-    image, place, in_image = _tile_places(tl.program_id(0), height * width, tiles_per_image, TILE_PLACES)
+    channel, in_channel = tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
+    image, place, in_image = tile_places(tl.program_id(0), height * width, tiles_per_image, TILE_PLACES)
     exists, row, column = in_channel & in_image, place // width, place % width
     largest = tl.full((TILE_CHANNELS, TILE_PLACES), float("-inf"), tl.float32)
     position = tl.full((TILE_CHANNELS, TILE_PLACES), NOWHERE, tl.int32)
@@ -53,8 +53,8 @@ def _collect_kernel(
     SIZE: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Each position's sum of the gradients of the windows that it is the largest of."""
-    channel, in_channel = _tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
-    image, place, in_image = _tile_places(tl.program_id(0), height * width, tiles_per_image, TILE_PLACES)
+    channel, in_channel = tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
+    image, place, in_image = tile_places(tl.program_id(0), height * width, tiles_per_image, TILE_PLACES)
     exists, row, column = in_channel & in_image, place // width, place % width
     total = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     for step in tl.static_range(SIZE * SIZE):

@@ -41,7 +41,7 @@ from ultralytics.nn.modules import C2PSA, C2f, Conv, Detect, DWConv
 from ultralytics.nn.modules.block import Attention, Bottleneck
 from ultralytics.nn.tasks import DetectionModel
 
-from models.detection.boxes import autocast_disabled
+from models.precision import autocast_disabled
 from models.recompute import recipes
 from models.recompute.block import DroppedLayer
 from models.recompute.copies import FusedConcatenation, Upsample, is_fused

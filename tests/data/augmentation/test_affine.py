@@ -12,7 +12,7 @@ from ultralytics.data.augment import RandomPerspective
 from ultralytics.utils.instance import Instances
 
 from data.augmentation.affine import draw_affine_matrix, is_candidate, transform_boxes, visible_window, warp
-from data.loading.source import LabelledImage
+from data.augmentation.picture import LabelledImage
 
 SIZE = 96
 RANGES = {"degrees": 20.0, "translate": 0.2, "scale": 0.5, "shear": 8.0, "perspective": 0.001}

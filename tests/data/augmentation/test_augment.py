@@ -12,13 +12,14 @@ from ultralytics.data.augment import RandomFlip
 from ultralytics.utils.instance import Instances
 
 import data.augmentation.augment
-from data.augmentation.augment import AugmentConfig, augment, flip, sample_generator
+from data.augmentation.augment import AugmentConfig, augment, flip
 from data.augmentation.letterbox import pad_centred
+from data.augmentation.picture import LabelledImage
 from data.augmentation.place import Tile
 from data.errors import DataError
 from data.indexing.index import ImageIndex
-from data.loading.sampler import SampleKey
-from data.loading.source import ImageSource, LabelledImage
+from data.loading.sampler import SampleKey, sample_generator
+from data.loading.source import ImageSource
 
 STILL = AugmentConfig(mosaic=0, translate=0, scale=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0)
 

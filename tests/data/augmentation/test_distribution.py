@@ -17,10 +17,10 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data.augment import Albumentations
 from ultralytics.data.dataset import YOLODataset
 
-from data.augmentation.augment import AugmentConfig, augment, sample_generator
+from data.augmentation.augment import AugmentConfig, augment
 from data.formats.dataset_yaml import read_dataset_yaml
 from data.indexing.index import build_index
-from data.loading.sampler import SampleKey
+from data.loading.sampler import SampleKey, sample_generator
 from data.loading.source import ImageSource
 
 SIZE = 96

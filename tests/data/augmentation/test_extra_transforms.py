@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from data.augmentation.extra_transforms import ExtraTransforms
+from data.augmentation.picture import LabelledImage
 from data.errors import DataError
-from data.loading.source import LabelledImage
 
 
 def make_image() -> LabelledImage:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ultralytics.data.augment import LetterBox
 
-from data.augmentation.letterbox import letterbox_geometry, pad_centred, resize_long_side
-from data.loading.batch import to_original_px
+from data.augmentation.letterbox import pad_centred, resize_long_side
+from data.loading.batch import letterbox_geometry, to_original_px
 
 
 def noise(height: int, width: int) -> np.ndarray:

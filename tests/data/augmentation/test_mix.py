@@ -11,7 +11,7 @@ from ultralytics.data.augment import CutMix, MixUp
 from ultralytics.utils.instance import Instances
 
 from data.augmentation.mix import _draw_cut, cutmix, mixup
-from data.loading.source import LabelledImage
+from data.augmentation.picture import LabelledImage
 
 SIZE = 96
 

@@ -11,7 +11,7 @@ from ultralytics.utils.instance import Instances
 
 from data.augmentation.affine import draw_affine_matrix, visible_window, warp
 from data.augmentation.mosaic import build_mosaic, draw_mosaic_centre
-from data.loading.source import LabelledImage
+from data.augmentation.picture import LabelledImage
 
 SIZE = 64
 EVERYTHING = np.array([-np.inf, -np.inf, np.inf, np.inf])

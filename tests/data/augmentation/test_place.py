@@ -8,8 +8,8 @@ import pytest
 
 from data.augmentation.affine import draw_affine_matrix, visible_window, warp
 from data.augmentation.mosaic import build_mosaic, draw_mosaic_centre
+from data.augmentation.picture import LabelledImage
 from data.augmentation.place import Tile, mosaic_tiles, only_scales_and_shifts, place_tiles
-from data.loading.source import LabelledImage
 
 SIZE = 160
 CANVAS = (2 * SIZE, 2 * SIZE)

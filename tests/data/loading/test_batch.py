@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.augmentation.letterbox import letterbox_geometry
-from data.loading.batch import Batch, Sample, collate
+from data.loading.batch import Batch, Sample, collate, letterbox_geometry
 
 COUNTS = st.lists(st.integers(0, 4), min_size=1, max_size=9)
 

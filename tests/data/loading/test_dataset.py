@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.augmentation.augment import AugmentConfig, augment, sample_generator
+from data.augmentation.augment import AugmentConfig, augment
 from data.indexing.index import ImageIndex
 from data.loading.batch import Sample, to_original_px
 from data.loading.dataset import TrainDataset, ValidationDataset
-from data.loading.sampler import SampleKey, epoch_order
+from data.loading.sampler import SampleKey, epoch_order, sample_generator
 
 
 def make_train(index: ImageIndex, **changes: object) -> TrainDataset:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from data.augmentation.augment import AugmentConfig, augment, sample_generator
+from data.augmentation.augment import AugmentConfig, augment
 from data.indexing.index import ImageIndex
 from data.loading.dataset import TrainDataset
 from data.loading.loader import build_train_loader
-from data.loading.sampler import SampleKey, WindowSampler, image_sizes
+from data.loading.sampler import SampleKey, WindowSampler, image_sizes, sample_generator
 from data.loading.source import ImageSource
 
 PLAIN = AugmentConfig(hsv_h=0, hsv_s=0, hsv_v=0)

@@ -17,7 +17,7 @@ from engine.errors import ConfigError
 from engine.loop.advice import advise_before
 from engine.memory.units import GIB
 from engine.planning import predict, settle
-from engine.planning.settle import count_devices, device_of, settle_memory, settle_without_plan, spec_of, what_fits
+from engine.planning.settle import settle_memory, settle_without_plan, spec_of, what_fits
 from engine.planning.simulation import StepSpec
 from tests.helpers import fake_gpu
 
@@ -147,22 +147,6 @@ def test_what_fits__names_an_image_size_that_does() -> None:
     spec = StepSpec(network="yolo11n", num_classes=5, image_size=256, precision="fp32", boxes_per_image=5)
     assert what_fits(spec, int(0.95 * GIB)).startswith("data.image_size 192 fits 972.8 MiB")
     assert what_fits(replace(spec, image_size=128), GIB // 2).startswith("no image size fits 512.0 MiB")
-
-
-@pytest.mark.parametrize(
-    ("devices", "num_nodes", "expected"), [(1, 1, 1), ([0, 2], 1, 2), ("3", 2, 6), ("auto", 1, 1), (-1, 1, 1)]
-)
-def test_count_devices(devices: object, num_nodes: int, expected: int) -> None:
-    trainer = SimpleNamespace(accelerator="cpu", devices=devices, num_nodes=num_nodes)
-    assert count_devices(trainer) == expected
-
-
-def test_device_of__follows_rank_and_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert device_of(SimpleNamespace(accelerator="gpu", devices=[0, 2])) == torch.device("cuda", 2)
-    assert device_of(SimpleNamespace(accelerator="auto", devices=2)) == torch.device("cuda", 1)
-    assert device_of(SimpleNamespace(accelerator="cpu", devices=1)) == torch.device("cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,17 @@
+"""Where the networks and their loss work in FP32, whatever autocast says."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which predictions of ``dtype`` are worked on: FP32, or FP64 for FP64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def autocast_disabled(device: torch.device) -> AbstractContextManager:
+    """A context without autocast on ``device``; nothing to do on `meta`, where torch has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
