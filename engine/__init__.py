@@ -1,4 +1,17 @@
-"""What happens in each training step, and the commands: the only package that knows Lightning."""
+"""What happens in each training step, and the commands: the only package that knows Lightning.
+
+The files here are the commands, ``python -m engine.NAME``, and `errors`. Each folder holds one subject, and imports
+only folders that stand below it:
+
+    command_line                               parses and checks configurations, explains mistakes
+    loop                                       what Lightning calls: module, data module, callbacks
+    planning, report, run, inference, migration
+    validation                                 from predictions to metrics
+    training, machine                          one optimizer step; what this machine has
+    memory                                     bytes: measured, limited, simulated
+
+Begin with `engine.training.step`, one optimizer step from top to bottom, or with `engine.fit`, a whole run.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,15 @@
 """Pure torch: the network, its loss, and what makes both use less memory. Knows neither `data` nor Lightning.
 
+    network      the networks of YOLO11
+    detection    loss, and detections from raw predictions
+    recompute    less memory for activations
+    kernels      everything in Triton
+    weights      files of weights, read without running anything in them
+    precision    where FP32 is kept
+
+Imports go from ``weights`` to ``network``, and from ``network``, ``detection`` and ``recompute`` to ``kernels`` and
+``precision``. Begin with `models.detection.loss`.
+
 The network comes from the `ultralytics` package. When that is imported it looks up a host name, writes a settings
 file, announces it, and later may install packages: switched off or led to the cache folder here, before any module
 of this package imports it.

@@ -16,6 +16,7 @@ from engine.migration.ultralytics_arguments import parse_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.ko.md"])
+PACKAGES = ("engine", "models", "data")
 OURS = ("guide", "accumulation", "troubleshooting", "migrating", "README.ko")
 
 
@@ -65,6 +66,15 @@ def test_commands_to_translate__can_be(name: str) -> None:
 def test_yaml_examples__are_yaml(page: Path) -> None:
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
         assert isinstance(yaml.safe_load(block), dict)
+
+
+def test_contributing__names_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:engine|models|data|tests|benchmarks|docs)/[\w./]*)`", text))
+    assert len(named) > 10 and not [name for name in named if not (ROOT / name).exists()]
+    tree = text.split("```")[1]
+    folders = [path.parent for package in PACKAGES for path in (ROOT / package).glob("*/__init__.py")]
+    assert not [folder for folder in folders if f"\n  {folder.name}/ " not in tree]
 
 
 def test_faults__name_tests_that_exist() -> None:

@@ -1,5 +1,6 @@
 """From a wish to a plan: micro-batch, accumulation and recompute level within a VRAM budget.
 
-Imports `engine.training` and `engine.memory`, never Lightning. Begin with `predict`: `simulation` runs a step on the
+Imports `engine.training`, `engine.machine` and `engine.memory`. Begin with `predict`: `simulation` runs a step on the
 meta device, `choose` takes the fastest split that fits, `settle` writes it into a configuration, `table` shows it.
+`data_section` says which sizes can be trained with.
 """

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,13 @@ class TestFinishedRun:
         )
         assert weights.dtype == average.dtype == torch.float32
         assert not torch.equal(weights, average)
+
+    def test_files__name_no_module_of_yolofit(self, finished_run: Path) -> None:
+        """Its files move; what a run has written before is read all the same."""
+        checkpoint = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)
+        del checkpoint["state_dict"], checkpoint["optimizer_states"]
+        written = f"{checkpoint}\n{(finished_run / 'config.yaml').read_text()}"
+        assert not re.findall(r"\b(?:engine|models)\.\w+|class_path: data\.", written)
 
     def test_validate__gives_the_numbers_of_the_run(
         self, finished_run: Path, capsys: pytest.CaptureFixture[str]
