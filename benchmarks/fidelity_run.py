@@ -17,7 +17,7 @@ from data.formats.dataset_yaml import read_dataset_yaml
 from data.indexing.index import build_index
 from data.loading.dataset import ValidationDataset
 from data.loading.loader import build_validation_loader
-from engine.export import export
+from engine.inference.export_formats import export
 from engine.run.checkpoint import LoadedNetwork, load_network
 from engine.validation.evaluation import Evaluation
 from models.detection.loss import DetectionLoss, LossGains

@@ -13,9 +13,9 @@ from pathlib import Path
 from common import write
 
 from engine.memory.units import GIB
-from engine.plan import as_json, default_question, make_plan
 from engine.planning.choose import MARGIN_SHARE, MICRO_BATCH_COST
 from engine.planning.predict import plan_step
+from engine.planning.question import as_json, default_question, make_plan
 
 BUDGETS_GIB = (24, 16, 12, 8, 6, 4, 3, 2)
 

@@ -4,8 +4,8 @@ The files here are the commands, ``python -m engine.NAME``, and `errors`. Each f
 only folders that stand below it:
 
     command_line                               parses and checks configurations, explains mistakes
-    loop                                       what Lightning calls: module, data module, callbacks
-    planning, report, run, inference, migration
+    loop, inference                            what Lightning calls; prediction and export
+    planning, report, run, migration           before, after and beside the training
     validation                                 from predictions to metrics
     training, machine                          one optimizer step; what this machine has
     memory                                     bytes: measured, limited, simulated

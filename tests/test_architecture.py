@@ -19,8 +19,8 @@ LAYERS = {
     "engine": (
         ("fit", "validate", "predict", "export", "plan", "doctor", "inspect", "new"),
         ("command_line",),
-        ("loop",),
-        ("planning", "report", "run", "inference", "migration"),
+        ("loop", "inference"),
+        ("planning", "report", "run", "migration"),
         ("validation",),
         ("training", "machine"),
         ("memory",),

@@ -1,4 +1,6 @@
-"""What prediction and export need beside the network: sources of pictures, tiles, NMS in ONNX.
+"""Prediction and export: what a trained network is used for.
 
-Imports `engine.errors`, `models` and `data`. Begin with the commands `engine.predict` and `engine.export`.
+Imports `engine.run` for checkpoints, `engine.validation` and `engine.report` for drawing. Begin with `predictor`, which
+takes pictures from `sources`, may cut them by `tiling`, and hands what it finds to `results`; `export_formats` writes
+other programs' files, and `onnx_nms` adds NMS to one.
 """

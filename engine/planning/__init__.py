@@ -2,5 +2,5 @@
 
 Imports `engine.training`, `engine.machine` and `engine.memory`. Begin with `predict`: `simulation` runs a step on the
 meta device, `choose` takes the fastest split that fits, `settle` writes it into a configuration, `table` shows it.
-`data_section` says which sizes can be trained with.
+`question` is the table of `engine.plan`, `data_section` says which sizes can be trained with.
 """

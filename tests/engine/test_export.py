@@ -15,8 +15,9 @@ import yaml
 
 from data.formats.image import read_image
 from engine.errors import ConfigError
-from engine.export import SUFFIXES, main
-from engine.predict import Predictor
+from engine.export import main
+from engine.inference.export_formats import SUFFIXES
+from engine.inference.predictor import Predictor
 from engine.run.checkpoint import LoadedNetwork, load_network
 from engine.validate import main as validate
 from models.detection.boxes import decode_boxes

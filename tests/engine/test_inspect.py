@@ -19,8 +19,9 @@ import torch
 
 from data.errors import DataError
 from engine.errors import ConfigError
-from engine.inspect import findings_of, main
+from engine.inspect import main
 from engine.loop.datamodule import DetectionData
+from engine.report.dataset_findings import findings_of
 
 BOX = "0 0.5 0.5 0.5 0.5\n"
 CLASSES = "names: [common, rare, unseen]\n"

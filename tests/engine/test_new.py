@@ -14,11 +14,13 @@ from ultralytics.utils import YAML
 
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
 from engine import new as new_module
+from engine.command_line import first_configuration
 from engine.command_line.cli import CommandLine
+from engine.command_line.first_configuration import DataFacts, examine_data, render, suggest
 from engine.errors import ConfigError
 from engine.machine.inventory import Gpu, Machine, examine_machine
 from engine.memory.units import GIB
-from engine.new import DataFacts, examine_data, main, render, suggest
+from engine.new import main
 from tests.helpers.faults import FULL, full_disk
 
 FACTS = DataFacts(num_images=939, num_boxes=9000, num_classes=8, small_side_rel=0.05, long_side_px=1280)
@@ -308,4 +310,4 @@ def test_render__is_the_same_settings_in_yaml(machine_with_gpu: Machine) -> None
 
 def test_comments__are_for_keys_that_exist() -> None:
     keys = set(CommandLine(["--data.root=x"]).parser.get_defaults().keys())
-    assert not set(new_module.COMMENTS) - keys
+    assert not set(first_configuration.COMMENTS) - keys

@@ -17,8 +17,10 @@ from data.errors import DataError
 from data.formats.image import read_image
 from engine import predict
 from engine.errors import ConfigError
+from engine.inference.predictor import Predictor
+from engine.inference.results import PredictionFolder, summary_line
 from engine.inference.sources import Frame, find_files, read_frames
-from engine.predict import PredictionFolder, Predictor, _fresh, main, summary_line
+from engine.predict import _fresh, main
 from engine.run.checkpoint import LoadedNetwork, load_network
 from models.detection.postprocess import Detections, NmsConfig
 from tests.helpers.checkpoints import Overfitted

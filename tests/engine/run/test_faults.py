@@ -231,7 +231,7 @@ def test_clock__is_read_only_where_it_is_shown() -> None:
         for path in (ROOT / package).rglob("*.py")
         if re.search(r"\btime\.time\(|datetime\.(now|utcnow|today)\(", path.read_text())
     ]
-    assert sorted(users) == ["engine/export.py", "engine/report/memory_log.py"]
+    assert sorted(users) == ["engine/inference/export_formats.py", "engine/report/memory_log.py"]
 
 
 def hold(folder: Path, ready: Path) -> None:

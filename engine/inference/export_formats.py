@@ -1,0 +1,166 @@
+"""Writes a network into a file of another program's format: Ultralytics' .pt, ONNX, TorchScript, safetensors."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import ultralytics
+from torch import Tensor, nn
+
+from engine.errors import ConfigError
+from engine.run.checkpoint import LoadedNetwork
+from models.detection.postprocess import NmsConfig
+from models.network import detection_head, head_strides
+from models.weights.saved_weights import SAFETENSORS_KEY
+
+SUFFIXES = {"ultralytics": ".pt", "onnx": ".onnx", "torchscript": ".torchscript", "safetensors": ".safetensors"}
+INPUT, OUTPUT = "images", "output0"  # the names that Ultralytics' ONNX files have
+ONNX_OPSET = 17
+
+
+class InferenceNetwork(nn.Module):
+    """Images to boxes and scores in one tensor, for any batch and size: what Ultralytics' exports return.
+
+    Input: (B, 3, H, W), RGB in [0, 1], H and W multiples of 32. Output: (B, 4 + C, A): centre x, centre y, width and
+    height of each anchor's box in pixels of the input, then its C scores in [0, 1].
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        head = detection_head(network)
+        head.export = head.dynamic = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return self.network(images)
+
+
+def export(loaded: LoadedNetwork, file_format: str, output: Path, nms: NmsConfig | None = None) -> None:
+    """Write a network into a file of one of the formats `SUFFIXES`, whole or not at all.
+
+    Args:
+        loaded: The network; changed by the export, so not to be used afterwards.
+        file_format: Which.
+        output: The file; one that is there is replaced.
+        nms: Also reduce overlapping boxes within the file (``onnx`` only), with these limits.
+
+    Raises:
+        ConfigError: If a package is missing, or the file cannot be written.
+    """
+    if file_format == "onnx":
+        _require_onnx()
+    contents: dict[str, Callable[[], bytes]] = {  # in memory: of a full disk, the libraries say little, or crash
+        "ultralytics": lambda: _ultralytics(loaded),
+        "onnx": lambda: _onnx(loaded, nms),
+        "torchscript": lambda: _torchscript(loaded),
+        "safetensors": lambda: _safetensors(loaded),
+    }
+    content = contents[file_format]()
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
+            path = Path(folder) / output.name
+            path.write_bytes(content)
+            path.replace(output)
+    except OSError as error:
+        raise ConfigError(f"--output: {output}: cannot be written ({error.strerror}): choose another") from error
+
+
+def _ultralytics(loaded: LoadedNetwork) -> bytes:
+    """What ``ultralytics.YOLO`` expects of a ``.pt``: the pickled model, its names, and the training's arguments."""
+    model: Any = loaded.network.requires_grad_(True)
+    model.names = dict(enumerate(loaded.class_names))
+    model.task = "detect"
+    model.args = {"task": "detect", "model": f"{loaded.name}.pt", "imgsz": loaded.image_size}
+    checkpoint = {
+        "model": model,
+        "ema": None,
+        "epoch": -1,
+        "train_args": model.args,
+        "date": datetime.now().isoformat(),
+        "version": ultralytics.__version__,
+        "license": "AGPL-3.0 License (https://ultralytics.com/license)",
+    }
+    file = io.BytesIO()
+    torch.save(checkpoint, file)
+    return file.getvalue()
+
+
+def _safetensors(loaded: LoadedNetwork) -> bytes:
+    metadata = {SAFETENSORS_KEY: json.dumps(loaded.description)}
+    state = {name: tensor.contiguous() for name, tensor in loaded.network.state_dict().items()}
+    return safetensors.torch.save(state, metadata)
+
+
+def _torchscript(loaded: LoadedNetwork) -> bytes:
+    extra = {"config.txt": json.dumps(_metadata(loaded))}  # where Ultralytics looks for it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tracing, and that torch would rather have torch.export
+        traced = torch.jit.trace(InferenceNetwork(loaded.network), _example(loaded), check_trace=False)
+        file = io.BytesIO()
+        torch.jit.save(traced, file, _extra_files=extra)
+    return file.getvalue()
+
+
+def _onnx(loaded: LoadedNetwork, nms: NmsConfig | None) -> bytes:
+    import onnx
+
+    from engine.inference.onnx_nms import append_nms
+
+    axes = {INPUT: {0: "batch", 2: "height", 3: "width"}, OUTPUT: {0: "batch", 2: "anchors"}}
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tracing, and that this exporter is the older one
+        torch.onnx.export(
+            InferenceNetwork(loaded.network),
+            (_example(loaded),),
+            file,  # type: ignore[arg-type]  # this exporter takes it
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes=axes,
+            opset_version=ONNX_OPSET,
+            dynamo=False,  # needs no further package
+        )
+    model = onnx.load_from_string(file.getvalue())
+    if nms is not None:
+        model = append_nms(model, OUTPUT, nms)
+    for key, value in _metadata(loaded).items():
+        model.metadata_props.add(key=key, value=str(value))
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def _example(loaded: LoadedNetwork) -> Tensor:
+    """Images to trace with: sides that differ, so that none is taken for the other."""
+    side = max(loaded.image_size, 64)
+    return torch.rand(2, 3, side, side - 32, generator=torch.Generator().manual_seed(0))
+
+
+def _metadata(loaded: LoadedNetwork) -> dict:
+    """What Ultralytics writes into its exports, so that ``YOLO("best.onnx")`` knows what it reads."""
+    return {
+        "description": f"{loaded.name}, exported by yolofit",
+        "task": "detect",
+        "stride": max(head_strides(loaded.network)),
+        "batch": 1,
+        "imgsz": [loaded.image_size, loaded.image_size],
+        "names": dict(enumerate(loaded.class_names)),
+        "args": {"dynamic": True, "nms": False, "half": False},
+        "channels": 3,
+    }
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--format: onnx: the package onnx is missing: pip install 'yolofit[export]'") from error
