@@ -171,10 +171,10 @@ def loader_table() -> list[list[str]]:
     """Images per second of the loader beside Ultralytics'."""
     labels = {
         "disk": "from disk, HSV on the host",
-        "disk_colour_on_device": "from disk, HSV left to the GPU (whose time is not counted)",
+        "disk_color_on_device": "from disk, HSV left to the GPU (whose time is not counted)",
         "ram": "from RAM, HSV on the host",
-        "ram_colour_on_device": "from RAM, HSV left to the GPU",
-        "ram_colour_by_torch": "from RAM, the GPU's code for HSV run by this CPU",
+        "ram_color_on_device": "from RAM, HSV left to the GPU",
+        "ram_color_by_torch": "from RAM, the GPU's code for HSV run by this CPU",
         "ram_worker": "from RAM, HSV on the host, in a worker process",
     }
     rows = []
