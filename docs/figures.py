@@ -384,7 +384,7 @@ CLAIMS = (
     Claim("README.ko.md", "`none` {} GiB, `elementwise` {} GiB, `block` {} GiB", lambda: _peaks_gib((32, 640))),
     Claim(
         "docs/troubleshooting.md",
-        "YOLO11l at 32 x 640 in fp16 needs {} GiB plainly, {} with `elementwise` and {} with `block`",
+        "YOLO11l at 32 x 640 in fp16 needs {} GiB with `none`, {} with `elementwise` and {} with `block`",
         lambda: _peaks_gib((32, 640)),
     ),
     Claim(

@@ -75,7 +75,7 @@ STATED = {
         "AdamW with 0.01, an SGD value, is too much: 0.001 to 0.002",
         '"saves only 20 to 30 %"',
         "over 95 % of the memory",
-        "take 0.2 GiB of YOLO11l",  # two moments of 0.09
+        "take 0.2 GiB of YOLO11l, not 4 GB",  # two moments of 0.09; what users say
     ],
 }
 """By page, figures that are no measurements of ours: values of keys, versions, assumptions, what others say."""
