@@ -502,7 +502,7 @@ CLAIMS = (
     ),
     Claim(
         "docs/data-loading.md",
-        "mAP50-95 was {} on validation pictures made the same way and {} on the ordinary ones",
+        "mAP50-95 was {} on validation images made the same way and {} on the ordinary ones",
         lambda: [f"{result('reduced_decoding_cpu')['map50_95'][how]:.3f}" for how in DECODED],
     ),
     Claim(
@@ -547,7 +547,7 @@ CLAIMS = (
         "the two differ by up to {} (mAP50-95 of the same weights, {} networks",
         _validators_apart,
     ),
-    Claim("docs/migrating.md", "theirs is up to {} off", lambda: _validators_apart()[:1]),
+    Claim("docs/migrating.md", "The AP of Ultralytics is up to {} off", lambda: _validators_apart()[:1]),
     Claim("docs/data-loading.md", "| each worker | about {} MiB", lambda: [str(WORKER_BYTES // MIB)]),
     Claim("docs/data-loading.md", "all within {} % of the RAM that is available", lambda: [f"{100 * RAM_SHARE:.0f}"]),
     Claim(
