@@ -42,11 +42,11 @@ def random_window(num_images: int, image_size: int, seed: int = 0, boxes_per_ima
     """Noise images with boxes."""
     generator = torch.Generator().manual_seed(seed)
     num_boxes = num_images * boxes_per_image
-    centres = torch.rand(num_boxes, 2, generator=generator) * image_size
+    centers = torch.rand(num_boxes, 2, generator=generator) * image_size
     sizes = (torch.rand(num_boxes, 2, generator=generator) * 0.3 + 0.05) * image_size
     return Batch(
         images=torch.randint(0, 256, (num_images, 3, image_size, image_size), generator=generator, dtype=torch.uint8),
-        boxes_xyxy_px=torch.cat([centres - sizes / 2, centres + sizes / 2], 1).clamp(0, image_size),
+        boxes_xyxy_px=torch.cat([centers - sizes / 2, centers + sizes / 2], 1).clamp(0, image_size),
         classes=torch.randint(0, NUM_CLASSES, (num_boxes,), generator=generator),
         image_index=torch.arange(num_boxes) // max(boxes_per_image, 1),
         names=[f"{i}.jpg" for i in range(num_images)],

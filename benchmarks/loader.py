@@ -9,8 +9,8 @@ batch, holds most of a small set and hardly ever reads a file. Its extra Albumen
 with probability 0.01) are switched off: our recipe does not have them.
 
 Seconds are processor seconds of the process, so that other work on the machine counts little. In the cases
-``colour_on_device`` we leave HSV to the GPU (`Batch.coloured`), whose time is not in the figures; Ultralytics has no
-such choice. ``ram_colour_by_torch`` is the same with that code run by this CPU instead: what it costs where there is no
+``color_on_device`` we leave HSV to the GPU (`Batch.colored`), whose time is not in the figures; Ultralytics has no
+such choice. ``ram_color_by_torch`` is the same with that code run by this CPU instead: what it costs where there is no
 GPU to do it. In the case ``ram_worker`` both sides make their windows in one worker process of a DataLoader, whose
 seconds are added to those of the process that takes them.
 """
@@ -41,10 +41,10 @@ WINDOWS_PER_ROUND = 8
 WARM_UP_WINDOWS = NUM_IMAGES // BATCH_SIZE  # a whole epoch: every cache and buffer is full
 CASES = {
     "disk": ("ultralytics_disk", "ours_disk"),
-    "disk_colour_on_device": ("ultralytics_disk", "ours_disk_no_colour"),
+    "disk_color_on_device": ("ultralytics_disk", "ours_disk_no_color"),
     "ram": ("ultralytics_ram", "ours_ram"),
-    "ram_colour_on_device": ("ultralytics_ram", "ours_ram_no_colour"),
-    "ram_colour_by_torch": ("ultralytics_ram", "ours_ram_colour_by_torch"),
+    "ram_color_on_device": ("ultralytics_ram", "ours_ram_no_color"),
+    "ram_color_by_torch": ("ultralytics_ram", "ours_ram_color_by_torch"),
     "ram_worker": ("ultralytics_ram_worker", "ours_ram_worker"),
 }
 
@@ -83,7 +83,7 @@ def theirs(root: Path, cache: str | None, num_workers: int = 0) -> Iterator[obje
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
-def ours(root: Path, in_ram: bool, colour_on_device: bool = False, num_workers: int = 0) -> Iterator[Batch]:
+def ours(root: Path, in_ram: bool, color_on_device: bool = False, num_workers: int = 0) -> Iterator[Batch]:
     """Windows of our training loader, endlessly."""
     from data.augmentation.augment import AugmentConfig
     from data.formats.dataset_yaml import read_dataset_yaml
@@ -94,7 +94,7 @@ def ours(root: Path, in_ram: bool, colour_on_device: bool = False, num_workers: 
     from data.loading.partners import POOL_SIZE
 
     index = build_index(read_dataset_yaml(root / "data.yaml"), "train")
-    dataset = TrainDataset(index, IMAGE_SIZE, AugmentConfig(), 0, 1000, colour_on_device=colour_on_device)
+    dataset = TrainDataset(index, IMAGE_SIZE, AugmentConfig(), 0, 1000, color_on_device=color_on_device)
     slot_bytes = 3 * IMAGE_SIZE**2
     if in_ram:
         dataset.source.cache = DecodedCache(len(dataset), slot_bytes)
@@ -110,10 +110,10 @@ SIDES: dict[str, Callable[[Path], Iterator[object]]] = {
     "ultralytics_disk": lambda root: theirs(root, None),
     "ultralytics_ram": lambda root: theirs(root, "ram"),
     "ours_disk": lambda root: ours(root, in_ram=False),
-    "ours_disk_no_colour": lambda root: ours(root, in_ram=False, colour_on_device=True),
+    "ours_disk_no_color": lambda root: ours(root, in_ram=False, color_on_device=True),
     "ours_ram": lambda root: ours(root, in_ram=True),
-    "ours_ram_no_colour": lambda root: ours(root, in_ram=True, colour_on_device=True),
-    "ours_ram_colour_by_torch": lambda root: (w.coloured() for w in ours(root, in_ram=True, colour_on_device=True)),
+    "ours_ram_no_color": lambda root: ours(root, in_ram=True, color_on_device=True),
+    "ours_ram_color_by_torch": lambda root: (w.colored() for w in ours(root, in_ram=True, color_on_device=True)),
     "ultralytics_ram_worker": lambda root: theirs(root, "ram", num_workers=1),
     "ours_ram_worker": lambda root: ours(root, in_ram=True, num_workers=1),
 }

@@ -28,7 +28,7 @@ ROUNDS, STEPS_PER_ROUND, LOG_EVERY_STEPS = 9, 10, 10
 
 
 def main() -> None:
-    """Time training steps of a small network, the least favourable to the monitor."""
+    """Time training steps of a small network, the least favorable to the monitor."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--image-size", type=int, default=96)

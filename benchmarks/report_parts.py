@@ -1,4 +1,4 @@
-"""What the sections of docs/benchmarks.md share: words, colours and tables."""
+"""What the sections of docs/benchmarks.md share: words, colors and tables."""
 
 from __future__ import annotations
 

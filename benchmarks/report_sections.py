@@ -31,9 +31,9 @@ def _step_on_cpu(report: Report, step: Result, name: str) -> str:
 
     def draw(memory: Axes, time: Axes) -> None:
         names = list(reversed(step["peak_bytes"]))
-        colours = [COLOURS[name.partition(",")[0]] for name in names]
-        memory.barh(names, [step["peak_bytes"][name] / 2**20 for name in names], color=colours)
-        time.barh(names, [step["median_seconds"][name] for name in names], color=colours)
+        colors = [COLOURS[name.partition(",")[0]] for name in names]
+        memory.barh(names, [step["peak_bytes"][name] / 2**20 for name in names], color=colors)
+        time.barh(names, [step["median_seconds"][name] for name in names], color=colors)
         memory.set(xlabel="peak of tensors, MiB")
         memory.tick_params(axis="y", labelsize=7)
         time.set(xlabel="seconds a step", yticks=[])

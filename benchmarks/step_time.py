@@ -86,11 +86,11 @@ def their_batch(batch: Batch) -> dict[str, torch.Tensor]:
     """The boxes of a batch as their loss takes them."""
     size = batch.images.shape[-1]
     corners = batch.boxes_xyxy_px / size
-    centre_boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+    center_boxes = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
     return {
         "batch_idx": batch.image_index.float(),
         "cls": batch.classes.float().view(-1, 1),
-        "bboxes": centre_boxes,
+        "bboxes": center_boxes,
     }
 
 

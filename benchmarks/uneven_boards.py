@@ -27,8 +27,8 @@ def write_uneven_boards(folder: Path, num_train: int, num_val: int, image_size: 
         for number in range(count):
             image, boxes, classes = draw_uneven(np.random.default_rng([split, number]), image_size)
             cv2.imwrite(str(folder / "images" / name / f"{number:05d}.jpg"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-            centres_and_sizes = np.concatenate([boxes[:, :2] + boxes[:, 2:], 2 * (boxes[:, 2:] - boxes[:, :2])], 1) / 2
-            rows = zip(classes, centres_and_sizes / image_size, strict=True)
+            centers_and_sizes = np.concatenate([boxes[:, :2] + boxes[:, 2:], 2 * (boxes[:, 2:] - boxes[:, :2])], 1) / 2
+            rows = zip(classes, centers_and_sizes / image_size, strict=True)
             text = "".join(f"{c} {' '.join(f'{value:.6f}' for value in row)}\n" for c, row in rows)
             (folder / "labels" / name / f"{number:05d}.txt").write_text(text)
     description = {"path": ".", "train": "images/train", "val": "images/val", "names": list(CLASS_NAMES)}

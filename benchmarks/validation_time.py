@@ -147,9 +147,9 @@ def ultralytics(batches: list[Batch], num_classes: int) -> dict[str, float]:
     metrics, confusion = DetMetrics(names), ConfusionMatrix(names=names)
     validator = SimpleNamespace(iouv=torch.linspace(0.5, 0.95, 10))
     for boxes, logits, truth, classes in batches:
-        centre_boxes = box_convert(boxes, "xyxy", "cxcywh").transpose(1, 2)
+        center_boxes = box_convert(boxes, "xyxy", "cxcywh").transpose(1, 2)
         start = time.process_time()
-        predictions = torch.cat([centre_boxes, logits.sigmoid()], 1)  # their head does this, our NMS the sigmoid
+        predictions = torch.cat([center_boxes, logits.sigmoid()], 1)  # their head does this, our NMS the sigmoid
         found = non_max_suppression(predictions, 0.001, 0.7, nc=num_classes, multi_label=True, max_det=300)
         middle = time.process_time()
         for rows, true_boxes, true_classes in zip(found, truth, classes, strict=True):
@@ -173,7 +173,7 @@ SIDES: dict[str, Callable[[list[Batch], int], dict[str, float]]] = {"yolofit": o
 
 
 def measure(batches: list[Batch], num_classes: int, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-    """Medians of each side, and of the ratios of neighbouring runs."""
+    """Medians of each side, and of the ratios of neighboring runs."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
     for side in SIDES.values():
         side(batches[:8], num_classes)  # warms up

@@ -2,7 +2,7 @@
 
     formats        what is on a disk: data.yaml, label files, COCO, VOC, images
     indexing       every image path and box of a split, in packed arrays
-    augmentation   the training recipe: mosaic -> affine -> mixup, cutmix -> colour -> flips -> extra transforms
+    augmentation   the training recipe: mosaic -> affine -> mixup, cutmix -> color -> flips -> extra transforms
     loading        keys -> samples -> one `Batch` per window, made by worker processes, within a plan of RAM
     boards         drawn boards, a data set without a download; ``python -m data.synthetic`` writes one
 

@@ -171,10 +171,10 @@ def loader_table() -> list[list[str]]:
     """Images per second of the loader beside Ultralytics'."""
     labels = {
         "disk": "from disk, HSV on the host",
-        "disk_colour_on_device": "from disk, HSV left to the GPU (whose time is not counted)",
+        "disk_color_on_device": "from disk, HSV left to the GPU (whose time is not counted)",
         "ram": "from RAM, HSV on the host",
-        "ram_colour_on_device": "from RAM, HSV left to the GPU",
-        "ram_colour_by_torch": "from RAM, the GPU's code for HSV run by this CPU",
+        "ram_color_on_device": "from RAM, HSV left to the GPU",
+        "ram_color_by_torch": "from RAM, the GPU's code for HSV run by this CPU",
         "ram_worker": "from RAM, HSV on the host, in a worker process",
     }
     rows = []
@@ -384,7 +384,7 @@ CLAIMS = (
     Claim("README.ko.md", "`none` {} GiB, `elementwise` {} GiB, `block` {} GiB", lambda: _peaks_gib((32, 640))),
     Claim(
         "docs/troubleshooting.md",
-        "YOLO11l at 32 x 640 in fp16 needs {} GiB plainly, {} with `elementwise` and {} with `block`",
+        "YOLO11l at 32 x 640 in fp16 needs {} GiB with `none`, {} with `elementwise` and {} with `block`",
         lambda: _peaks_gib((32, 640)),
     ),
     Claim(
@@ -502,7 +502,7 @@ CLAIMS = (
     ),
     Claim(
         "docs/data-loading.md",
-        "mAP50-95 was {} on validation pictures made the same way and {} on the ordinary ones",
+        "mAP50-95 was {} on validation images made the same way and {} on the ordinary ones",
         lambda: [f"{result('reduced_decoding_cpu')['map50_95'][how]:.3f}" for how in DECODED],
     ),
     Claim(
@@ -547,7 +547,7 @@ CLAIMS = (
         "the two differ by up to {} (mAP50-95 of the same weights, {} networks",
         _validators_apart,
     ),
-    Claim("docs/migrating.md", "theirs is up to {} off", lambda: _validators_apart()[:1]),
+    Claim("docs/migrating.md", "The AP of Ultralytics is up to {} off", lambda: _validators_apart()[:1]),
     Claim("docs/data-loading.md", "| each worker | about {} MiB", lambda: [str(WORKER_BYTES // MIB)]),
     Claim("docs/data-loading.md", "all within {} % of the RAM that is available", lambda: [f"{100 * RAM_SHARE:.0f}"]),
     Claim(

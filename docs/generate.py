@@ -25,11 +25,11 @@ import figures  # noqa: E402  beside this file
 
 RESULTS = DOCS.parent / "benchmarks" / "results"
 SECTIONS = {
-    "run": "Where a run goes, and when it ends early.",
-    "data": "The data set, and how it is cut into windows and varied.",
-    "model": "The network and the way it is trained.",
-    "memory": "How much VRAM training may use, and what happens at the limit.",
-    "trainer": "Lightning's Trainer; these keys matter most, `--help` lists all.",
+    "run": "The run folder, and when a run ends early.",
+    "data": "The data set, the windows and the augmentation.",
+    "model": "The network and its training.",
+    "memory": "The VRAM that training may use, and what happens at the limit.",
+    "trainer": "Lightning's Trainer. The table has the keys that matter most; `--help` lists all.",
 }
 TRAINER_KEYS = (
     "accelerator", "devices", "num_nodes", "max_epochs", "max_time", "log_every_n_steps", "check_val_every_n_epoch",
@@ -39,9 +39,9 @@ HEAD = """# Configuration
 
 Generated from the code by `python docs/generate.py`; do not edit.
 
-Every key can stand in a YAML file (`--config FILE`, several of them: later ones win) or on the command line
-(`--data.batch_size 48`). `--print_config` shows what a command line comes to, and every run folder holds the complete
-`config.yaml`. `python -m engine.new DATA.yaml` writes a file to begin with.
+You can set every key in a YAML file (`--config FILE`) or on the command line (`--data.batch_size 48`). If you give
+several files, later ones win. `--print_config` prints the resulting configuration. Every run folder contains the
+complete `config.yaml`. `python -m engine.new DATA.yaml` writes a first file.
 """
 
 
@@ -88,12 +88,13 @@ def configuration() -> str:
         rows = [_row(action) for action in actions if action.dest.startswith(f"{section}.")]
         if rows:
             parts.append(f"## {section}\n\n{about}\n\n{_table(head, rows)}")
-    parts.append("## Beside these\n\n" + _table(head, [_row(action) for action in actions if "." not in action.dest]))
+    parts.append("## Other options\n\n" + _table(head, [_row(action) for action in actions if "." not in action.dest]))
     refused = [(f"`trainer.{key}`", f"`{instead}`") for key, instead in OWN_KEY_INSTEAD.items()]
-    parts.append("## Refused\n\nyolofit does these itself.\n\n" + _table(("key", "use instead"), refused))
+    about = "yolofit does itself what these keys of the Trainer do."
+    parts.append(f"## Refused\n\n{about}\n\n{_table(('key', 'use instead'), refused)}")
     names = [(f"`{theirs}`", f"`{ours}`") for theirs, ours in sorted(ULTRALYTICS_KEYS.items())]
-    about = "A mistyped key is answered with the nearest one. These are known; [migrating](migrating.md) has them all."
-    parts.append(f"## Names from Ultralytics\n\n{about}\n\n{_table(('theirs', 'ours'), names)}")
+    about = "The message about a mistyped key names the nearest key. [Migrating](migrating.md) lists all of them."
+    parts.append(f"## Names from Ultralytics\n\n{about}\n\n{_table(('Ultralytics', 'yolofit'), names)}")
     return "\n".join(parts)
 
 
@@ -101,12 +102,13 @@ def _migrated_keys() -> str:
     known = {action.dest for action in CommandLine(["--data.root=any"]).parser._actions}
     renamed = [(f"`{theirs}`", f"`{ours}`") for theirs, (ours, _) in sorted(RENAMED.items()) if ours in known]
     left_out = [(f"`{key}`", reason) for key, (_, reason) in sorted(LEFT_OUT.items())]
-    first, second = _table(("theirs", "ours"), renamed), _table(("theirs", "why it becomes nothing"), left_out)
+    first = _table(("Ultralytics", "yolofit"), renamed)
+    second = _table(("Ultralytics", "why it becomes nothing"), left_out)
     grouped = ", ".join(f"`{key}`" for key in sorted(key for keys in GROUPS for key in keys))
     others = ", ".join(f"`{key}`" for key in sorted(NO_EFFECT))
     return (
-        f"Only the name changes:\n\n{first}\n{second}\n"
-        f"Translated with their value, as above: {grouped}.\n\n"
+        f"Only the name of these keys changes:\n\n{first}\n{second}\n"
+        f"Translated together with their value, as in the first table of this page: {grouped}.\n\n"
         f"Without effect on the training of a detector: {others}.\n"
     )
 

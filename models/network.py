@@ -17,7 +17,7 @@ BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def build_network(name: NetworkName, num_classes: int) -> DetectionModel:
-    """A randomly initialised YOLO11 detector in training mode, its weights in channels_last, which is faster.
+    """A randomly initialized YOLO11 detector in training mode, its weights in channels_last, which is faster.
 
     In training mode it maps images (B, 3, H, W), RGB in [0, 1], H and W multiples of 32, to the raw predictions
     ``{"boxes": (B, 64, A), "scores": (B, C, A), "feats": [3 feature maps]}`` over the A anchors of the strides 8, 16

@@ -29,7 +29,7 @@ STATED = {
         "`hsv_v` | 0.015, 0.7, 0.4 |",
         "`fliplr` | 0, 0.5 |",
         "at 0.5 that is 2.25 times the activations",  # 1.5 squared
-        "about 2 ms a picture more",
+        "about 2 ms an image more",
         "the resize (0.9 ms), HSV (0.8) and Python (0.3); from disk, decoding takes 1.2 besides",  # benchmarks/NOTES.md
         "Python 3.14",
     ],
@@ -42,7 +42,7 @@ STATED = {
     "distributed.md": [
         "in parts of 25 MiB",
         "once, at the start | 203 MB",  # weights and their average, 4 bytes a parameter
-        "a budget leaves 512 MiB free",  # of the card, by `memory.budget: auto`
+        "leaves 512 MiB free",  # of the card, by `memory.budget: auto`
         "5 x 4 x 25.3 million | 0.47 GiB",
         "over 8 devices | 0.06 GiB",
         "would save 0.4 GiB",
@@ -75,7 +75,7 @@ STATED = {
         "AdamW with 0.01, an SGD value, is too much: 0.001 to 0.002",
         '"saves only 20 to 30 %"',
         "over 95 % of the memory",
-        "take 0.2 GiB of YOLO11l",  # two moments of 0.09
+        "take 0.2 GiB of YOLO11l, not 4 GB",  # two moments of 0.09; what users say
     ],
 }
 """By page, figures that are no measurements of ours: values of keys, versions, assumptions, what others say."""

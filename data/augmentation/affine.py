@@ -1,6 +1,6 @@
 """Random affine and perspective warps of an image together with its boxes.
 
-The matrix is ``translate @ shear @ rotate_and_scale @ perspective @ centre``, as in Ultralytics: the middle
+The matrix is ``translate @ shear @ rotate_and_scale @ perspective @ center``, as in Ultralytics: the middle
 of the source goes to the middle of the output, up to the random shift, so the same warp also crops a mosaic
 canvas and letterboxes a single image.
 """
@@ -58,8 +58,8 @@ def draw_affine_matrix(
     shearing = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
     rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     projection = np.array([[1, 0, 0], [0, 1, 0], [tilt_x, tilt_y, 1]])
-    centring = np.array([[1, 0, -source_hw[1] / 2], [0, 1, -source_hw[0] / 2], [0, 0, 1]])
-    return translation @ shearing @ rotation @ projection @ centring, factor
+    centering = np.array([[1, 0, -source_hw[1] / 2], [0, 1, -source_hw[0] / 2], [0, 0, 1]])
+    return translation @ shearing @ rotation @ projection @ centering, factor
 
 
 def visible_window(matrix: np.ndarray, output_size: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def visible_window(matrix: np.ndarray, output_size: int) -> np.ndarray:
 
 
 def warp(source: LabelledImage, matrix: np.ndarray, scale: float, output_size: int) -> LabelledImage:
-    """Warp an image and its boxes to a grey square, and drop the boxes that are hardly left.
+    """Warp an image and its boxes to a gray square, and drop the boxes that are hardly left.
 
     Args:
         source: What to warp.

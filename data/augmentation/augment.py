@@ -1,4 +1,4 @@
-"""The training augmentation, read from top to bottom: mosaic, affine warp, mixup, cutmix, colour, flips.
+"""The training augmentation, read from top to bottom: mosaic, affine warp, mixup, cutmix, color, flips.
 
 Every random number of a sample comes from one generator, seeded by (seed, epoch, index).
 """
@@ -13,7 +13,7 @@ import numpy as np
 from data.augmentation.affine import draw_affine_matrix, visible_window, warp
 from data.augmentation.color import shift_hsv
 from data.augmentation.mix import cutmix, mixup
-from data.augmentation.mosaic import NUM_TILES, build_mosaic, draw_mosaic_centre
+from data.augmentation.mosaic import NUM_TILES, build_mosaic, draw_mosaic_center
 from data.augmentation.picture import LabelledImage, PictureSource
 from data.augmentation.place import Tile, mosaic_tiles, only_scales_and_shifts, place_tiles
 from data.errors import DataError
@@ -103,11 +103,11 @@ def augment(
     Returns:
         A square picture, its boxes inside it; of another size it shows the same.
     """
-    picture, gains = augment_without_colour(source, index, rng, config, pool, output_size)
+    picture, gains = augment_without_color(source, index, rng, config, pool, output_size)
     return picture._replace(image=shift_hsv(picture.image, gains)) if gains.any() else picture
 
 
-def augment_without_colour(
+def augment_without_color(
     source: PictureSource,
     index: int,
     rng: np.random.Generator,
@@ -115,7 +115,7 @@ def augment_without_colour(
     pool: np.ndarray | None = None,
     output_size: int = 0,
 ) -> tuple[LabelledImage, np.ndarray]:
-    """As `augment`, but only tells how the colours are to be changed: the gains of hue, saturation and value."""
+    """As `augment`, but only tells how the colors are to be changed: the gains of hue, saturation and value."""
     partners = np.arange(len(source)) if pool is None else pool
     output_size = output_size or source.image_size
     picture = _compose(source, index, rng, config, partners, output_size)
@@ -146,13 +146,13 @@ def _compose(
     size = source.image_size
     if rng.random() < config.mosaic:
         images = [index, *pool[rng.integers(len(pool), size=NUM_TILES - 1)].tolist()]
-        centre_xy = draw_mosaic_centre(rng, size)
+        center_xy = draw_mosaic_center(rng, size)
         matrix, scale = _draw_matrix(rng, (2 * size, 2 * size), size, config, output_size)
         if only_scales_and_shifts(matrix):
-            tiles = mosaic_tiles(images, centre_xy)
+            tiles = mosaic_tiles(images, center_xy)
             return place_tiles(source.load, tiles, (2 * size, 2 * size), matrix, scale, output_size)
         window = visible_window(matrix, output_size)
-        return warp(build_mosaic(source.load, images, centre_xy, size, window), matrix, scale, output_size)
+        return warp(build_mosaic(source.load, images, center_xy, size, window), matrix, scale, output_size)
     picture = source.load(index)
     height, width = picture.image.shape[:2]
     matrix, scale = _draw_matrix(rng, (height, width), size, config, output_size)

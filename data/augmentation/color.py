@@ -1,4 +1,4 @@
-"""Random colour: hue turned, saturation and value scaled, on the host in whole numbers or on the device in float32.
+"""Random color: hue turned, saturation and value scaled, on the host in whole numbers or on the device in float32.
 
 What OpenCV does by converting to HSV and back takes three quarters of the time here, and comes out closer to exact,
 as hue is not rounded to two degrees on the way. A pixel is written as its largest channel (the value), and what each
@@ -29,7 +29,7 @@ def shift_hsv(image: np.ndarray, gains_3: np.ndarray) -> np.ndarray:
         gains_3: Hue is turned by this part of the circle; saturation and value are scaled by one plus this.
 
     Returns:
-        A new image, within two levels of exact at the recipe's gains, four at any. Grey stays grey.
+        A new image, within two levels of exact at the recipe's gains, four at any. Gray stays gray.
     """
     planes = np.empty((3, *image.shape[:2]), np.uint8)
     shift_hsv_to_planes(image, gains_3, planes)
@@ -154,7 +154,7 @@ def shift_hsv_on_device(images_B3HW: Tensor, gains_B3: Tensor) -> Tensor:
         value = rgb.amax(dim=1, keepdim=True)
         chroma = value - rgb.amin(dim=1, keepdim=True)
         red, green, blue = rgb.split(1, dim=1)
-        # hue in sixths of the circle: which channel is the largest, and where between its neighbours
+        # hue in sixths of the circle: which channel is the largest, and where between its neighbors
         scaled = chroma.clamp(min=1)
         hue = torch.where(value == blue, (red - green) / scaled + 4, (green - blue) / scaled)
         hue = torch.where(value == green, (blue - red) / scaled + 2, hue)

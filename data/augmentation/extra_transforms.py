@@ -19,7 +19,7 @@ class ExtraTransforms:
     def __init__(self, transforms: list[A.BasicTransform]) -> None:
         boxes = A.BboxParams(format="pascal_voc", label_fields=["classes"], clip=True, filter_invalid_bboxes=True)
         with warnings.catch_warnings():
-            # colour transforms leave boxes alone: no reason to warn
+            # color transforms leave boxes alone: no reason to warn
             warnings.filterwarnings("ignore", message="Got processor for bboxes")
             self.compose = A.Compose(transforms, bbox_params=boxes)
 

@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-PAD_VALUE = 114  # the grey that Ultralytics weights were trained with
+PAD_VALUE = 114  # the gray that Ultralytics weights were trained with
 
 
 def resize_long_side(image: np.ndarray, image_size: int, original_hw: tuple[int, int] | None = None) -> np.ndarray:
@@ -26,8 +26,8 @@ def resize_long_side(image: np.ndarray, image_size: int, original_hw: tuple[int,
     return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
 
 
-def pad_centred(image: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Centre an image on a grey rectangle; an odd border is smaller on the left and at the top.
+def pad_centered(image: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Center an image on a gray rectangle; an odd border is smaller on the left and at the top.
 
     Args:
         image: uint8 (height, width, 3), neither side above that of ``size_hw``.

@@ -34,9 +34,9 @@ class Tile(NamedTuple):
     """The image lies above ``corner_xy``."""
 
 
-def mosaic_tiles(images: list[int], centre_xy: tuple[int, int]) -> list[Tile]:
-    """Four images round a centre: top left, top right, bottom left, bottom right."""
-    return [Tile(image, centre_xy, position % 2 == 0, position < 2) for position, image in enumerate(images)]
+def mosaic_tiles(images: list[int], center_xy: tuple[int, int]) -> list[Tile]:
+    """Four images round a center: top left, top right, bottom left, bottom right."""
+    return [Tile(image, center_xy, position % 2 == 0, position < 2) for position, image in enumerate(images)]
 
 
 def only_scales_and_shifts(matrix: np.ndarray) -> bool:
@@ -52,7 +52,7 @@ def place_tiles(
     scale: float,
     output_size: int,
 ) -> LabelledImage:
-    """Lay images on a canvas and warp the canvas to a grey square, without ever making the canvas.
+    """Lay images on a canvas and warp the canvas to a gray square, without ever making the canvas.
 
     Args:
         load: Gives the image of an index; only called for tiles whose part of the canvas is seen.

@@ -55,10 +55,10 @@ class PlacedPart:
 
     part: Part
     class_id: int | None
-    centre: np.ndarray
+    center: np.ndarray
     """x, y in pixels of the canvas."""
     angle: float
-    """Anticlockwise, in degrees; close to a multiple of 90."""
+    """Counterclockwise, in degrees; close to a multiple of 90."""
 
     @cached_property
     def area(self) -> Box:
@@ -66,14 +66,14 @@ class PlacedPart:
         half = np.array(self.part.flat.shape[1::-1]) / 2
         if round(self.angle / 90) % 2:
             half = half[::-1]
-        return (*(self.centre - half), *(self.centre + half))
+        return (*(self.center - half), *(self.center + half))
 
     def pins(self) -> np.ndarray:
         """(n, 4): x, y and outward direction of each pin, on the canvas."""
         turn = np.radians(self.angle)
         rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         local = np.array(self.part.pins).reshape(-1, 2, 2) @ rotation.T
-        local[:, 0] += self.centre
+        local[:, 0] += self.center
         return local.reshape(-1, 4)
 
 
@@ -85,13 +85,13 @@ class Board:
     size: int
     """Side of the canvas, in pixels."""
     mm: float
-    """Pixels per millimetre."""
+    """Pixels per millimeter."""
     mask_colors: tuple[Color, Color]
     area: np.ndarray
     """The board on the canvas (x1, y1, x2, y2): beyond lies the desk."""
     parts: list[PlacedPart] = field(default_factory=list)
     objects: list[tuple[int, Box]] = field(default_factory=list)
-    """Class and box of each labelled object, on the canvas."""
+    """Class and box of each labeled object, on the canvas."""
 
     def is_free(self, box: Box, margin: float) -> bool:
         """Whether a box keeps its distance from all parts."""
@@ -238,8 +238,8 @@ def _draw_copper(board: Board, paths: list[np.ndarray]) -> np.ndarray:
     rng, mm = board.rng, board.mm
     copper = np.zeros((board.size, board.size), np.uint8)
     for _ in range(int(rng.integers(0, 4))):
-        centre, half = rng.uniform(0, board.size, 2), rng.uniform(4, 10, 2) * mm
-        cv2.fillPoly(copper, [_chamfered(centre, half, 1.5 * mm)], 255)
+        center, half = rng.uniform(0, board.size, 2), rng.uniform(4, 10, 2) * mm
+        cv2.fillPoly(copper, [_chamfered(center, half, 1.5 * mm)], 255)
     for value, width_mm in ((0, 0.8), (255, 0.26)):  # the gap round each trace, then the trace
         cv2.polylines(copper, paths, False, value, max(round(width_mm * mm), 2))
     copper = cv2.GaussianBlur(copper, (5, 5), 0)
@@ -262,12 +262,12 @@ def _draw_holes(board: Board, canvas: np.ndarray, vias: list[np.ndarray]) -> Non
                 cv2.circle(canvas, inside.astype(int).tolist(), round(radius * mm), color, cv2.FILLED)
 
 
-def _chamfered(centre: np.ndarray, half: np.ndarray, cut: float) -> np.ndarray:
+def _chamfered(center: np.ndarray, half: np.ndarray, cut: float) -> np.ndarray:
     """A rectangle with its corners cut at 45 degrees, int32 (8, 2)."""
     w, h = half
     corners = [(-w + cut, -h), (w - cut, -h), (w, -h + cut), (w, h - cut)]
     corners += [(-x, -y) for x, y in corners]
-    return (centre + np.array(corners)).astype(np.int32)
+    return (center + np.array(corners)).astype(np.int32)
 
 
 def _draw_print(board: Board, canvas: np.ndarray) -> None:
@@ -325,7 +325,7 @@ def _turn(layer: np.ndarray, placed: PlacedPart) -> tuple[np.ndarray, tuple[int,
     cos, sin = np.abs(matrix[0, :2])
     new_w, new_h = int(width * cos + height * sin) + 1, int(width * sin + height * cos) + 1
     matrix[:, 2] += ((new_w - width) / 2, (new_h - height) / 2)
-    corner = placed.centre - (np.array([new_w, new_h]) - 1) / 2
+    corner = placed.center - (np.array([new_w, new_h]) - 1) / 2
     return cv2.warpAffine(layer, matrix, (new_w, new_h)), (round(corner[0]), round(corner[1]))
 
 
@@ -355,7 +355,7 @@ def _draw_joints(board: Board, canvas: np.ndarray) -> None:
 
 
 def _draw_bridges(board: Board, canvas: np.ndarray) -> None:
-    """Solder between neighbouring leads of some chips."""
+    """Solder between neighboring leads of some chips."""
     for placed in board.parts:
         if placed.class_id != IC:
             continue
@@ -387,7 +387,7 @@ def _draw_desk(board: Board, canvas: np.ndarray) -> None:
 
 
 def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Uneven light, a colour cast, slight blur and noise."""
+    """Uneven light, a color cast, slight blur and noise."""
     size = image.shape[0]
     light = rng.uniform(0.75, 1.15) * rng.uniform(0.82, 1.18, (3, 3)).astype(np.float32)
     light = cv2.resize(light, (size, size), interpolation=cv2.INTER_CUBIC)

@@ -1,7 +1,7 @@
 """Draws the parts of a circuit board: chips, resistors, capacitors, soldered joints and their defects.
 
 Each part is drawn upright on its own two transparent layers and turned when it is placed. Lengths are in
-millimetres, times ``mm``, the pixels per millimetre.
+millimeters, times ``mm``, the pixels per millimeter.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ WHITE: Color = (235, 236, 230)
 
 @dataclass
 class Part:
-    """A part that lies with its centre in the middle of its layers."""
+    """A part that lies with its center in the middle of its layers."""
 
     flat: np.ndarray
     """uint8 (h, w, 4), RGBA: pads and solder, in the plane of the board."""
     body: np.ndarray
     """uint8 (h, w, 4), RGBA: what stands above it and casts a shadow."""
     pins: list[tuple[float, float, float, float]] = field(default_factory=list)
-    """Where traces begin: x and y from the centre, and the direction away from the part."""
+    """Where traces begin: x and y from the center, and the direction away from the part."""
     height_px: float = 0.0
     """Length of the shadow."""
     reference: str = ""
@@ -143,24 +143,24 @@ def draw_header(rng: np.random.Generator, mm: float) -> Part:
     return part
 
 
-def draw_joint(canvas: np.ndarray, centre: tuple[float, float], mm: float) -> float:
+def draw_joint(canvas: np.ndarray, center: tuple[float, float], mm: float) -> float:
     """A shiny cone of solder round a pin, on a gold pad; returns the radius of the pad."""
     radius = 0.82 * mm
-    _shaded_disc(canvas, centre, radius, (196, 160, 84), (214, 180, 104))
-    _shaded_disc(canvas, centre, 0.84 * radius, (112, 116, 120), (212, 215, 216))
-    pin = (centre[0] + 0.02 * mm, centre[1] + 0.02 * mm)
+    _shaded_disc(canvas, center, radius, (196, 160, 84), (214, 180, 104))
+    _shaded_disc(canvas, center, 0.84 * radius, (112, 116, 120), (212, 215, 216))
+    pin = (center[0] + 0.02 * mm, center[1] + 0.02 * mm)
     _disc_at(canvas, pin, 0.3 * radius, (96, 98, 100))
     _disc_at(canvas, pin, 0.24 * radius, (190, 190, 186))
-    glint = (centre[0] - 0.38 * radius, centre[1] - 0.4 * radius)
+    glint = (center[0] - 0.38 * radius, center[1] - 0.4 * radius)
     _disc_at(canvas, glint, 0.13 * radius, (250, 250, 248))
     return radius
 
 
-def draw_void(rng: np.random.Generator, canvas: np.ndarray, centre: tuple[float, float], mm: float) -> float:
+def draw_void(rng: np.random.Generator, canvas: np.ndarray, center: tuple[float, float], mm: float) -> float:
     """A joint with a hole in its solder, down to the dark bottom; returns the radius of the pad."""
-    radius = draw_joint(canvas, centre, mm)
+    radius = draw_joint(canvas, center, mm)
     angle = rng.uniform(0, 2 * np.pi)
-    pit = centre + 0.12 * radius * np.array([np.cos(angle), np.sin(angle)])
+    pit = center + 0.12 * radius * np.array([np.cos(angle), np.sin(angle)])
     outline = _blob(rng, pit, rng.uniform(0.5, 0.6) * radius, roughness=0.2)
     cv2.fillPoly(canvas, [outline], (86, 66, 38))
     inner = (pit + (outline - pit) * 0.82 + 0.03 * mm).astype(np.int32)
@@ -168,11 +168,11 @@ def draw_void(rng: np.random.Generator, canvas: np.ndarray, centre: tuple[float,
     return radius
 
 
-def draw_solder_ball(canvas: np.ndarray, centre: tuple[float, float], radius: float) -> None:
+def draw_solder_ball(canvas: np.ndarray, center: tuple[float, float], radius: float) -> None:
     """A stray bead of solder with its shadow."""
-    _disc_at(canvas, (centre[0] + 0.45 * radius, centre[1] + 0.45 * radius), radius, (14, 16, 16))
-    _shaded_disc(canvas, centre, radius, (70, 74, 78), (226, 229, 230))
-    _disc_at(canvas, (centre[0] - 0.35 * radius, centre[1] - 0.35 * radius), 0.26 * radius, (255, 255, 255))
+    _disc_at(canvas, (center[0] + 0.45 * radius, center[1] + 0.45 * radius), radius, (14, 16, 16))
+    _shaded_disc(canvas, center, radius, (70, 74, 78), (226, 229, 230))
+    _disc_at(canvas, (center[0] - 0.35 * radius, center[1] - 0.35 * radius), 0.26 * radius, (255, 255, 255))
 
 
 def draw_bridge(
@@ -182,7 +182,7 @@ def draw_bridge(
     stop: np.ndarray,
     mm: float,
 ) -> tuple[float, float, float, float]:
-    """A blob of solder that joins two neighbouring leads; returns its box (x1, y1, x2, y2)."""
+    """A blob of solder that joins two neighboring leads; returns its box (x1, y1, x2, y2)."""
     middle, along = (start + stop) / 2, stop - start
     axes = (0.82 * float(np.linalg.norm(along)), rng.uniform(0.5, 0.68) * mm)
     outline = _blob(rng, middle, 1.0, 0.1, axes, np.arctan2(along[1], along[0]))
@@ -197,7 +197,7 @@ def draw_bridge(
 
 def _blob(
     rng: np.random.Generator,
-    centre: np.ndarray,
+    center: np.ndarray,
     radius: float,
     roughness: float,
     axes: tuple[float, float] = (1.0, 1.0),
@@ -209,11 +209,11 @@ def _blob(
     reach = radius * (1 + roughness * waves)
     local = np.stack([reach * axes[0] * np.cos(turn), reach * axes[1] * np.sin(turn)], axis=1)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return (centre + local @ rotation).round().astype(np.int32)
+    return (center + local @ rotation).round().astype(np.int32)
 
 
 def _empty_part(width: float, height: float, reference: str, height_px: float = 0.0) -> Part:
-    shape = (2 * int(height / 2) + 3, 2 * int(width / 2) + 3, 4)  # odd: the centre is a pixel
+    shape = (2 * int(height / 2) + 3, 2 * int(width / 2) + 3, 4)  # odd: the center is a pixel
     return Part(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8), [], height_px, reference)
 
 
@@ -235,7 +235,7 @@ def _chip(half_l: float, half_w: float, mm: float, body: Color, cap: float, refe
 def _draw_lead(
     part: Part, normal: tuple[int, int], offset: float, reach: float, lead: float, pitch: float, mm: float
 ) -> None:
-    """One gull-wing lead and its pad; ``offset`` along the side, ``reach`` from the centre to the side."""
+    """One gull-wing lead and its pad; ``offset`` along the side, ``reach`` from the center to the side."""
     (nx, ny), (tx, ty) = normal, (abs(normal[1]), abs(normal[0]))
 
     def bar(layer: np.ndarray, near: float, far: float, width: float, color: Color) -> None:
@@ -261,9 +261,9 @@ def _pad(layer: np.ndarray, xs: list[float], ys: tuple[float, float], mm: float)
 
 
 def _points(layer: np.ndarray, points: list[tuple[float, float]]) -> np.ndarray:
-    """Points given from the centre, as pixels of the layer."""
-    centre = (np.array(layer.shape[1::-1]) - 1) / 2
-    return (centre + np.array(points)).round().astype(np.int32)
+    """Points given from the center, as pixels of the layer."""
+    center = (np.array(layer.shape[1::-1]) - 1) / 2
+    return (center + np.array(points)).round().astype(np.int32)
 
 
 def _box(layer: np.ndarray, a: tuple[float, float], b: tuple[float, float], color: Color) -> None:
@@ -271,38 +271,38 @@ def _box(layer: np.ndarray, a: tuple[float, float], b: tuple[float, float], colo
     cv2.rectangle(layer, p, q, (*color, 255), cv2.FILLED)
 
 
-def _disc(layer: np.ndarray, centre: tuple[float, float], radius: float, color: Color) -> None:
-    cv2.circle(layer, _points(layer, [centre])[0].tolist(), round(radius), (*color, 255), cv2.FILLED)
+def _disc(layer: np.ndarray, center: tuple[float, float], radius: float, color: Color) -> None:
+    cv2.circle(layer, _points(layer, [center])[0].tolist(), round(radius), (*color, 255), cv2.FILLED)
 
 
-def _disc_at(canvas: np.ndarray, centre: tuple[float, float], radius: float, color: Color) -> None:
-    cv2.circle(canvas, (round(centre[0]), round(centre[1])), max(round(radius), 1), color, cv2.FILLED)
+def _disc_at(canvas: np.ndarray, center: tuple[float, float], radius: float, color: Color) -> None:
+    cv2.circle(canvas, (round(center[0]), round(center[1])), max(round(radius), 1), color, cv2.FILLED)
 
 
-def _shaded_disc(canvas: np.ndarray, centre: tuple[float, float], radius: float, edge: Color, top: Color) -> None:
-    """A dome lit from the top left: discs from the edge's colour to the top's."""
+def _shaded_disc(canvas: np.ndarray, center: tuple[float, float], radius: float, edge: Color, top: Color) -> None:
+    """A dome lit from the top left: discs from the edge's color to the top's."""
     for step in np.linspace(0, 1, 6):
         color = tuple(int(a + (b - a) * step) for a, b in zip(edge, top, strict=True))
         shift = 0.28 * radius * step
-        _disc_at(canvas, (centre[0] - shift, centre[1] - shift), radius * (1 - 0.72 * step), color)
+        _disc_at(canvas, (center[0] - shift, center[1] - shift), radius * (1 - 0.72 * step), color)
 
 
 def _text(
     layer: np.ndarray,
     text: str,
-    centre: tuple[float, float],
+    center: tuple[float, float],
     height: float,
     color: Color,
     max_width: float = float("inf"),
     bold: bool = False,
 ) -> None:
-    """Print on a layer, centred; smaller if it would be too wide, nothing if it would be unreadable."""
+    """Print on a layer, centered; smaller if it would be too wide, nothing if it would be unreadable."""
     font = cv2.FONT_HERSHEY_SIMPLEX
     (width, cap_height), _ = cv2.getTextSize(text, font, 1.0, 1)
     scale = min(height / cap_height, max_width / width)
     if scale * cap_height < 5:
         return
-    origin = _points(layer, [(centre[0] - scale * width / 2, centre[1] + scale * cap_height / 2)])[0]
+    origin = _points(layer, [(center[0] - scale * width / 2, center[1] + scale * cap_height / 2)])[0]
     thickness = max(round(height / (6 if bold else 9)), 1)
     alpha = layer[..., 3].copy()  # smooth letters would make holes in it
     cv2.putText(layer, text, origin.tolist(), font, scale, (*color, 255), thickness, cv2.LINE_AA)

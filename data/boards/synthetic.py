@@ -131,7 +131,7 @@ def _write_image(path: Path, image_rgb: np.ndarray) -> None:
 
 
 def _label_text(boxes_xyxy_px: np.ndarray, classes: np.ndarray, image_size: int) -> str:
-    """YOLO rows: class, centre and size, as fractions of the image."""
+    """YOLO rows: class, center and size, as fractions of the image."""
     corners = boxes_xyxy_px / image_size
     rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
     return "".join(

@@ -1,7 +1,7 @@
 """Reads one image file into RGB bytes, or only its size.
 
-Whatever the file holds (grey, palette, alpha, 16 bits, an EXIF rotation), OpenCV turns it into upright
-8-bit RGB. It also fills the missing rest of a cut-off file with grey and says so only on standard error, so
+Whatever the file holds (gray, palette, alpha, 16 bits, an EXIF rotation), OpenCV turns it into upright
+8-bit RGB. It also fills the missing rest of a cut-off file with gray and says so only on standard error, so
 the end of JPEG and PNG files is looked for here. The file's content decides what it is, not its suffix.
 """
 
@@ -28,7 +28,7 @@ TAIL_BYTES = 4096  # some programs append a few bytes of their own after the end
 MIN_SIDE_PX = 10  # as in Ultralytics: nothing can be learned from less
 MAX_PIXELS = 178_956_970  # 0.5 GiB decoded, in each worker; Pillow's limit for decompression bombs
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-REDUCED_FLAGS = {  # the names of the last three speak of grey or BGR; with this bit they mean RGB
+REDUCED_FLAGS = {  # the names of the last three speak of gray or BGR; with this bit they mean RGB
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
@@ -87,7 +87,7 @@ def decode_image(content: bytes, path: Path | str, reduction: int = 1) -> np.nda
         image = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED_FLAGS[reduction])
     except cv2.error:  # for instance more pixels than OpenCV allows
         image = None
-    if image is None or image.ndim != 3:  # the latter for grey floats
+    if image is None or image.ndim != 3:  # the latter for gray floats
         raise DataError(f"{path}: not an image that OpenCV can read: convert or remove it and its label file")
     return image
 

@@ -38,7 +38,7 @@ NOTICE_KINDS = (  # what is put right or left out, in the order in which it is t
     "crowd regions dropped",
     "images without a label file",
 )
-REDUCED, MAYBE_POSE, POSE, CLIPPED, WITHOUT_AREA, REPEATED, CROWD, UNLABELLED = NOTICE_KINDS
+REDUCED, MAYBE_POSE, POSE, CLIPPED, WITHOUT_AREA, REPEATED, CROWD, UNLABELED = NOTICE_KINDS
 
 Row = tuple[int, float, float, float, float]  # class, then x1, y1, x2, y2
 

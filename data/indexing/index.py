@@ -24,7 +24,7 @@ import numpy as np
 from data.errors import DataError
 from data.formats.coco import CocoFile
 from data.formats.dataset_yaml import DatasetYaml
-from data.formats.labels import UNLABELLED
+from data.formats.labels import UNLABELED
 from data.indexing.index_file import IndexFileError, index_file_path, load_table, reload_table, save_table
 from data.indexing.listing import Listing, label_candidates, list_coco, list_file, list_folder, stamp_of
 from data.indexing.scan import LabelRules, ScanTask, scan_images
@@ -121,7 +121,7 @@ def check_split(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
     if len(table.rejects) == len(table):
         first_reject = next(iter(table.rejects.values())).message
         raise DataError(f"{dataset.file}: none of the {len(table)} {split} images can be used: {first_reject}")
-    if notice_counts(table).get(UNLABELLED) == len(table) - len(table.rejects):
+    if notice_counts(table).get(UNLABELED) == len(table) - len(table.rejects):
         first = next(row for row in range(len(table)) if row not in table.rejects)
         expected = label_candidates(table.path(first))[0]
         raise DataError(

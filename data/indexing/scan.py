@@ -16,7 +16,7 @@ from data.errors import DataError
 from data.formats.image import read_size
 from data.formats.labels import (
     NOTICE_KINDS,
-    UNLABELLED,
+    UNLABELED,
     Labels,
     PixelObjects,
     class_ids_by_name,
@@ -108,7 +108,7 @@ def _scan_labels(task: ScanTask, size_hw: tuple[int, int], rules: LabelRules) ->
         return labels_from_pixels(task.objects, size_hw)
     file = find_label_file(task.path)
     if file is None:
-        return _no_labels(Counter({UNLABELLED: 1}))
+        return _no_labels(Counter({UNLABELED: 1}))
     if file.endswith(".xml"):
         return labels_from_pixels(read_voc(file, class_ids_by_name(rules.names)), size_hw)
     return read_labels(file, len(rules.names), rules.num_keypoint_values)

@@ -85,7 +85,7 @@ class Sample:
     geometry: ImageGeometry | None = None
     """One row: how to map boxes back to the original picture; validation only."""
     hsv_gains_3: Tensor | None = None
-    """float32 (3,), if the colours are still to be changed."""
+    """float32 (3,), if the colors are still to be changed."""
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Batch:
     geometry: ImageGeometry | None = None
     """How to map boxes back to the original pictures; validation only."""
     hsv_gains_B3: Tensor | None = None
-    """float32 (B, 3), if the colours are still to be changed: see `coloured`."""
+    """float32 (B, 3), if the colors are still to be changed: see `colored`."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -143,8 +143,8 @@ class Batch:
         """Copy to a device; ``non_blocking`` overlaps with the host when the batch is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def coloured(self) -> Batch:
-        """The batch with its colours changed, if that was left to the device; for every micro-batch there."""
+    def colored(self) -> Batch:
+        """The batch with its colors changed, if that was left to the device; for every micro-batch there."""
         if self.hsv_gains_B3 is None:
             return self
         return replace(self, images=shift_hsv_on_device(self.images, self.hsv_gains_B3), hsv_gains_B3=None)

@@ -1,10 +1,10 @@
-"""What happens to an image that turns out unreadable while training: it becomes grey and has no objects.
+"""What happens to an image that turns out unreadable while training: it becomes gray and has no objects.
 
 The scan (`data.indexing.scan`) has left out what can be seen from outside: empty, cut-off and foreign files. What is
 left is damage in the middle of a file, and files that vanish. A run must not end for one such picture after an hour,
 and must not go on without its data either: each is logged, and too many of them are an error.
 
-A JPEG that is damaged in the middle is mostly decoded all the same, with the wrong colours below the damage; that
+A JPEG that is damaged in the middle is mostly decoded all the same, with the wrong colors below the damage; that
 is used as it is, as image viewers do.
 """
 
@@ -32,14 +32,14 @@ class BrokenImages:
         self.max_images = max(int(MAX_BROKEN_SHARE * len(index)), 1)
 
     def replace(self, image: int, error: DataError) -> np.ndarray:
-        """Note an image that cannot be read; returns a grey one, uint8 (height, width, 3), of the size that it had.
+        """Note an image that cannot be read; returns a gray one, uint8 (height, width, 3), of the size that it had.
 
         Raises:
             DataError: If more than `MAX_BROKEN_SHARE` of the images have been unreadable.
         """
         if image not in self.images:
             self.images.add(image)
-            logger.warning("%s: shown as a grey image without objects", error)
+            logger.warning("%s: shown as a gray image without objects", error)
         if len(self.images) > self.max_images:
             raise DataError(
                 f"{error}: with it {len(self.images)} images have become unreadable since the start: check the "

@@ -173,7 +173,7 @@ class RecentImages(SlotCache):
         self._epoch = epoch
 
     def address(self, image: int) -> tuple[int, int]:
-        """Images that follow one another in the order have neighbouring slots."""
+        """Images that follow one another in the order have neighboring slots."""
         position = self.pools.position(image)
         return position % self.num_slots, self._epoch * self.pools.num_images + position + 1
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.augmentation.augment import AugmentConfig, augment, augment_without_colour
+from data.augmentation.augment import AugmentConfig, augment, augment_without_color
 from data.augmentation.color import shift_hsv_to_planes
-from data.augmentation.letterbox import pad_centred, resize_long_side
+from data.augmentation.letterbox import pad_centered, resize_long_side
 from data.augmentation.picture import LabelledImage
 from data.errors import DataError
 from data.indexing.index import ImageIndex
@@ -37,7 +37,7 @@ class TrainDataset(Dataset[Sample]):
         seed: int,
         max_epochs: int,
         transforms: list[A.BasicTransform] | None = None,
-        colour_on_device: bool = False,
+        color_on_device: bool = False,
         reduced_decoding: bool = False,
     ) -> None:
         """Prepare; nothing is read yet.
@@ -49,7 +49,7 @@ class TrainDataset(Dataset[Sample]):
             seed: Seed of every random draw.
             max_epochs: Epochs of the run; mosaic is off in the last ``augment.close_mosaic`` of them.
             transforms: Albumentations to apply after everything else.
-            colour_on_device: Leave the change of colours to `Batch.coloured`; not with ``transforms``, which come
+            color_on_device: Leave the change of colors to `Batch.colored`; not with ``transforms``, which come
                 after it.
             reduced_decoding: See `ImageSource`.
         """
@@ -63,7 +63,7 @@ class TrainDataset(Dataset[Sample]):
             from data.augmentation.extra_transforms import ExtraTransforms
 
             self.extra_transforms = ExtraTransforms(transforms)
-        self.colour_on_device = colour_on_device and self.extra_transforms is None
+        self.color_on_device = color_on_device and self.extra_transforms is None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -103,22 +103,22 @@ class TrainDataset(Dataset[Sample]):
             self.source.cache = None
             picture, gains = self._augmented(key)
             self.source.cache = cache
-        if self.colour_on_device or not gains.any():
+        if self.color_on_device or not gains.any():
             cv2.split(picture.image, list(planes.numpy()))  # many times faster than transposing
         else:
             shift_hsv_to_planes(picture.image, gains, planes.numpy())
         sample = _to_sample(picture, self.source.index.path(key.index), planes)
-        if self.colour_on_device:
+        if self.color_on_device:
             sample.hsv_gains_3 = torch.from_numpy(gains.astype(np.float32))
         return sample
 
     def _augmented(self, key: SampleKey) -> tuple[LabelledImage, np.ndarray]:
-        """A picture, and the gains by which its colours are still to be changed."""
+        """A picture, and the gains by which its colors are still to be changed."""
         rng = sample_generator(self.seed, key)
         config = self.augment.in_epoch(key.epoch, self.max_epochs)
         how = (self.source, key.index, rng, config, self.pools.pool(key.index), key.image_size)
         if self.extra_transforms is None:
-            return augment_without_colour(*how)
+            return augment_without_color(*how)
         return self.extra_transforms(augment(*how), rng), np.zeros(3)
 
 
@@ -176,11 +176,11 @@ class ValidationDataset(Dataset[Sample]):
         path, size_hw = self.source.index.path(key.index), self._input_hw(key)
         if any(side > limit for side, limit in zip(picture.image.shape, size_hw, strict=False)):
             error = DataError(f"{path}: has another shape than when the data set was indexed")
-            grey = self.source.broken.replace(key.index, error)
-            original_hw = grey.shape[:2]
-            grey = resize_long_side(grey, self.source.image_size)
-            picture = LabelledImage(grey, picture.boxes_xyxy_px[:0], picture.classes[:0])
-        padded, (left, top) = pad_centred(picture.image, size_hw)
+            gray = self.source.broken.replace(key.index, error)
+            original_hw = gray.shape[:2]
+            gray = resize_long_side(gray, self.source.image_size)
+            picture = LabelledImage(gray, picture.boxes_xyxy_px[:0], picture.classes[:0])
+        padded, (left, top) = pad_centered(picture.image, size_hw)
         cv2.split(padded, list(planes.numpy()))
         boxes = picture.boxes_xyxy_px + np.array([left, top, left, top], np.float32)
         geometry = letterbox_geometry(original_hw, picture.image.shape[:2], (left, top))

@@ -53,8 +53,8 @@ class ImageSource:
         try:
             resized, original_hw = cached or self._read(image)
         except DataError as error:
-            grey = self.broken.replace(image, error)
-            resized, original_hw = resize_long_side(grey, self.image_size), grey.shape[:2]
+            gray = self.broken.replace(image, error)
+            resized, original_hw = resize_long_side(gray, self.image_size), gray.shape[:2]
             boxes_rel, classes = boxes_rel[:0], classes[:0]
         height, width = resized.shape[:2]
         boxes_px = boxes_rel * np.array([width, height, width, height], np.float32)

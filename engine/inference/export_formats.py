@@ -30,7 +30,7 @@ ONNX_OPSET = 17
 class InferenceNetwork(nn.Module):
     """Images to boxes and scores in one tensor, for any batch and size: what Ultralytics' exports return.
 
-    Input: (B, 3, H, W), RGB in [0, 1], H and W multiples of 32. Output: (B, 4 + C, A): centre x, centre y, width and
+    Input: (B, 3, H, W), RGB in [0, 1], H and W multiples of 32. Output: (B, 4 + C, A): center x, center y, width and
     height of each anchor's box in pixels of the input, then its C scores in [0, 1].
     """
 

@@ -20,14 +20,14 @@ nms (float[batch, channels, anchors] predictions) => (float[n, 7] detections)
     float[1] iou = {{{iou!r}}}, float[1] confidence = {{{confidence!r}}}, float[1] half = {{0.5}}
 >
 {{
-    centre_boxes_B4A = Slice (predictions, zero, four, one)
+    center_boxes_B4A = Slice (predictions, zero, four, one)
     scores_BCA = Slice (predictions, four, end, one)
-    centre_boxes_BA4 = Transpose <perm = [0, 2, 1]> (centre_boxes_B4A)
-    centres = Slice (centre_boxes_BA4, zero, two, two)
-    sizes = Slice (centre_boxes_BA4, two, four, two)
+    center_boxes_BA4 = Transpose <perm = [0, 2, 1]> (center_boxes_B4A)
+    centers = Slice (center_boxes_BA4, zero, two, two)
+    sizes = Slice (center_boxes_BA4, two, four, two)
     halves = Mul (sizes, half)
-    starts = Sub (centres, halves)
-    ends = Add (centres, halves)
+    starts = Sub (centers, halves)
+    ends = Add (centers, halves)
     boxes_BA4 = Concat <axis = 2> (starts, ends)
 
     image_class_anchor = NonMaxSuppression (boxes_BA4, scores_BCA, most, iou, confidence)
@@ -48,7 +48,7 @@ def append_nms(model: onnx.ModelProto, output: str, nms: NmsConfig) -> onnx.Mode
     """The model with suppression behind it: its output is `DETECTIONS` instead.
 
     Args:
-        model: Its output is (B, 4 + C, A): centre boxes and scores, as `engine.export.InferenceNetwork` gives it.
+        model: Its output is (B, 4 + C, A): center boxes and scores, as `engine.export.InferenceNetwork` gives it.
         output: The name of that output.
         nms: Limits. Its ``limit`` of detections here counts for each class; a box may have several classes.
     """

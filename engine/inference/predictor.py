@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data.augmentation.letterbox import pad_centred, resize_long_side
+from data.augmentation.letterbox import pad_centered, resize_long_side
 from data.loading.batch import letterbox_geometry, to_original_px
 from engine.errors import ConfigError
 from engine.inference.tiling import cover, merge, num_tiles
@@ -32,7 +32,7 @@ class Predictor:
             nms: Which predictions count.
             device: Where to run.
             tile_px: Side of the tiles in pixels of the picture; 0 looks at the picture as a whole.
-            overlap: Of neighbouring tiles, as a share of a tile.
+            overlap: Of neighboring tiles, as a share of a tile.
         """
         self.network = loaded.network.to(device)
         self.image_size = loaded.image_size
@@ -64,7 +64,7 @@ class Predictor:
         squares, geometries = [], []
         for image in images:
             resized = resize_long_side(image, self.image_size)
-            square, pad = pad_centred(resized, (self.image_size, self.image_size))
+            square, pad = pad_centered(resized, (self.image_size, self.image_size))
             squares.append(torch.from_numpy(square).permute(2, 0, 1))
             geometries.append(letterbox_geometry(image.shape[:2], resized.shape[:2], pad))
         predictions = predict_raw(self.network, torch.stack(squares).to(self.device), "fp32")

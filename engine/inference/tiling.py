@@ -33,7 +33,7 @@ class Tile(NamedTuple):
 def cover(height: int, width: int, tile_px: int, overlap: float) -> list[Tile]:
     """Tiles of ``tile_px`` (or the picture's side, if shorter) that cover a picture, row by row.
 
-    Neighbours overlap by ``overlap`` of a tile or more: they are spread evenly, so that the last ends with the picture.
+    Neighbors overlap by ``overlap`` of a tile or more: they are spread evenly, so that the last ends with the picture.
     """
     return [
         Tile(left, top, min(left + tile_px, width), min(top + tile_px, height))

@@ -77,7 +77,7 @@ class DetectionData(L.LightningDataModule):
                 part of ``image_size`` larger or smaller (0 to 0.9). VRAM, windows in RAM and the plan are for the
                 largest: at 0.5, 2.25 times that of ``image_size``.
             rectangular_validation: Pad validation images to the multiple of 32 above their own two sides, not to a
-                square: less work and never more VRAM. Metrics change a little, as there is less grey, but do not
+                square: less work and never more VRAM. Metrics change a little, as there is less gray, but do not
                 depend on the batch size. No effect on training.
             workers: Processes that prepare images; 0 prepares them in this one. Each takes some 150 MiB of RAM and
                 keeps three windows in it, in /dev/shm where they are not forked. ``auto``: one for each core but one,
@@ -87,7 +87,7 @@ class DetectionData(L.LightningDataModule):
                 bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto``
                 what fits of these, or compressed files in RAM, which take the size of the files.
             augment: How training images are varied.
-            transforms: Albumentations to apply after the built-in augmentation. Colours are then changed on the host,
+            transforms: Albumentations to apply after the built-in augmentation. Colors are then changed on the host,
                 and each worker holds some copies of one picture for a moment.
             reduced_decoding: Decode JPEG files of at least twice ``image_size`` at a half, a quarter or an eighth of
                 theirs for training: faster with large photographs and no cache, and takes no more memory. But
@@ -140,7 +140,7 @@ class DetectionData(L.LightningDataModule):
                 self.seed,
                 self.max_epochs,
                 self.transforms,
-                colour_on_device=self.trainer.strategy.root_device.type == "cuda",
+                color_on_device=self.trainer.strategy.root_device.type == "cuda",
                 reduced_decoding=self.reduced_decoding,
             )
             self._plan_loading()

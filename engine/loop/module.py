@@ -20,7 +20,7 @@ from engine.loop.datamodule import DetectionData
 from engine.loop.statistics import EpochStatistics
 from engine.run.checkpoint import load_weights, network_description
 from engine.run.logs import MetricsCsv
-from engine.training.color import coloured
+from engine.training.color import colored
 from engine.training.ema import EmaConfig, WeightAverage
 from engine.training.nonfinite import NonFiniteGuard, find_origin
 from engine.training.optim import OptimizerConfig, build_optimizer
@@ -84,7 +84,7 @@ class Detector(L.LightningModule):
                 ``auto``: the fastest with which ``memory.budget`` is kept; on a GPU with ``fused_kernels`` that is
                 ``elementwise`` even where there is room for ``none``.
             recompute_layers: Other levels for single layers, by number: ``{0: block, 2: block}``. Not with any `auto`.
-            fused_kernels: Take Triton kernels on a GPU, for colours, predicted boxes and, in layers that recompute, for
+            fused_kernels: Take Triton kernels on a GPU, for colors, predicted boxes and, in layers that recompute, for
                 BatchNorm, SiLU, concatenation, upsampling and max-pooling. Without Triton or a C compiler, PyTorch's
                 own kernels do the same.
             cuda_graphs: Record the kernels of a micro-batch once and launch them together, on a GPU: Python's own time
@@ -273,7 +273,7 @@ class Detector(L.LightningModule):
         if self._last_window is None:
             return ""
         self.step.micro_step.release()  # whose memory the ordinary way needs, and whose gradients are dropped
-        parts = [coloured(part.to(self.device)) for part in self._last_window.split(self.micro_batch_size)]
+        parts = [colored(part.to(self.device)) for part in self._last_window.split(self.micro_batch_size)]
         found = find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
         return next(filter(None, self.step.ranks.gather(found)), "")
 

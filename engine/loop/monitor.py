@@ -267,7 +267,7 @@ def _log_scalars(trainer: L.Trainer, sample: MemorySample, images_per_second: fl
     sizes = {f"{kind}_gib": getattr(sample, f"{kind}_bytes") for kind in kinds}
     values = {name: num_bytes / GIB for name, num_bytes in sizes.items() if num_bytes is not None}
     values |= {
-        "utilisation_percent": sample.utilisation_percent,
+        "utilization_percent": sample.utilization_percent,
         "temperature_c": sample.temperature_c,
         "images_per_second": images_per_second,
     }

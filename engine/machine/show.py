@@ -1,4 +1,4 @@
-"""Shows findings to people: colours by severity, and the list that the doctor prints."""
+"""Shows findings to people: colors by severity, and the list that the doctor prints."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class MemorySample:
     """What the driver reports for the device, all programs together, as ``nvidia-smi`` does."""
     total_bytes: int | None = None
     """Physical memory of the device."""
-    utilisation_percent: int | None = None
+    utilization_percent: int | None = None
     """Share of the last moments in which the GPU was busy."""
     temperature_c: int | None = None
     """Of the GPU."""
@@ -83,14 +83,14 @@ def sample_gpu(device: torch.device, handle: Any | None) -> MemorySample:
     if used_bytes is None:
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         used_bytes = total_bytes - free_bytes
-    utilisation = _ask("nvmlDeviceGetUtilizationRates", handle)
+    utilization = _ask("nvmlDeviceGetUtilizationRates", handle)
     return MemorySample(
         allocated_bytes=allocated.get("current", 0),
         reserved_bytes=reserved.get("current", 0),
         peak_bytes=allocated.get("peak", 0),
         used_bytes=used_bytes,
         total_bytes=total_bytes,
-        utilisation_percent=None if utilisation is None else utilisation.gpu,
+        utilization_percent=None if utilization is None else utilization.gpu,
         temperature_c=_ask("nvmlDeviceGetTemperature", handle, pynvml.NVML_TEMPERATURE_GPU),
     )
 

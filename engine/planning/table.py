@@ -31,7 +31,7 @@ HELD = {
     "allocator_gaps": ("gaps in the allocator", "magenta"),
     "cuda_context": ("CUDA itself", "yellow"),
 }
-"""Per component: what it is called, and its colour."""
+"""Per component: what it is called, and its color."""
 BAR_CELLS = 24
 SMALLEST_SHOWN_BYTES = 8 * MIB
 
@@ -111,9 +111,9 @@ def breakdown(recommended: Recommendation) -> Table:
     shown = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right", "left"):
         shown.add_column(justify=justify, no_wrap=True)
-    for name, colour, num_bytes in lines:
+    for name, color, num_bytes in lines:
         cells = BAR_CELLS * num_bytes / lines[0][2]
-        bar = Text("█" * int(cells) + ("▌" if cells % 1 >= 0.5 or cells < 1 else ""), style=colour)
+        bar = Text("█" * int(cells) + ("▌" if cells % 1 >= 0.5 or cells < 1 else ""), style=color)
         shown.add_row(name, f"{num_bytes / MIB:,.0f} MiB", f"{num_bytes / total_bytes:.1%}", bar)
     return shown
 

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from engine.report.style import BAD, INK, MUTED, chart_colour, drawable_names, new_figure, shortened, tidy, title
+from engine.report.style import BAD, INK, MUTED, chart_color, drawable_names, new_figure, shortened, tidy, title
 from engine.validation.metrics import COCO_RECALLS, CONFIDENCES, CONFUSION_CONFIDENCE, CONFUSION_IOU, DetectionResults
 
 MAX_NAMED_CLASSES = 16
-"""With more classes, single ones are thin grey lines without names."""
+"""With more classes, single ones are thin gray lines without names."""
 MAX_WRITTEN_CELLS = 32
 """With more classes, the cells of a confusion matrix hold no numbers."""
 BACKGROUND = "background"
@@ -71,7 +71,7 @@ def _draw_classes(axes: Axes, results: DetectionResults, x: NDArray, curve: NDAr
     for c in present if len(present) > 1 else []:
         if len(present) <= MAX_NAMED_CLASSES:
             label = f"{shortened(names[c])} {values[c]}"
-            axes.plot(x, curve[c], color=chart_colour(int(c)), linewidth=1.1, label=label)
+            axes.plot(x, curve[c], color=chart_color(int(c)), linewidth=1.1, label=label)
         else:
             axes.plot(x, curve[c], color=MUTED, linewidth=0.6, alpha=0.6)
 
@@ -118,9 +118,9 @@ def _draw_matrix(
     if num <= MAX_WRITTEN_CELLS:
         for row, column in zip(*np.nonzero(values), strict=True):
             value = values[row, column]
-            colour = "white" if value > 0.55 * largest else INK
+            color = "white" if value > 0.55 * largest else INK
             text = f"{value:.2f}".replace("0.", ".") if is_share and value < 1 else f"{value:.0f}"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     axes.set_xlabel("true class", color=MUTED)
     axes.set_ylabel("predicted class", color=MUTED)
     title(axes, *heading)

@@ -21,10 +21,10 @@ from data.errors import DataError
 from data.formats.image import read_image
 from data.indexing.dataset_facts import SIZE_EDGES_PX, DatasetFacts, box_sizes_px
 from data.indexing.index import ImageIndex
-from engine.report.style import RIM, class_colour, drawable_names, drawable_text, drawing, plain_numbers, shortened
+from engine.report.style import RIM, class_color, drawable_names, drawable_text, drawing, plain_numbers, shortened
 
 log = logging.getLogger(__name__)
-SPLIT_COLOURS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}  # told apart by the colour-blind too
+SPLIT_COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}  # told apart by the color-blind too
 RIM_EFFECT = [withStroke(linewidth=2.6, foreground=RIM)]
 STYLE = {
     "axes.spines.top": False,
@@ -89,7 +89,7 @@ def class_figure(facts: DatasetFacts) -> Figure:
     largest = max(1, *(int(values.max(initial=0)) for values in counts.values()))
     for position, (split, values) in enumerate(counts.items()):
         places = np.arange(len(order)) + (position - (len(counts) - 1) / 2) * height
-        bars = axes.barh(places, values[order], height * 0.92, label=split, color=SPLIT_COLOURS[split])
+        bars = axes.barh(places, values[order], height * 0.92, label=split, color=SPLIT_COLORS[split])
         axes.bar_label(bars, [f"{count:,}" for count in values[order]], padding=3, fontsize=8, color="#444444")
     names = drawable_names(facts.names)
     axes.set_yticks(range(len(order)), [shortened(names[class_id]) for class_id in order])
@@ -106,7 +106,7 @@ def class_figure(facts: DatasetFacts) -> Figure:
 
 
 def box_figure(index: ImageIndex, image_size: int) -> Figure:
-    """Sizes of the training objects as a histogram, their widths against heights, and where their centres are."""
+    """Sizes of the training objects as a histogram, their widths against heights, and where their centers are."""
     sizes_px = box_sizes_px(index, image_size)
     corners = index.boxes_xyxy_rel
     figure = Figure(figsize=(15, 4.6), layout="constrained")
@@ -120,10 +120,10 @@ def box_figure(index: ImageIndex, image_size: int) -> Figure:
     _mark_pixels(shapes, "x", image_size)
     _mark_pixels(shapes, "y", image_size)
     shapes.set(title="Width and height", xlabel="width (px)", ylabel="height (px)")
-    centres = (corners[:, :2] + corners[:, 2:]) / 2
-    places.hist2d(*centres.T, bins=40, range=((0, 1), (0, 1)), cmap="Blues")
+    centers = (corners[:, :2] + corners[:, 2:]) / 2
+    places.hist2d(*centers.T, bins=40, range=((0, 1), (0, 1)), cmap="Blues")
     places.invert_yaxis()
-    places.set(title="Where the centres are", xlabel="left to right of the image", ylabel="top to bottom of the image")
+    places.set(title="Where the centers are", xlabel="left to right of the image", ylabel="top to bottom of the image")
     for axes in (shapes, places):
         axes.set_aspect("equal")
         axes.grid(visible=False)
@@ -133,7 +133,7 @@ def box_figure(index: ImageIndex, image_size: int) -> Figure:
 
 def _draw_size_histogram(axes: Axes, sides_px: np.ndarray, image_size: int) -> None:
     edges = np.geomspace(1, image_size * 1.01, 50)
-    axes.hist(sides_px.clip(1, image_size), edges.tolist(), color=SPLIT_COLOURS["train"])
+    axes.hist(sides_px.clip(1, image_size), edges.tolist(), color=SPLIT_COLORS["train"])
     limits = _size_limits(image_size)
     shares = np.histogram(sides_px.clip(1, image_size), limits)[0] / max(len(sides_px), 1)
     axes.margins(y=0.12)
@@ -161,7 +161,7 @@ def _size_limits(image_size: int) -> list[int]:
 
 
 def example_figure(index: ImageIndex, names: tuple[str, ...], split: str) -> Figure:
-    """Images at equal distances in the index, with their boxes in the colour of the class."""
+    """Images at equal distances in the index, with their boxes in the color of the class."""
     chosen = np.unique(np.linspace(0, len(index) - 1, NUM_EXAMPLES).round().astype(int))
     rows = math.ceil(len(chosen) / NUM_COLUMNS)
     figure = Figure(figsize=(3.6 * NUM_COLUMNS, 3.7 * rows + 1.1), layout="constrained")
@@ -174,7 +174,7 @@ def example_figure(index: ImageIndex, names: tuple[str, ...], split: str) -> Fig
         seen |= _draw_example(axes, index, int(image))
     shown = drawable_names(names)
     lines = [
-        Line2D([], [], color=class_colour(c), linewidth=3, label=shortened(shown[c]), path_effects=RIM_EFFECT)
+        Line2D([], [], color=class_color(c), linewidth=3, label=shortened(shown[c]), path_effects=RIM_EFFECT)
         for c in sorted(seen)[:MAX_LEGEND_ENTRIES]
     ]
     if lines:
@@ -194,7 +194,7 @@ def _draw_example(axes: Axes, index: ImageIndex, image: int) -> set[int]:
     axes.imshow(picture)
     height, width = picture.shape[:2]
     for (x1, y1, x2, y2), class_id in zip(boxes_rel * (width, height, width, height), classes.tolist(), strict=True):
-        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=class_colour(class_id), linewidth=1.3)
+        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=class_color(class_id), linewidth=1.3)
         frame.set_path_effects(RIM_EFFECT)
         axes.add_patch(frame)
     return set(classes.tolist())

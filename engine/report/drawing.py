@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from engine.report.style import INK, RIM, class_colour, drawable_names, font_file, font_files, shortened
+from engine.report.style import INK, RIM, class_color, drawable_names, font_file, font_files, shortened
 from models.detection.postprocess import Detections
 
 MIN_FONT_PX = 11
@@ -21,7 +21,7 @@ MAX_LEGEND_ENTRIES = 24
 PAPER = "#ffffff"
 Place = tuple[float, float, float, float]
 Legend = Mapping[str, str]
-"""Colours by what they mean."""
+"""Colors by what they mean."""
 
 
 def draw_detections(
@@ -31,13 +31,13 @@ def draw_detections(
 
     Line and letters grow with the picture, letters less where objects are small. A name goes above its box, below
     or inside, where it covers no other name and hides no box; else it loses its score, or is left out: the better
-    score wins. Where names would cover much of the picture, all are left out: colours say what is what.
+    score wins. Where names would cover much of the picture, all are left out: colors say what is what.
 
     Args:
         image: uint8 (height, width, 3), RGB.
         found: Boxes in pixels of the picture, by descending score.
         class_names: By class number.
-        has_legend: Add colours, names and counts below the picture if a name was left out; it is higher then.
+        has_legend: Add colors, names and counts below the picture if a name was left out; it is higher then.
     """
     factor = -(-MIN_SIDE_PX // max(image.shape[:2]))
     canvas = Image.fromarray(image).resize((image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.BICUBIC)
@@ -46,31 +46,31 @@ def draw_detections(
     classes, scores = found.classes.tolist(), found.scores.tolist()
     side = max(canvas.size)
     line_px = max(2, round(side / 1000))
-    colours = [class_colour(c) for c in classes]
-    draw_boxes(draw, boxes[::-1], colours[::-1], line_px)  # the best ones on top
+    colors = [class_color(c) for c in classes]
+    draw_boxes(draw, boxes[::-1], colors[::-1], line_px)  # the best ones on top
 
     font_px = _font_px(boxes, side)
     names = [shortened(name) for name in drawable_names(class_names)]
     labels = Labels(draw, canvas.size, boxes, font_px)
     is_crowded = labels.share(names[c] for c in classes) > MAX_NAMES_SHARE
     is_named = [
-        not is_crowded and (labels.write(f"{names[c]} {score:.2f}", box, colour) or labels.write(names[c], box, colour))
-        for box, c, score, colour in zip(boxes, classes, scores, colours, strict=True)
+        not is_crowded and (labels.write(f"{names[c]} {score:.2f}", box, color) or labels.write(names[c], box, color))
+        for box, c, score, color in zip(boxes, classes, scores, colors, strict=True)
     ]
     if not has_legend or all(is_named):
         return np.asarray(canvas)
-    legend = {f"{names[c]}: {count}": class_colour(c) for c, count in Counter(classes).most_common()}
+    legend = {f"{names[c]}: {count}": class_color(c) for c, count in Counter(classes).most_common()}
     strip = draw_legend(legend, canvas.width, max(MIN_FONT_PX + 2, round(side / 90)))
     return np.vstack([np.asarray(canvas), np.asarray(strip)])
 
 
-def draw_boxes(draw: ImageDraw.ImageDraw, boxes: NDArray, colours: Sequence[str], line_px: int) -> None:
-    """Frames in bright colours, the last on top, each in a dark rim that sets it off on light ground.
+def draw_boxes(draw: ImageDraw.ImageDraw, boxes: NDArray, colors: Sequence[str], line_px: int) -> None:
+    """Frames in bright colors, the last on top, each in a dark rim that sets it off on light ground.
 
     Args:
         draw: Of the picture.
         boxes: (n, 4) corners, in its pixels.
-        colours: Of each box.
+        colors: Of each box.
         line_px: Width of a frame; its rim is half as wide.
     """
     rim_px = max(1, line_px // 2)
@@ -78,29 +78,29 @@ def draw_boxes(draw: ImageDraw.ImageDraw, boxes: NDArray, colours: Sequence[str]
     for left, top, right, bottom in corners:
         rim = left - rim_px, top - rim_px, right + rim_px, bottom + rim_px
         draw.rectangle(rim, outline=RIM, width=line_px + 2 * rim_px)
-    for box, colour in zip(corners, colours, strict=True):
-        draw.rectangle(box, outline=colour, width=line_px)
+    for box, color in zip(corners, colors, strict=True):
+        draw.rectangle(box, outline=color, width=line_px)
 
 
 def draw_legend(legend: Legend, width: int, font_px: int) -> Image.Image:
-    """Colours and what they mean, as a strip of paper of a picture's width: as many in a row as there is room for."""
+    """Colors and what they mean, as a strip of paper of a picture's width: as many in a row as there is room for."""
     row_px, gap_px = round(1.6 * font_px), round(0.3 * font_px)
     shown = list(legend.items())[:MAX_LEGEND_ENTRIES]
     if len(shown) < len(legend):
         shown.append((f"and {len(legend) - len(shown)} more", PAPER))
     entries, x, row = [], gap_px, 0
-    for text, colour in shown:
+    for text, color in shown:
         length = round(text_font(text, font_px).getlength(text)) + 2 * font_px
         if x + length > width and x > gap_px:
             x, row = gap_px, row + 1
-        entries.append((x, row, text, colour))
+        entries.append((x, row, text, color))
         x += length + font_px
     strip = Image.new("RGB", (width, row_px * (row + 1) + gap_px), PAPER)
     pen = ImageDraw.Draw(strip)
-    for x, row, text, colour in entries:
+    for x, row, text, color in entries:
         middle = row_px * (row + 0.5) + gap_px / 2
-        rim = RIM if colour != PAPER else PAPER
-        pen.rectangle((x, middle - font_px / 2, x + font_px, middle + font_px / 2), fill=colour, outline=rim)
+        rim = RIM if color != PAPER else PAPER
+        pen.rectangle((x, middle - font_px / 2, x + font_px, middle + font_px / 2), fill=color, outline=rim)
         pen.text((x + 1.4 * font_px, middle), text, fill=INK, font=text_font(text, font_px), anchor="lm")
     return strip
 
@@ -130,15 +130,15 @@ class Labels:
     def _size(self, text: str) -> tuple[float, float]:
         return text_font(text, self._font_px).getlength(text) + self._font_px * 0.5, self._font_px * 1.3
 
-    def write(self, text: str, box: Sequence[float] | NDArray, colour: str) -> bool:
-        """Write the name of a box on a ground of its colour; whether there was room."""
+    def write(self, text: str, box: Sequence[float] | NDArray, color: str) -> bool:
+        """Write the name of a box on a ground of its color; whether there was room."""
         place = _free_place(box, self._size(text), self._frame, self._taken, self._boxes)
         if place is None:
             return False
         self._taken.append(place)
-        self._draw.rectangle(place, fill=colour)
+        self._draw.rectangle(place, fill=color)
         middle = place[0] + self._font_px * 0.25, (place[1] + place[3]) / 2
-        self._draw.text(middle, text, fill=_contrast(colour), font=text_font(text, self._font_px), anchor="lm")
+        self._draw.text(middle, text, fill=_contrast(color), font=text_font(text, self._font_px), anchor="lm")
         return True
 
 
@@ -195,9 +195,9 @@ def _overlaps(place: Place, other: Sequence[float]) -> bool:
     return place[0] < other[2] and other[0] < place[2] and place[1] < other[3] and other[1] < place[3]
 
 
-def _contrast(colour: str) -> str:
-    """Black or white, whichever is easier to read on the colour (luma of ITU-R BT.601)."""
-    red, green, blue = ImageColor.getrgb(colour)[:3]
+def _contrast(color: str) -> str:
+    """Black or white, whichever is easier to read on the color (luma of ITU-R BT.601)."""
+    red, green, blue = ImageColor.getrgb(color)[:3]
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 

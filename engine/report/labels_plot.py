@@ -13,7 +13,7 @@ from engine.report.style import (
     INK,
     MUTED,
     PALETTE,
-    chart_colour,
+    chart_color,
     drawable_names,
     log_scale,
     new_figure,
@@ -44,10 +44,10 @@ def draw_labels(index: ImageIndex, class_names: list[str], path: Path, split: st
     _draw_classes(grid[0, 0], np.bincount(index.classes, minlength=len(class_names)), class_names)
     _draw_counts(grid[0, 1], boxes_per_image)
     sizes = index.boxes_xyxy_rel[:, 2:] - index.boxes_xyxy_rel[:, :2]
-    centres = (index.boxes_xyxy_rel[:, 2:] + index.boxes_xyxy_rel[:, :2]) / 2
+    centers = (index.boxes_xyxy_rel[:, 2:] + index.boxes_xyxy_rel[:, :2]) / 2
     largest = min(1.05 * float(sizes.max(initial=0.01)), 1.0)
     _draw_density(grid[1, 0], sizes, "Sizes of the boxes", "in parts of the image", ("width", "height"), largest)
-    _draw_density(grid[1, 1], centres, "Centres of the boxes", "the whole image", ("x", "y"))
+    _draw_density(grid[1, 1], centers, "Centers of the boxes", "the whole image", ("x", "y"))
     grid[1, 1].invert_yaxis()
     heading = f"{len(index):,} {split} images, {len(index.classes):,} boxes, {len(class_names)} classes"
     figure.suptitle(heading, x=0.01, ha="left", color=INK, fontweight="bold", fontsize=13)
@@ -57,7 +57,7 @@ def draw_labels(index: ImageIndex, class_names: list[str], path: Path, split: st
 def _draw_classes(axes: Axes, counts: np.ndarray, class_names: list[str]) -> None:
     order = np.argsort(-counts, kind="stable")[:MAX_CLASSES]
     names = drawable_names(class_names)
-    axes.bar(range(len(order)), counts[order], color=[chart_colour(int(c)) for c in order])
+    axes.bar(range(len(order)), counts[order], color=[chart_color(int(c)) for c in order])
     shown = [shortened(names[c]) for c in order]
     axes.set_xticks(range(len(order)), shown, rotation=45, ha="right", rotation_mode="anchor")
     present = counts[counts > 0]
@@ -93,8 +93,8 @@ def _draw_density(
     """A map of points (N, 2) between 0 and ``end``, darker where they are many."""
     density, *_ = np.histogram2d(points[:, 0], points[:, 1], bins=BINS, range=((0, end), (0, end)))
     shown = np.where(density > 0, density, np.nan).T
-    colours = LogNorm(0.5, max(density.max(), 1))
-    axes.imshow(shown, cmap="Blues", norm=colours, origin="lower", extent=(0, end, 0, end))
+    colors = LogNorm(0.5, max(density.max(), 1))
+    axes.imshow(shown, cmap="Blues", norm=colors, origin="lower", extent=(0, end, 0, end))
     title(axes, name, about)
     axes.set_xlabel(labels[0], color=MUTED)
     axes.set_ylabel(labels[1], color=MUTED)

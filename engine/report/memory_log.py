@@ -21,9 +21,9 @@ Columns = dict[str, list]
 TIMESTAMP, TIME, STEP, PHASE = "timestamp", "time [s]", "step", "phase"
 KINDS = ("allocated", "reserved", "peak", "used", "total")
 ALLOCATED, RESERVED, PEAK, USED, TOTAL = MEMORY = tuple(f"memory.{kind} [MiB]" for kind in KINDS)
-UTILISATION, TEMPERATURE = "utilization.gpu [%]", "temperature.gpu"
+UTILIZATION, TEMPERATURE = "utilization.gpu [%]", "temperature.gpu"
 SPEED, EVENT = "images_per_second", "event"
-COLUMNS = (TIMESTAMP, TIME, STEP, PHASE, *MEMORY, UTILISATION, TEMPERATURE, SPEED, EVENT)
+COLUMNS = (TIMESTAMP, TIME, STEP, PHASE, *MEMORY, UTILIZATION, TEMPERATURE, SPEED, EVENT)
 TEXT_COLUMNS = (TIMESTAMP, PHASE, EVENT)
 VALIDATION, RESUMED, SPILL = "validation", "resumed", "spill"
 OOM_RECOVERY, OUT_OF_MEMORY = "oom recovery", "out of memory"
@@ -68,7 +68,7 @@ class MemoryLog:
         memory = [getattr(sample, f"{kind}_bytes") for kind in KINDS]
         mib = ["" if num_bytes is None else f"{num_bytes / MIB:.1f}" for num_bytes in memory]
         speed = "" if images_per_second is None else f"{images_per_second:.1f}"
-        device = (sample.utilisation_percent, sample.temperature_c)  # csv writes None as nothing
+        device = (sample.utilization_percent, sample.temperature_c)  # csv writes None as nothing
         self._append((now, f"{seconds:.3f}", step, phase, *mib, *device, speed, EVENT_SEPARATOR.join(events)))
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ from engine.report.memory_log import (
 )
 from engine.report.style import INK, MUTED, PALETTE, RULE, SHADE
 
-LINES = {  # label, colour, strength of the area below
+LINES = {  # label, color, strength of the area below
     USED: ("used (driver, all programs)", "#57606a", 0.12),
     RESERVED: ("reserved (torch's cache)", "#0969da", 0.16),
     PEAK: ("allocated, highest so far", "#8250df", 0.0),
@@ -45,10 +45,10 @@ EVENTS = {
     SPILL: ("spill into system RAM", "#bf3989", "D"),
     RESUMED: ("resumed", "#57606a", ">"),
 }
-BUDGET_COLOUR, PLAN_COLOUR, SPEED_COLOUR = "#cf222e", "#bf8700", "#1a7f37"
+BUDGET_COLOR, PLAN_COLOR, SPEED_COLOR = "#cf222e", "#bf8700", "#1a7f37"
 MAX_POINTS = 2000
 """More could not be told apart in the picture."""
-MIN_LABELLED_SHARE = 0.05
+MIN_LABELED_SHARE = 0.05
 """Part of the bar from which on a component's size has room inside it."""
 
 
@@ -106,17 +106,17 @@ def draw_breakdown(components: Mapping[str, int], path: Path, budget_bytes: int 
     for index, (name, num_bytes) in enumerate(sorted(held, key=lambda item: item[1], reverse=True)):
         gib, share = num_bytes / GIB, num_bytes / total_bytes
         label = f"{name}: {format_bytes(num_bytes)} ({share:.1%})"
-        colour = PALETTE[index % len(PALETTE)]
-        axes.barh(0, gib, left=left_gib, color=colour, edgecolor="white", linewidth=0.6, label=label)
-        if share >= MIN_LABELLED_SHARE:
-            inside = f"{name}\n{share:.0%}" if share >= 4 * MIN_LABELLED_SHARE else f"{share:.0%}"
+        color = PALETTE[index % len(PALETTE)]
+        axes.barh(0, gib, left=left_gib, color=color, edgecolor="white", linewidth=0.6, label=label)
+        if share >= MIN_LABELED_SHARE:
+            inside = f"{name}\n{share:.0%}" if share >= 4 * MIN_LABELED_SHARE else f"{share:.0%}"
             axes.text(left_gib + gib / 2, 0, inside, ha="center", va="center", color="white", fontsize=10)
         left_gib += gib
     title = f"Planned peak of memory: {format_bytes(total_bytes)}"
     if budget_bytes is not None:
-        axes.axvline(budget_bytes / GIB, color=BUDGET_COLOUR, linestyle="--")
+        axes.axvline(budget_bytes / GIB, color=BUDGET_COLOR, linestyle="--")
         beside: dict[str, Any] = {"rotation": 90, "ha": "left", "va": "center", "fontsize": 10}
-        axes.text(budget_bytes / GIB, 0, " budget", color=BUDGET_COLOUR, **beside)
+        axes.text(budget_bytes / GIB, 0, " budget", color=BUDGET_COLOR, **beside)
         left_bytes = budget_bytes - total_bytes
         verdict = f"{format_bytes(abs(left_bytes))} {'left' if left_bytes >= 0 else 'too much'}"
         title += f", of a budget of {format_bytes(budget_bytes)} ({verdict})"
@@ -130,13 +130,13 @@ def draw_breakdown(components: Mapping[str, int], path: Path, budget_bytes: int 
 
 
 def _draw_memory(axes: Axes, times: np.ndarray, columns: Columns) -> None:
-    for name, (label, colour, strength) in (LINES if is_gpu(columns) else PROCESS_LINES).items():
+    for name, (label, color, strength) in (LINES if is_gpu(columns) else PROCESS_LINES).items():
         gib = np.array(columns[name]) * MIB / GIB
         if np.isnan(gib).all():
             continue
         shown_times, shown_gib = _thin(times, gib, np.max)
-        axes.plot(shown_times, shown_gib, color=colour, label=label, linewidth=1.6)
-        axes.fill_between(shown_times, shown_gib, color=colour, alpha=strength, linewidth=0)
+        axes.plot(shown_times, shown_gib, color=color, label=label, linewidth=1.6)
+        axes.fill_between(shown_times, shown_gib, color=color, alpha=strength, linewidth=0)
 
 
 def _draw_speed(axes: Axes, times: np.ndarray, columns: Columns) -> None:
@@ -145,30 +145,30 @@ def _draw_speed(axes: Axes, times: np.ndarray, columns: Columns) -> None:
     # A line through training only: in validation it pauses.
     is_drawn = in_training & ~np.isnan(speeds)
     shown_times, shown_speeds = _thin(times[is_drawn], speeds[is_drawn], np.median)
-    axes.plot(shown_times, shown_speeds, color=SPEED_COLOUR, linewidth=1.2)
+    axes.plot(shown_times, shown_speeds, color=SPEED_COLOR, linewidth=1.2)
 
 
 def _draw_limits(axes: Axes, total_mib: list[float], budget_bytes: int | None, planned_peak_bytes: int | None) -> None:
     limits = (
         ("memory of the device", total_mib[-1] * MIB, INK, ":"),
-        ("budget", budget_bytes, BUDGET_COLOUR, "--"),
-        ("planned peak, CUDA included", planned_peak_bytes, PLAN_COLOUR, "-."),
+        ("budget", budget_bytes, BUDGET_COLOR, "--"),
+        ("planned peak, CUDA included", planned_peak_bytes, PLAN_COLOR, "-."),
     )
-    for name, num_bytes, colour, style in limits:
+    for name, num_bytes, color, style in limits:
         if num_bytes is not None and np.isfinite(num_bytes):
             label = f"{name}: {format_bytes(int(num_bytes))}"
-            axes.axhline(num_bytes / GIB, color=colour, linestyle=style, linewidth=1.4, label=label)
+            axes.axhline(num_bytes / GIB, color=color, linestyle=style, linewidth=1.4, label=label)
 
 
 def _draw_events(axes: Axes, times: np.ndarray, columns: Columns) -> None:
     top = axes.get_xaxis_transform()  # x in data, y from 0 at the bottom to 1 at the top
-    for name, (label, colour, marker) in EVENTS.items():
+    for name, (label, color, marker) in EVENTS.items():
         moments = times[np.array(has_event(columns, name), dtype=bool)]
         if moments.size:
             label = f"{label} ({moments.size})"
-            axes.vlines(moments, 0, 1, transform=top, color=colour, linewidth=1, zorder=3)
+            axes.vlines(moments, 0, 1, transform=top, color=color, linewidth=1, zorder=3)
             heights = np.ones_like(moments)
-            style: dict[str, Any] = {"transform": top, "color": colour, "clip_on": False, "markersize": 7}
+            style: dict[str, Any] = {"transform": top, "color": color, "clip_on": False, "markersize": 7}
             axes.plot(moments, heights, marker, label=label, **style)
 
 

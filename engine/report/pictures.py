@@ -15,7 +15,7 @@ from data.formats.image import read_image
 from data.loading.batch import Batch
 from engine.report.drawing import Labels, Legend, draw_boxes, draw_legend, text_font
 from engine.report.mistakes import FALSE, MISSED, RIGHT, ImageRecord, judge
-from engine.report.style import class_colour, drawable_names, drawable_text, shortened
+from engine.report.style import class_color, drawable_names, drawable_text, shortened
 
 TILE_PX = 400
 COLUMNS = 4
@@ -28,7 +28,7 @@ LEGEND_FONT_PX = 15
 GAP_PX = 4
 JPEG_QUALITY = 88
 INK_RGB, PAPER_RGB, EMPTY_RGB = "#24292f", "#ffffff", "#eef1f4"
-KIND_COLOURS = {MISSED: "#FF5050", FALSE: "#FFA000", RIGHT: "#40FF70"}
+KIND_COLORS = {MISSED: "#FF5050", FALSE: "#FFA000", RIGHT: "#40FF70"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Mark:
 
     box_xyxy_px: NDArray
     text: str
-    colour: str
+    color: str
     class_id: int = 0
 
 
@@ -106,10 +106,10 @@ def draw_mistakes(records: Sequence[ImageRecord], class_names: Sequence[str], co
         for item in order:
             score = "" if item.kind == MISSED else f" {item.score:.2f}"
             text = "" if item.kind == RIGHT else f"{names[item.class_id]}{score}"
-            marks.append(Mark(item.box_xyxy_px, text, KIND_COLOURS[item.kind]))
+            marks.append(Mark(item.box_xyxy_px, text, KIND_COLORS[item.kind]))
         tiles.append(Tile(image, f"{verdict.num_missed} missed, {verdict.num_false} false: {caption}", marks))
     if tiles:
-        save_sheet(tiles, path, KIND_COLOURS, MISTAKE_COLUMNS, MISTAKE_TILE_PX)
+        save_sheet(tiles, path, KIND_COLORS, MISTAKE_COLUMNS, MISTAKE_TILE_PX)
     return len(wrong)
 
 
@@ -132,7 +132,7 @@ def save_sheet(
 
 
 def _class_legend(class_ids: Iterable[int], names: Sequence[str]) -> Legend:
-    return {names[c]: class_colour(c) for c in sorted(class_ids)}
+    return {names[c]: class_color(c) for c in sorted(class_ids)}
 
 
 def _record_legend(records: Sequence[ImageRecord], names: Sequence[str], confidence: float) -> Legend:
@@ -163,11 +163,11 @@ def _draw_tile(tile: Tile, tile_px: int) -> Image.Image:
 def _draw_marks(pen: ImageDraw.ImageDraw, marks: Sequence[Mark], gain: float, size: tuple[int, int]) -> None:
     """All boxes, the last on top; then names where there is room, the last first."""
     boxes = np.array([mark.box_xyxy_px for mark in marks], dtype=float).reshape(-1, 4) * gain
-    draw_boxes(pen, boxes, [mark.colour for mark in marks], LINE_PX)
+    draw_boxes(pen, boxes, [mark.color for mark in marks], LINE_PX)
     labels = Labels(pen, size, boxes, FONT_PX)
     for mark, box in zip(marks[::-1], boxes[::-1], strict=True):
         if mark.text:
-            labels.write(mark.text, box, mark.colour)
+            labels.write(mark.text, box, mark.color)
 
 
 def _names(class_names: Sequence[str]) -> list[str]:
@@ -175,11 +175,11 @@ def _names(class_names: Sequence[str]) -> list[str]:
 
 
 def _class_mark(box: NDArray, class_id: int, names: Sequence[str], more: str = "") -> Mark:
-    return Mark(box, f"{names[class_id]}{more}", class_colour(int(class_id)), int(class_id))
+    return Mark(box, f"{names[class_id]}{more}", class_color(int(class_id)), int(class_id))
 
 
 def _read(path: str) -> tuple[NDArray, str]:
-    """A picture and its caption; a grey one if the file is gone meanwhile, for the rest is worth seeing."""
+    """A picture and its caption; a gray one if the file is gone meanwhile, for the rest is worth seeing."""
     try:
         return read_image(path), drawable_text(Path(path).name)
     except DataError:

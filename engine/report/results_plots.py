@@ -29,7 +29,7 @@ class Panel:
     name: str
     about: str
     columns: dict[str, tuple[str, str]]
-    """Label and colour by column."""
+    """Label and color by column."""
     is_share: bool = False
     """Between 0 and 1."""
     is_log: bool = False
@@ -113,9 +113,9 @@ def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
     """Draw one panel, with the best epoch marked."""
     epochs = history[EPOCH] + 1
     marker = "o" if len(epochs) < MANY_EPOCHS else None
-    for name, (label, colour) in panel.columns.items():
+    for name, (label, color) in panel.columns.items():
         if np.isfinite(history.get(name, [])).any():
-            axes.plot(epochs, history[name], color=colour, label=label, linewidth=1.6, marker=marker, markersize=3)
+            axes.plot(epochs, history[name], color=color, label=label, linewidth=1.6, marker=marker, markersize=3)
     best = best_epoch(history)
     if best is not None:
         axes.axvline(best, color=GOOD, linewidth=1, linestyle=":", zorder=0)

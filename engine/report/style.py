@@ -1,6 +1,6 @@
-"""How pictures of a run look: one set of colours, and fonts that can write every class name that is there.
+"""How pictures of a run look: one set of colors, and fonts that can write every class name that is there.
 
-Charts are on white paper, boxes on boards of any colour: they have colours of their own.
+Charts are on white paper, boxes on boards of any color: they have colors of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PALETTE = (
     "#0a3069", "#3e1f79", "#044f1e", "#633c01",
 )  # fmt: skip
 GOOD, BAD, DOUBTFUL = "#1a7f37", "#cf222e", "#bc4c00"
-BOX_COLOURS = (
+BOX_COLORS = (
     *("#FF7F75", "#4DA3FF", "#A0F000", "#FF70F6", "#00E5FF", "#FF9500", "#B48CFF", "#FFE600"),
     *("#FFFFFF", "#1FD67A", "#FF9EBB", "#D9A066"),
 )
@@ -111,16 +111,16 @@ def shortened(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def class_colour(class_id: int) -> str:
-    """The colour of a class's boxes; beyond the listed ones, golden steps round the hues keep neighbours apart."""
-    if class_id < len(BOX_COLOURS):
-        return BOX_COLOURS[class_id]
+def class_color(class_id: int) -> str:
+    """The color of a class's boxes; beyond the listed ones, golden steps round the hues keep neighbors apart."""
+    if class_id < len(BOX_COLORS):
+        return BOX_COLORS[class_id]
     rgb = colorsys.hls_to_rgb(class_id * 0.618034 % 1, 0.78, 1.0)
     return "#" + "".join(f"{round(255 * part):02X}" for part in rgb)
 
 
-def chart_colour(class_id: int) -> str:
-    """The colour of a class in charts."""
+def chart_color(class_id: int) -> str:
+    """The color of a class in charts."""
     return PALETTE[class_id % len(PALETTE)]
 
 
@@ -163,7 +163,7 @@ def plain_numbers(axis: Axis) -> None:
 
 
 def title(axes: Axes, text: str, about: str = "") -> None:
-    """A title on the left, with an optional second line in grey."""
+    """A title on the left, with an optional second line in gray."""
     axes.set_title(text, loc="left", color=INK, fontweight="bold", fontsize=11, pad=20 if about else 8)
     if about:
         axes.annotate(

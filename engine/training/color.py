@@ -1,4 +1,4 @@
-"""Random colour that the loader left to the device."""
+"""Random color that the loader left to the device."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from data.loading.batch import Batch
 from models.kernels.switch import fused_kernels_work
 
 
-def coloured(batch: Batch) -> Batch:
-    """`Batch.coloured`, in one kernel where fused kernels are used: see `models.kernels.fused_color`."""
+def colored(batch: Batch) -> Batch:
+    """`Batch.colored`, in one kernel where fused kernels are used: see `models.kernels.fused_color`."""
     if batch.hsv_gains_B3 is None or not fused_kernels_work(batch.images):
-        return batch.coloured()
+        return batch.colored()
     from models.kernels.fused_color import shift_hsv  # only where there is Triton
 
     return replace(batch, images=shift_hsv(batch.images, batch.hsv_gains_B3), hsv_gains_B3=None)

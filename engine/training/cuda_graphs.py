@@ -52,8 +52,8 @@ class Recording(NamedTuple):
 
 def can_record(network: nn.Module) -> bool:
     """Whether the micro-steps of a network can be recorded: on a GPU, without talk between processes."""
-    is_synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
-    return next(network.parameters()).is_cuda and not is_synchronised
+    is_synchronized = any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
+    return next(network.parameters()).is_cuda and not is_synchronized
 
 
 class RecordedMicroStep:

@@ -1,7 +1,7 @@
 """The optimizer: AdamW or SGD in three parameter groups, fused, and the clipping of the window's gradient.
 
 Its state is made with it, not in its first step as torch would. So the first step needs no more memory than the others,
-and skipping it leaves zeros behind: fused SGD would leave its momentum uninitialised.
+and skipping it leaves zeros behind: fused SGD would leave its momentum uninitialized.
 """
 
 from __future__ import annotations

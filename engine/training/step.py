@@ -24,7 +24,7 @@ from engine.errors import TrainingError
 from engine.training.accumulation import AccumulationWindow, back_propagate, fill_missing_gradients, gradients_of
 from engine.training.batch_statistics import BatchStatistics
 from engine.training.carry_through import carry_through
-from engine.training.color import coloured
+from engine.training.color import colored
 from engine.training.copy_ahead import copied_ahead
 from engine.training.cuda_graphs import RecordedMicroStep, can_record
 from engine.training.ema import WeightAverage
@@ -154,7 +154,7 @@ class TrainingStep:
         self.batch_statistics.save()
         accumulation = AccumulationWindow(len(window), len(window.classes), self.device)
         for micro_batch in copied_ahead(micro_batches, self.device):
-            totals = self.micro_step.run(coloured(micro_batch), accumulation.scale, self.memory.settings)
+            totals = self.micro_step.run(colored(micro_batch), accumulation.scale, self.memory.settings)
             accumulation.add(totals)
         if is_parallel():
             fill_missing_gradients(self.optimizer)
@@ -235,7 +235,7 @@ class TrainingStep:
             yield scale
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
-        """Forward pass and un-normalised loss of one micro-batch on the device, its colours changed already."""
+        """Forward pass and un-normalised loss of one micro-batch on the device, its colors changed already."""
         with autocast(self.precision, self.device):
             predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
         return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)

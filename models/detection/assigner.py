@@ -2,8 +2,8 @@
 
 As in TOOD (arXiv 2108.07755), with the numbers of the Ultralytics recipe:
 
-1. An anchor may be a candidate of a box if its centre lies inside it. Sides shorter than the second stride
-   count as that long, so that a box between the cell centres finds candidates too.
+1. An anchor may be a candidate of a box if its center lies inside it. Sides shorter than the second stride
+   count as that long, so that a box between the cell centers finds candidates too.
 2. The alignment of an anchor with a box is ``class score ** 0.5 * overlap ** 6``, where the overlap is the
    complete IoU of the box that it predicts, 0 if negative. Each box picks the `TOP_K` anchors of highest
    alignment.
@@ -77,7 +77,7 @@ class Scene(NamedTuple):
     predicted_BA4: Tensor
     """Predicted corner boxes, pixels, FP32 or FP64; everything is worked out in this dtype."""
     points_A2: Tensor
-    """Centres of the anchors' cells, (x, y) in pixels."""
+    """Centers of the anchors' cells, (x, y) in pixels."""
     boxes_N4: Tensor
     """Ground-truth corner boxes, pixels, same dtype."""
     classes_N: Tensor
@@ -162,9 +162,9 @@ def _align_candidates(scene: Scene, image_P: Tensor, anchor_P: Tensor, box_P: Te
 
 def _inside(boxes: Tensor, points: Tensor, min_side_px: float) -> Tensor:
     """Whether each point (..., 2) lies strictly inside the stretched box (..., 4); the rest broadcasts."""
-    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    center = (boxes[..., :2] + boxes[..., 2:]) / 2
     half = (boxes[..., 2:] - boxes[..., :2]).clamp(min=min_side_px) / 2
-    (left, top), (right, bottom) = (centre - half).unbind(-1), (centre + half).unbind(-1)
+    (left, top), (right, bottom) = (center - half).unbind(-1), (center + half).unbind(-1)
     x, y = points.unbind(-1)
     inside = (x - left > INSIDE_EPS_PX) & (right - x > INSIDE_EPS_PX)
     inside = inside & (y - top > INSIDE_EPS_PX) & (bottom - y > INSIDE_EPS_PX)

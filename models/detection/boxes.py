@@ -1,6 +1,6 @@
 """Boxes: the anchor grid, decoding of raw predictions, and the overlap of boxes.
 
-The head predicts a box as four distances, from the centre of a grid cell (the "anchor") to the left, top,
+The head predicts a box as four distances, from the center of a grid cell (the "anchor") to the left, top,
 right and bottom side, each as a distribution over `NUM_BINS` distances of 0, 1, 2, ... strides. A box is a
 large number (the anchor's position) plus a small one (the distance), so 16 bits are not enough: bf16 rounds
 positions beyond 512 px to 4 px. Everything here therefore works in FP32, whatever the predictions' dtype and
@@ -44,7 +44,7 @@ def anchor_points(
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Centres of all grid cells, and their strides.
+    """Centers of all grid cells, and their strides.
 
     Args:
         sizes: (height, width) in cells of each feature map.
@@ -145,7 +145,7 @@ def pairwise_ciou(boxes_N4: Tensor, others_NM4: Tensor) -> Tensor:
 def _complete_iou(boxes: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     """Complete IoU (arXiv 1911.08287) of broadcastable coordinates (left, top, right, bottom).
 
-    That is IoU, less the squared distance of the centres in units of the diagonal of the smallest box around
+    That is IoU, less the squared distance of the centers in units of the diagonal of the smallest box around
     both, less a penalty for different aspect ratios, whose weight counts as a constant. The epsilons stand
     where the reference has them (on heights, not on widths).
     """

@@ -132,14 +132,14 @@ def _box_sums(
     """Sums of the complete-IoU and the distribution focal loss of the candidates, in strides, not pixels."""
     image_P, anchor_P, weight_P = assignment.image_P, assignment.anchor_P, assignment.weight_P
     stride_P1 = strides_A[anchor_P, None]
-    centre_P2 = points_A2[anchor_P] / stride_P1
+    center_P2 = points_A2[anchor_P] / stride_P1
     target_P4 = boxes_N4[assignment.box_P] / stride_P1
 
     logits_PD = _GatherCandidates.apply(logits_BDA, image_P, anchor_P).to(boxes_N4.dtype)
     log_probability_P4R = logits_PD.unflatten(1, (4, NUM_BINS)).log_softmax(-1)
     distance_P4 = (log_probability_P4R.exp() * distance_bins(boxes_N4)).sum(-1)
-    predicted_P4 = torch.cat((centre_P2 - distance_P4[:, :2], centre_P2 + distance_P4[:, 2:]), dim=1)
-    target_distance_P4 = torch.cat((centre_P2 - target_P4[:, :2], target_P4[:, 2:] - centre_P2), dim=1)
+    predicted_P4 = torch.cat((center_P2 - distance_P4[:, :2], center_P2 + distance_P4[:, 2:]), dim=1)
+    target_distance_P4 = torch.cat((center_P2 - target_P4[:, :2], target_P4[:, 2:] - center_P2), dim=1)
 
     box = (weight_P * (1 - aligned_ciou(predicted_P4, target_P4))).sum()
     dfl = (weight_P * distribution_focal_loss(log_probability_P4R, target_distance_P4).mean(1)).sum()

@@ -32,9 +32,9 @@ def _decode_kernel(
         logit = tl.load(source, exists[None, :], 0.0).to(tl.float32)
         weight = tl.exp(logit - tl.max(logit, 0)[None, :])
         distance = tl.sum(weight * bins.to(tl.float32), 0) / tl.sum(weight, 0) * stride
-        centre = tl.load(points + side % 2 * points_axis + anchor * points_anchor, exists, 0.0)
+        center = tl.load(points + side % 2 * points_axis + anchor * points_anchor, exists, 0.0)
         place = boxes + (image * 4 + side) * num_anchors + anchor
-        tl.store(place, centre - distance if side < 2 else centre + distance, exists)
+        tl.store(place, center - distance if side < 2 else center + distance, exists)
 
 
 def decode(logits_BDA: Tensor, points_2A: Tensor, strides_A: Tensor, num_bins: int) -> Tensor:
@@ -42,7 +42,7 @@ def decode(logits_BDA: Tensor, points_2A: Tensor, strides_A: Tensor, num_bins: i
 
     Args:
         logits_BDA: Of the distances to the sides, in half precision or float32.
-        points_2A: Centres of the anchors, float32, in pixels.
+        points_2A: Centers of the anchors, float32, in pixels.
         strides_A: Float32, in pixels.
         num_bins: Logits of a side.
     """

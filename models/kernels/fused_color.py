@@ -1,4 +1,4 @@
-"""Random colour on a GPU in one Triton kernel: a picture is read once and written once.
+"""Random color on a GPU in one Triton kernel: a picture is read once and written once.
 
 `data.augmentation.color.shift_hsv_on_device` does the same with PyTorch's operations, some forty passes over float32
 maps: a few per cent of a training step, and 75 bytes a pixel. It is the reference, and what is used without Triton.
@@ -18,7 +18,7 @@ ROUNDER = tl.constexpr(1.5 * 2**23)
 
 @triton.jit
 def _channel(OFFSET: tl.constexpr, hue, saturation, value):
-    """A channel of a colour; https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative."""
+    """A channel of a color; https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative."""
     k = OFFSET + hue
     k -= 6.0 * tl.floor(k / 6.0)
     result = value - value * saturation * tl.minimum(tl.maximum(tl.minimum(k, 4.0 - k), 0.0), 1.0)
@@ -37,7 +37,7 @@ def _shift_kernel(images, gains, out, num_places, PLACES: tl.constexpr):
     blue = tl.load(images + first + 2 * num_places + place, inside, 0).to(tl.float32)
     value = tl.maximum(tl.maximum(red, green), blue)
     chroma = value - tl.minimum(tl.minimum(red, green), blue)
-    # hue in sixths of the circle: which channel is the largest, and where between its neighbours
+    # hue in sixths of the circle: which channel is the largest, and where between its neighbors
     scaled = tl.maximum(chroma, 1.0)
     hue = tl.where(value == green, (blue - red) / scaled + 2.0, (red - green) / scaled + 4.0)
     hue = tl.where(value == red, (green - blue) / scaled, hue) + 6.0 * tl.load(gains + 3 * image)

@@ -22,29 +22,29 @@ class Transfer:
     origin: str
     loaded: list[str]
     """Tensors of the network that are the file's now; the class layers count if any of their rows is."""
-    initialised: list[str]
+    initialized: list[str]
     """Tensors that keep their initial values: the file has none of this name and shape."""
     unused: list[str]
     """Tensors of the file that the network has no place for."""
     loaded_classes: list[str]
     """Classes whose rows are the file's."""
-    initialised_classes: list[str]
+    initialized_classes: list[str]
     """Classes that start anew."""
     parts: dict[str, str]
     """The part of the network that each of these tensors belongs to."""
 
     def table(self) -> str:
         """A line for each part of the network, and one about the classes."""
-        groups = (self.loaded, self.initialised, self.unused)
+        groups = (self.loaded, self.initialized, self.unused)
         columns = [Counter(self.parts[name] for name in names) for names in groups]
-        lines = [f"weights: {self.origin}", f"{'tensors of':15} {'loaded':>8} {'re-initialised':>15} {'not used':>9}"]
+        lines = [f"weights: {self.origin}", f"{'tensors of':15} {'loaded':>8} {'re-initialized':>15} {'not used':>9}"]
         for part in dict.fromkeys(self.parts.values()):
-            loaded, initialised, unused = (column[part] for column in columns)
-            lines.append(f"{part:15} {loaded:8d} {initialised:15d} {unused:9d}")
-        num_classes = len(self.loaded_classes) + len(self.initialised_classes)
+            loaded, initialized, unused = (column[part] for column in columns)
+            lines.append(f"{part:15} {loaded:8d} {initialized:15d} {unused:9d}")
+        num_classes = len(self.loaded_classes) + len(self.initialized_classes)
         classes = f"classes: {len(self.loaded_classes)} of {num_classes} loaded"
-        if self.initialised_classes:
-            classes += f"; re-initialised: {_shorten(self.initialised_classes)}"
+        if self.initialized_classes:
+            classes += f"; re-initialized: {_shorten(self.initialized_classes)}"
         return "\n".join([*lines, classes])
 
 
@@ -84,10 +84,10 @@ def transfer_weights(network: DetectionModel, saved: SavedWeights, class_names: 
     return Transfer(
         origin=saved.origin,
         loaded=list(new),
-        initialised=[name for name in own if name not in new],
+        initialized=[name for name in own if name not in new],
         unused=unused,
         loaded_classes=[name for c, name in enumerate(class_names) if c in known],
-        initialised_classes=[name for c, name in enumerate(class_names) if c not in known],
+        initialized_classes=[name for c, name in enumerate(class_names) if c not in known],
         parts={name: _part(network, name) for name in [*own, *unused]},
     )
 

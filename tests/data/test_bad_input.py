@@ -133,10 +133,10 @@ def exif(orientation: int) -> Image.Exif:
 
 
 REPAIRED: dict[str, tuple[Callable[[Path], object], tuple[int, int]]] = {
-    "grey.png": (save("L"), (60, 80)),
+    "gray.png": (save("L"), (60, 80)),
     "black_and_white.png": (save("1"), (60, 80)),
     "alpha.png": (save("RGBA"), (60, 80)),
-    "grey_alpha.png": (save("LA"), (60, 80)),
+    "gray_alpha.png": (save("LA"), (60, 80)),
     "palette.png": (save("P"), (60, 80)),
     "16_bit.png": (lambda file: cv2.imwrite(str(file), PIXELS.astype(np.uint16) * 257), (60, 80)),
     "16_bit.tiff": (lambda file: cv2.imwrite(str(file), PIXELS.astype(np.uint16) * 257), (60, 80)),
@@ -226,7 +226,7 @@ def test_repaired_labels__are_counted(folder: Path, caplog: pytest.LogCaptureFix
     add(folder, "turned.jpg", JPEG, "0 0.5 0.2 0.8 0.5 0.5 0.8 0.2 0.5\n")
     add(folder, "outline.jpg", JPEG, "1 0.1 0.1 0.5 0.2 0.4 0.6 0.3 0.6 0.1 0.5\n")
     add(folder, "nothing.jpg", JPEG, "\n")
-    add(folder, "unlabelled.jpg", JPEG, None)
+    add(folder, "unlabeled.jpg", JPEG, None)
     with caplog.at_level(logging.WARNING):
         index = index_of(folder)
     assert [record.getMessage() for record in caplog.records] == [
@@ -236,7 +236,7 @@ def test_repaired_labels__are_counted(folder: Path, caplog: pytest.LogCaptureFix
     by_name = dict(zip(names_of(index), range(len(index)), strict=True))
     np.testing.assert_allclose(index.labels(by_name["turned.jpg"])[0], [[0.2, 0.2, 0.8, 0.8]], atol=1e-6)
     np.testing.assert_allclose(index.labels(by_name["outline.jpg"])[0], [[0.1, 0.1, 0.5, 0.6]], atol=1e-6)
-    assert len(index.labels(by_name["nothing.jpg"])[0]) == len(index.labels(by_name["unlabelled.jpg"])[0]) == 0
+    assert len(index.labels(by_name["nothing.jpg"])[0]) == len(index.labels(by_name["unlabeled.jpg"])[0]) == 0
     make_every_sample(index)
 
 

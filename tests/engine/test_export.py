@@ -93,8 +93,8 @@ def test_onnx_nms__gives_our_detections(shape: tuple, folder: Path, overfitted: 
     rows = torch.from_numpy(session.run(None, images)[0])
     # From the very predictions that the suppression within the file saw: rounding decides near the limits.
     plain = onnxruntime.InferenceSession(folder / "best.onnx").run(None, images)[0]
-    centres, sizes, scores = torch.from_numpy(plain).split([2, 2, len(overfitted.names)], dim=1)
-    corners = torch.cat([centres - sizes / 2, centres + sizes / 2], 1).transpose(1, 2)
+    centers, sizes, scores = torch.from_numpy(plain).split([2, 2, len(overfitted.names)], dim=1)
+    corners = torch.cat([centers - sizes / 2, centers + sizes / 2], 1).transpose(1, 2)
     limits = NmsConfig(confidence=0.01, iou=0.6, max_detections=10**6)
     for i, expected in enumerate(detections(corners, scores.double().logit(), limits)):
         own = rows[rows[:, 0] == i, 1:]
@@ -195,7 +195,7 @@ def test_decode_boxes__equals_the_exported_head(loaded: LoadedNetwork, overfitte
         output, raw = loaded.network(board_images(overfitted, SHAPES[1]))
     ours = decode_boxes(raw, head_strides(loaded.network)).transpose(1, 2)
     theirs = torch.cat([output[:, :2] - output[:, 2:4] / 2, output[:, :2] + output[:, 2:4] / 2], 1)
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)  # they go from corners to centres and back
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)  # they go from corners to centers and back
 
 
 def test_main__says_before_it_writes_over_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -248,7 +248,7 @@ def test_main__refuses_what_training_refuses_in_the_same_words(root: Path, troub
 @pytest.mark.parametrize(
     "trouble", ["label files elsewhere", "all empty", "only boxes without area", "validation without label files"]
 )
-def test_training__refuses_what_cannot_be_learnt(root: Path, trouble: str) -> None:
+def test_training__refuses_what_cannot_be_learned(root: Path, trouble: str) -> None:
     TROUBLE[trouble](root.parent)
     assert re.search("no (train|val) image has a label file|no object in any of the 6 train images", set_up(root) or "")
 

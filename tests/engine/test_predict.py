@@ -73,7 +73,7 @@ def test_read_frames__a_video_beside_the_pictures_it_was_cut_into(tmp_path: Path
     assert stems == ["a_000001", "a_000002", "a_000001_png", "a_000002_png"]
 
 
-def test_fresh__refuses_what_can_have_no_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fresh__refuses_what_can_have_no_neighbor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert _fresh(Path()) == Path()
     (tmp_path / "mine").touch()
@@ -279,7 +279,7 @@ class TestPredict:
         tiled = Predictor(loaded, nms, device, tile_px=96, overlap=0.0).detect(board)
         whole = [Predictor(loaded, nms, device).detect(image) for image in images]
         assert len(tiled.scores) > 3
-        # A part of what ends at a border may have been put together with its neighbour's; all others are there.
+        # A part of what ends at a border may have been put together with its neighbor's; all others are there.
         for i, found in enumerate(whole):
             offset = torch.tensor([i % 3, i // 3, i % 3, i // 3]) * 96
             inner = ((found.boxes_xyxy_px > 3) & (found.boxes_xyxy_px < 93)).all(dim=1)

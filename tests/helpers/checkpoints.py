@@ -1,4 +1,4 @@
-"""A network that has learnt a few drawn boards by heart: for tests of what happens to weights after a training."""
+"""A network that has learned a few drawn boards by heart: for tests of what happens to weights after a training."""
 
 from __future__ import annotations
 

@@ -19,14 +19,14 @@ def ultralytics_criterion(network: nn.Module) -> v8DetectionLoss:
 
 
 def ultralytics_batch(batch: Batch) -> dict[str, Tensor]:
-    """Our batch in the form that their loss takes: normalised centre boxes."""
+    """Our batch in the form that their loss takes: normalised center boxes."""
     height, width = batch.images.shape[2:]
     x1, y1, x2, y2 = batch.boxes_xyxy_px.unbind(1)
-    centre_boxes = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+    center_boxes = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
     return {
         "batch_idx": batch.image_index.float(),
         "cls": batch.classes.float().view(-1, 1),
-        "bboxes": torch.stack(centre_boxes, 1),
+        "bboxes": torch.stack(center_boxes, 1),
     }
 
 

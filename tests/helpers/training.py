@@ -25,11 +25,11 @@ def make_window(object_counts: list[int], seed: int = 0, image_size: int = IMAGE
     """Noise images with random boxes: ``object_counts[i]`` of them in image i."""
     generator = torch.Generator().manual_seed(seed)
     num_images, num_boxes = len(object_counts), sum(object_counts)
-    centres = torch.rand(num_boxes, 2, generator=generator) * image_size
+    centers = torch.rand(num_boxes, 2, generator=generator) * image_size
     sizes = (torch.rand(num_boxes, 2, generator=generator) * 0.4 + 0.1) * image_size
     return Batch(
         images=torch.randint(0, 256, (num_images, 3, image_size, image_size), generator=generator, dtype=torch.uint8),
-        boxes_xyxy_px=torch.cat([centres - sizes / 2, centres + sizes / 2], 1).clamp(0, image_size),
+        boxes_xyxy_px=torch.cat([centers - sizes / 2, centers + sizes / 2], 1).clamp(0, image_size),
         classes=torch.randint(0, NUM_CLASSES, (num_boxes,), generator=generator),
         image_index=torch.repeat_interleave(torch.arange(num_images), torch.tensor(object_counts)),
         names=[f"image{i}.jpg" for i in range(num_images)],

@@ -92,7 +92,7 @@ def test_draw_affine_matrix__matches_reference_term_by_term(share: float) -> Non
     assert factor == pytest.approx(scale)
 
 
-def test_draw_affine_matrix__without_ranges_centres_the_image() -> None:
+def test_draw_affine_matrix__without_ranges_centers_the_image() -> None:
     none = dict.fromkeys(RANGES, 0.0)
     matrix, scale = draw_affine_matrix(np.random.default_rng(0), (40, 64), 64, **none)
     np.testing.assert_allclose(matrix, [[1, 0, 0], [0, 1, 12], [0, 0, 1]], atol=1e-12)

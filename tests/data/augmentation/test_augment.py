@@ -13,7 +13,7 @@ from ultralytics.utils.instance import Instances
 
 import data.augmentation.augment
 from data.augmentation.augment import AugmentConfig, augment, flip
-from data.augmentation.letterbox import pad_centred
+from data.augmentation.letterbox import pad_centered
 from data.augmentation.picture import LabelledImage
 from data.augmentation.place import Tile
 from data.errors import DataError
@@ -100,10 +100,10 @@ def test_augment__without_any_range_only_letterboxes(index: ImageIndex) -> None:
 
 
 def test_augment__is_as_if_the_picture_were_letterboxed_first(index: ImageIndex) -> None:
-    """Ultralytics pads a single picture to a square before it warps it; the border of the warp is the same grey."""
+    """Ultralytics pads a single picture to a square before it warps it; the border of the warp is the same gray."""
     source = ImageSource(index, 64)
     original = source.load(1)
-    square, (left, top) = pad_centred(original.image, (64, 64))
+    square, (left, top) = pad_centered(original.image, (64, 64))
     moved = original._replace(image=square, boxes_xyxy_px=original.boxes_xyxy_px + np.float32([left, top] * 2))
     config = AugmentConfig(mosaic=0, degrees=20, shear=3, hsv_h=0, hsv_s=0, hsv_v=0)
     with mock.patch.object(source, "load", return_value=moved):
@@ -167,7 +167,7 @@ def test_augment__boxes_follow_the_pixels(changes: dict[str, float]) -> None:
 def test_augment__mosaic_partners_are_uniform_over_the_pool(index: ImageIndex) -> None:
     source, partners, pool = ImageSource(index, 64), Counter(), np.array([6, 2, 5, 0])
 
-    def record(images: list[int], centre_xy: tuple[int, int]) -> list[Tile]:
+    def record(images: list[int], center_xy: tuple[int, int]) -> list[Tile]:
         assert images[0] == 5
         partners.update(images[1:])
         return []
@@ -180,7 +180,7 @@ def test_augment__mosaic_partners_are_uniform_over_the_pool(index: ImageIndex) -
 
 
 def test_augment__draws_have_the_ranges_of_the_recipe(index: ImageIndex) -> None:
-    """Probabilities and colour gains; the matrix is tested on its own."""
+    """Probabilities and color gains; the matrix is tested on its own."""
     gains, flips = [], Counter()
     config = AugmentConfig(mosaic=0, flipud=0.2)
     with (

@@ -1,4 +1,4 @@
-"""Colour changes against exact arithmetic, and against Ultralytics within its own rounding."""
+"""Color changes against exact arithmetic, and against Ultralytics within its own rounding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRAWS = [(0.0, 0.0, 0.0), (1, 1, 1), (-1, -1, -1), (0.3, -0.9, 0.5), (-0.7, 0.2,
 
 
 def make_image() -> np.ndarray:
-    """Noise; a grey, a dark and a bright band; pure colours; and a smooth part."""
+    """Noise; a gray, a dark and a bright band; pure colors; and a smooth part."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     image[:8] = image[:8, :, :1]
@@ -69,7 +69,7 @@ def test_shift_hsv__matches_reference(draws: tuple[float, float, float], ranges:
     assert np.abs(shift_hsv(image, gains) - theirs).max() < 20  # two degrees are 8 levels, cutting off 2 to 4 more
 
 
-def test_shift_hsv__grey_keeps_its_hue_and_the_input_is_untouched() -> None:
+def test_shift_hsv__gray_keeps_its_hue_and_the_input_is_untouched() -> None:
     image = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     before = image.copy()
     shifted = shift_hsv(image, np.array([0.015, 0.7, -0.4]))
@@ -105,7 +105,7 @@ def test_shift_hsv_on_device__without_gains_changes_nothing() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_shift_hsv_on_device__is_the_host_up_to_two_levels(seed: int) -> None:
-    """Where the colours are changed makes no difference that could be learned."""
+    """Where the colors are changed makes no difference that could be learned."""
     rng = np.random.default_rng(seed)
     pictures = rng.integers(0, 256, (9, 48, 48, 3), dtype=np.uint8)
     gains = rng.uniform(-1, 1, (9, 3)) * (0.015, 0.7, 0.4)
@@ -118,7 +118,7 @@ def test_shift_hsv_on_device__is_the_host_up_to_two_levels(seed: int) -> None:
     assert np.abs(difference.mean(axis=(0, 2, 3))).max() < 0.1  # nor is one darker
 
 
-def test_shift_hsv_on_device__turns_pure_colours() -> None:
+def test_shift_hsv_on_device__turns_pure_colors() -> None:
     """A third of the circle: red to green, green to blue, blue to red; saturation and value stop at their ends."""
     images = (torch.eye(3).view(3, 3, 1, 1) * 200).to(torch.uint8)
     turned = shift_hsv_on_device(images.clone(), torch.tensor([[1 / 3, 0, 0]] * 3))

@@ -39,7 +39,7 @@ CASES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A few smooth, bright scenes of different colours, each with the same three boxes but for their places."""
+    """A few smooth, bright scenes of different colors, each with the same three boxes but for their places."""
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
     rng = np.random.default_rng(3)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ultralytics.data.augment import LetterBox
 
-from data.augmentation.letterbox import pad_centred, resize_long_side
+from data.augmentation.letterbox import pad_centered, resize_long_side
 from data.loading.batch import letterbox_geometry, to_original_px
 
 
@@ -38,9 +38,9 @@ def test_resize_long_side__leaves_the_right_size_alone() -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("size_hw", [(64, 64), (64, 41), (40, 64), (64, 1), (37, 64)])
-def test_pad_centred__matches_reference(size_hw: tuple[int, int]) -> None:
+def test_pad_centered__matches_reference(size_hw: tuple[int, int]) -> None:
     image = noise(*size_hw)
-    square, (left, top) = pad_centred(image, (64, 64))
+    square, (left, top) = pad_centered(image, (64, 64))
     assert np.array_equal(square, LetterBox((64, 64), auto=False, scaleup=False)(image=image))
     assert np.array_equal(square[top : top + size_hw[0], left : left + size_hw[1]], image)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.augmentation.affine import draw_affine_matrix, visible_window, warp
-from data.augmentation.mosaic import build_mosaic, draw_mosaic_centre
+from data.augmentation.mosaic import build_mosaic, draw_mosaic_center
 from data.augmentation.picture import LabelledImage
 from data.augmentation.place import Tile, mosaic_tiles, only_scales_and_shifts, place_tiles
 
@@ -41,10 +41,10 @@ def test_only_scales_and_shifts__tells() -> None:
 @pytest.mark.parametrize("shift", [(0, 0), (-37, 12), (-160, -160), (50, 90)])
 def test_place_tiles__equals_the_warped_canvas_where_nothing_is_rounded(shift: tuple[int, int]) -> None:
     matrix = np.array([[1.0, 0, shift[0]], [0, 1.0, shift[1]], [0, 0, 1]])
-    for centre_xy in ((160, 160), (90, 230), (100, 81)):
-        canvas = build_mosaic(smooth_image, [0, 1, 2, 3], centre_xy, SIZE, np.array([-np.inf, -np.inf, np.inf, np.inf]))
+    for center_xy in ((160, 160), (90, 230), (100, 81)):
+        canvas = build_mosaic(smooth_image, [0, 1, 2, 3], center_xy, SIZE, np.array([-np.inf, -np.inf, np.inf, np.inf]))
         expected = warp(canvas, matrix, 1.0, SIZE)
-        placed = place_tiles(smooth_image, mosaic_tiles([0, 1, 2, 3], centre_xy), CANVAS, matrix, 1.0, SIZE)
+        placed = place_tiles(smooth_image, mosaic_tiles([0, 1, 2, 3], center_xy), CANVAS, matrix, 1.0, SIZE)
         assert np.array_equal(placed.image, expected.image)
         np.testing.assert_allclose(placed.boxes_xyxy_px, expected.boxes_xyxy_px, atol=1e-4)
         assert placed.classes.tolist() == expected.classes.tolist()
@@ -55,11 +55,11 @@ def test_place_tiles__is_the_warped_canvas_up_to_a_pixel() -> None:
     rng = np.random.default_rng(0)
     ratios, num_boxes, num_expected = [], 0, 0
     for _ in range(150):
-        centre_xy = draw_mosaic_centre(rng, SIZE)
+        center_xy = draw_mosaic_center(rng, SIZE)
         matrix, scale = draw_affine_matrix(rng, CANVAS, SIZE, **RECIPE)
-        canvas = build_mosaic(smooth_image, [0, 1, 2, 3], centre_xy, SIZE, visible_window(matrix, SIZE))
+        canvas = build_mosaic(smooth_image, [0, 1, 2, 3], center_xy, SIZE, visible_window(matrix, SIZE))
         expected = warp(canvas, matrix, scale, SIZE)
-        placed = place_tiles(smooth_image, mosaic_tiles([0, 1, 2, 3], centre_xy), CANVAS, matrix, scale, SIZE)
+        placed = place_tiles(smooth_image, mosaic_tiles([0, 1, 2, 3], center_xy), CANVAS, matrix, scale, SIZE)
         ratios.append(psnr(placed.image, expected.image))
         num_boxes, num_expected = num_boxes + len(placed.classes), num_expected + len(expected.classes)
         if placed.classes.tolist() == expected.classes.tolist():
@@ -81,7 +81,7 @@ def test_place_tiles__boxes_lie_where_the_pixels_lie() -> None:
     errors = []
     for _ in range(200):
         matrix, scale = draw_affine_matrix(rng, CANVAS, SIZE, **RECIPE)
-        tiles = mosaic_tiles([0, 1, 2, 3], draw_mosaic_centre(rng, SIZE))
+        tiles = mosaic_tiles([0, 1, 2, 3], draw_mosaic_center(rng, SIZE))
         placed = place_tiles(load, tiles, CANVAS, matrix, scale, SIZE)
         for x1, y1, x2, y2 in placed.boxes_xyxy_px.astype(float):
             if min(x2 - x1, y2 - y1) > 12:
@@ -114,7 +114,7 @@ def test_place_tiles__single_image_is_the_letterbox() -> None:
     assert (placed.image[:, :30] == 114).all() and (placed.image[:, 130:] == 114).all()
 
 
-def test_place_tiles__nothing_seen_is_grey() -> None:
+def test_place_tiles__nothing_seen_is_gray() -> None:
     matrix = np.array([[1.0, 0, 1000], [0, 1.0, 0], [0, 0, 1]])
     placed = place_tiles(smooth_image, mosaic_tiles([0, 1, 2, 3], (160, 160)), CANVAS, matrix, 1.0, SIZE)
     assert (placed.image == 114).all() and placed.boxes_xyxy_px.shape == (0, 4) and placed.classes.shape == (0,)

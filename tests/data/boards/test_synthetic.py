@@ -1,4 +1,4 @@
-"""Drawn boards: repeatable, correctly labelled, written all at once."""
+"""Drawn boards: repeatable, correctly labeled, written all at once."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TestDrawBoard:
             edges = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
             np.testing.assert_allclose([x1, y1, x2, y2], edges, atol=1)  # turning smooths the edges
 
-    def test_labelled_boxes_of_parts_do_not_overlap(self) -> None:
+    def test_labeled_boxes_of_parts_do_not_overlap(self) -> None:
         for seed in range(10):
             _, boxes, classes = board(seed, 320)
             parts = boxes[classes <= 2]

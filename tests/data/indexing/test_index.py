@@ -21,11 +21,11 @@ def dataset_of(root: Path, *sources: Path) -> DatasetYaml:
     return DatasetYaml(root / "data.yaml", root, ("a", "b", "c"), {"train": sources})
 
 
-GREY = np.zeros((48, 64), np.uint8)
-PICTURES = {suffix: cv2.imencode(".jpg", GREY)[1].tobytes() for suffix in (".jpeg", ".jpg", ".jfif", ".jpe", ".mpo")}
-PICTURES |= {suffix: cv2.imencode(suffix, GREY)[1].tobytes() for suffix in (".png", ".tif", ".pgm", ".pbm", ".jp2")}
+GRAY = np.zeros((48, 64), np.uint8)
+PICTURES = {suffix: cv2.imencode(".jpg", GRAY)[1].tobytes() for suffix in (".jpeg", ".jpg", ".jfif", ".jpe", ".mpo")}
+PICTURES |= {suffix: cv2.imencode(suffix, GRAY)[1].tobytes() for suffix in (".png", ".tif", ".pgm", ".pbm", ".jp2")}
 PICTURES |= {
-    suffix: cv2.imencode(suffix, cv2.merge([GREY] * 3))[1].tobytes()
+    suffix: cv2.imencode(suffix, cv2.merge([GRAY] * 3))[1].tobytes()
     for suffix in (".avif", ".bmp", ".dib", ".gif", ".pnm", ".ppm", ".ras", ".tiff", ".webp")
 }
 

@@ -25,7 +25,7 @@ def read(broken: BrokenImages, image: int) -> np.ndarray:
         return broken.replace(image, error)
 
 
-def test_image_source__broken_images_are_grey_and_have_no_objects(
+def test_image_source__broken_images_are_gray_and_have_no_objects(
     index: ImageIndex, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = ImageSource(index, image_size=64)

@@ -73,21 +73,21 @@ class TestTrainDataset:
         assert not torch.equal(noisy[key].image, plain.image)
         assert_equal(make_train(index, transforms=[])[key], plain)
 
-    def test_colour_on_device_gives_the_same_picture(self, index: ImageIndex) -> None:
+    def test_color_on_device_gives_the_same_picture(self, index: ImageIndex) -> None:
         keys = [SampleKey(0, image) for image in range(7)]
-        host, device = make_train(index), make_train(index, colour_on_device=True)
+        host, device = make_train(index), make_train(index, color_on_device=True)
         expected, window = host.__getitems__(keys), device.__getitems__(keys)
         assert window.hsv_gains_B3.shape == (7, 3) and expected.hsv_gains_B3 is None
         assert (window.hsv_gains_B3.abs() <= torch.tensor([0.015, 0.7, 0.4])).all()
         assert torch.equal(window.boxes_xyxy_px, expected.boxes_xyxy_px)
         assert not torch.equal(window.images, expected.images)
-        coloured = torch.cat([part.coloured().images for part in window.split(2)])
-        difference = (coloured.int() - expected.images.int()).abs().float()
+        colored = torch.cat([part.colored().images for part in window.split(2)])
+        difference = (colored.int() - expected.images.int()).abs().float()
         assert difference.mean() < 2.5  # noise images: the 8-bit hue of the host is coarse
-        assert all(part.coloured().hsv_gains_B3 is None for part in window.split(2))
+        assert all(part.colored().hsv_gains_B3 is None for part in window.split(2))
 
-    def test_colour_stays_on_the_host_before_extra_transforms(self, index: ImageIndex) -> None:
-        changes = {"transforms": [A.InvertImg(p=1)], "colour_on_device": True}
+    def test_color_stays_on_the_host_before_extra_transforms(self, index: ImageIndex) -> None:
+        changes = {"transforms": [A.InvertImg(p=1)], "color_on_device": True}
         assert make_train(index, **changes)[SampleKey(0, 3)].hsv_gains_3 is None
 
 
@@ -102,7 +102,7 @@ class TestValidationDataset:
         assert sample.classes.tolist() == classes.tolist()
         assert sample.image.shape == (3, 96, 96)
 
-    def test_pads_with_grey_in_the_middle(self, index: ImageIndex) -> None:
+    def test_pads_with_gray_in_the_middle(self, index: ImageIndex) -> None:
         sample = ValidationDataset(index, 64)[SampleKey(0, 1)]  # 48 x 64
         assert (sample.image[:, :8] == 114).all() and (sample.image[:, 56:] == 114).all()
         assert sample.geometry.pad_B2.tolist() == [[0, 8]]

@@ -151,7 +151,7 @@ def test_build_train_loader__too_many_broken_images_end_in_one_line(index: Image
     assert "\n" not in str(caught.value)
 
 
-def test_build_validation_loader__shows_one_broken_image_as_grey(index: ImageIndex) -> None:
+def test_build_validation_loader__shows_one_broken_image_as_gray(index: ImageIndex) -> None:
     num_boxes = [len(index.labels(image)[1]) for image in range(len(index))]
     Path(index.path(2)).write_bytes(b"no image")
     (window,) = build_validation_loader(ValidationDataset(index, 64), batch_size=len(index))

@@ -41,7 +41,7 @@ def test_validation_dataset__rectangle_maps_back_to_the_file(index: ImageIndex) 
         height, width = b.image.shape[1:]
         inside = a.image[:, top : top + height, left : left + width]
         assert torch.equal(inside, b.image)
-        assert (a.image.sum() - inside.sum()) == 114 * 3 * (96 * 96 - height * width)  # only grey was left out
+        assert (a.image.sum() - inside.sum()) == 114 * 3 * (96 * 96 - height * width)  # only gray was left out
         assert torch.equal(a.boxes_xyxy_px - torch.tensor([left, top, left, top]), b.boxes_xyxy_px)
         boxes_rel, _ = index.labels(image)
         height, width = index.sizes_hw[image]
@@ -84,7 +84,7 @@ def test_build_validation_loader__a_picture_is_the_same_for_any_batch_size(index
         assert all(torch.equal(picture, other[name]) for other in seen[1:])
 
 
-def test_validation_dataset__a_file_that_changed_its_shape_is_a_grey_picture(
+def test_validation_dataset__a_file_that_changed_its_shape_is_a_gray_picture(
     index: ImageIndex, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = ValidationDataset(index, 96, rectangular=True)

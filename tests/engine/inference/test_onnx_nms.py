@@ -23,7 +23,7 @@ network (float[batch, channels, anchors] images) => (float[batch, channels, anch
 
 
 def crowd(num_objects: int) -> np.ndarray:
-    """Predictions (1, 4 + 1, A) of so many boxes of one class side by side: centre, size and score."""
+    """Predictions (1, 4 + 1, A) of so many boxes of one class side by side: center, size and score."""
     number = np.arange(num_objects)
     columns = [number % 100 * 10, number // 100 * 10, np.full(num_objects, 8), np.full(num_objects, 8)]
     return np.stack([*columns, np.linspace(0.9, 0.5, num_objects)])[None].astype(np.float32)

@@ -80,7 +80,7 @@ def test_merge__an_object_cut_in_both_tiles_is_put_together() -> None:
     assert merge_two([[30.0, 10, 100, 40]], [[0.0, 11, 70, 41]]) == [[30, 10, 130, 41]]
 
 
-def test_merge__neighbours_and_other_classes_stay() -> None:
+def test_merge__neighbors_and_other_classes_stay() -> None:
     assert len(merge_two([[70.0, 10, 90, 40]], [[32.0, 10, 60, 40]])) == 2  # side by side
     assert len(merge_two([[80.0, 10, 100, 40]], [[20.0, 10, 60, 40]], (0, 1))) == 2
     assert len(merge_two([[62.0, 10, 96, 90]], [[10.0, 20, 20, 30]])) == 2  # whole, one on top of the other

@@ -115,7 +115,7 @@ def gpu_probe() -> MemorySample:
         peak_bytes=int(10.5 * GIB),
         used_bytes=USED_BYTES,
         total_bytes=16 * GIB,
-        utilisation_percent=97,
+        utilization_percent=97,
         temperature_c=66,
     )
 
@@ -210,7 +210,7 @@ def test_monitor__logs_to_all_loggers_but_csv(tmp_path: Path, clock: Clock) -> N
         "memory/reserved_gib": 11.0,
         "memory/peak_gib": 10.5,
         "memory/used_gib": 12.0,
-        "memory/utilisation_percent": 97,
+        "memory/utilization_percent": 97,
         "memory/temperature_c": 66,
         "memory/images_per_second": pytest.approx(40),
     }

@@ -53,7 +53,7 @@ class Run:
         self.progress.console = self.console
 
     def texts(self) -> list[str]:
-        """Every line that was on the screen, without colours and in the order of its appearance."""
+        """Every line that was on the screen, without colors and in the order of its appearance."""
         lines = self.console.file.getvalue().replace("\r", "\n").splitlines()
         return [plain for line in lines if (plain := Text.from_ansi(line).plain.rstrip())]
 

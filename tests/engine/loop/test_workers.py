@@ -29,7 +29,7 @@ NUM_IMAGES = 10
 
 
 class FakeThroughput:
-    """Enough steps for a judgement in every epoch."""
+    """Enough steps for a judgment in every epoch."""
 
     def __init__(self, waiting: float) -> None:
         self.data_wait_share = waiting

@@ -26,7 +26,7 @@ TORCH = {"allocated_bytes": GIB, "reserved_bytes": 11 * GIB, "peak_bytes": 11 * 
 def test_open_probe__samples_torch_and_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu.install(monkeypatch)
     assert open_probe(CUDA)() == MemorySample(
-        **TORCH, used_bytes=12 * GIB, total_bytes=16 * GIB, utilisation_percent=97, temperature_c=66
+        **TORCH, used_bytes=12 * GIB, total_bytes=16 * GIB, utilization_percent=97, temperature_c=66
     )
 
 
@@ -46,7 +46,7 @@ def test_open_probe__asks_cuda_where_nvml_is_missing(monkeypatch: pytest.MonkeyP
 def test_open_probe__leaves_out_what_wsl_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_gpu.install(monkeypatch, FakeNvml(lacking=("nvmlDeviceGetUtilizationRates", "nvmlDeviceGetTemperature")))
     sample = open_probe(CUDA)()
-    assert (sample.utilisation_percent, sample.temperature_c) == (None, None)
+    assert (sample.utilization_percent, sample.temperature_c) == (None, None)
     assert sample.used_bytes == 12 * GIB
 
 

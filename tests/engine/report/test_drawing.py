@@ -6,7 +6,7 @@ import torch
 from PIL import ImageColor
 
 from engine.report.drawing import _free_place, _overlaps, draw_detections
-from engine.report.style import class_colour
+from engine.report.style import class_color
 from models.detection.postprocess import Detections
 
 
@@ -22,7 +22,7 @@ def test_draw__enlarges_small_pictures_and_leaves_the_original(height: int, widt
     factor = drawn.shape[1] / width
     assert max(drawn.shape) >= 640 and factor == drawn.shape[0] / height == int(factor)
     assert (image == 50).all()
-    assert tuple(drawn[round(40 * factor), round(25 * factor)]) == ImageColor.getrgb(class_colour(0))
+    assert tuple(drawn[round(40 * factor), round(25 * factor)]) == ImageColor.getrgb(class_color(0))
 
 
 def test_draw__any_box_and_any_letters() -> None:
@@ -52,14 +52,14 @@ def test_draw__every_box_stands_out_from_its_board(ground: str) -> None:
         line = {tuple(pixel) for pixel in across} - {tuple(rgb)}
         assert len(line) == 2
         assert contrast(*line) >= 4.5
-        assert max(contrast(tuple(rgb), colour) for colour in line) >= 3
+        assert max(contrast(tuple(rgb), color) for color in line) >= 3
 
 
 def contrast(one: tuple, other: tuple) -> float:
     """As WCAG 2 defines it."""
     light = []
-    for colour in (one, other):
-        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in np.array(colour) / 255]
+    for color in (one, other):
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in np.array(color) / 255]
         light.append(0.05 + float(np.dot([0.2126, 0.7152, 0.0722], linear)))
     return max(light) / min(light)
 
@@ -71,7 +71,7 @@ def crowd(step: int) -> Detections:
 
 
 def test_draw__names_of_a_crowd_give_way_to_a_legend() -> None:
-    """Between the boxes of a crowded board one sees the board; what the colours mean stands below it."""
+    """Between the boxes of a crowded board one sees the board; what the colors mean stands below it."""
     image = np.full((1000, 1000, 3), (20, 90, 50), np.uint8)
     names = ["resistor", "capacitor", "inductor"]
     drawn = draw_detections(image, crowd(40), names, has_legend=True)
@@ -79,7 +79,7 @@ def test_draw__names_of_a_crowd_give_way_to_a_legend() -> None:
     assert (between == image[0, 0]).all()
     assert drawn.shape[0] > 1000 and (drawn[1000:] == 255).all(axis=2).mean() > 0.5
     for c in range(3):
-        assert (drawn[1000:] == ImageColor.getrgb(class_colour(c))).all(axis=2).sum() > 50
+        assert (drawn[1000:] == ImageColor.getrgb(class_color(c))).all(axis=2).sum() > 50
     assert draw_detections(image, crowd(40), names).shape == image.shape  # a frame of a video
     assert draw_detections(image, crowd(300), names, has_legend=True).shape == image.shape  # all names have room
 

@@ -170,7 +170,7 @@ def test_report__renders_in_a_browser(facts: RunFacts, width_px: int) -> None:
     subprocess.run([*command, f"--screenshot={picture}", frame.as_uri()], capture_output=True, timeout=200, check=True)
     pixels = np.asarray(Image.open(picture).convert("RGB"))[:, :width_px]
     ink = (pixels.min(axis=2) < 200).mean()
-    assert 0.01 < ink < 0.5  # there is a page, and it is no error page in one colour
+    assert 0.01 < ink < 0.5  # there is a page, and it is no error page in one color
     assert (pixels[:, -10:] == 255).all()  # the margin on the right is free: nothing sticks out
     assert (pixels[2000:3000] < 200).any()  # pictures are there, far down
 

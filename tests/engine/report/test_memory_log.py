@@ -35,7 +35,7 @@ def sample(peak_gib: float, reserved_gib: float = 11, used_gib: float = 12.5) ->
         peak_bytes=int(peak_gib * GIB),
         used_bytes=int(used_gib * GIB),
         total_bytes=16 * GIB,
-        utilisation_percent=97,
+        utilization_percent=97,
         temperature_c=66,
     )
 

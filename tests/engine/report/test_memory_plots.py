@@ -88,5 +88,5 @@ def test_draw_breakdown__adds_up_and_says_what_is_left(
     assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(3.0)
 
 
-def test_colours__suffice_for_every_component_of_a_plan() -> None:
+def test_colors__suffice_for_every_component_of_a_plan() -> None:
     assert len(set(memory_plots.PALETTE)) == len(memory_plots.PALETTE) >= 14

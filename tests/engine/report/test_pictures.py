@@ -76,8 +76,8 @@ def test_draw_truth_and_found__go_on_without_a_file(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
 
 
-def test_save_sheet__draws_the_box_in_its_place_and_colour(tmp_path: Path) -> None:
-    image = np.full((200, 100, 3), 255, np.uint8)  # portrait: centred in its square, drawn at twice its size
+def test_save_sheet__draws_the_box_in_its_place_and_color(tmp_path: Path) -> None:
+    image = np.full((200, 100, 3), 255, np.uint8)  # portrait: centered in its square, drawn at twice its size
     tile = Tile(image, "x", [Mark(np.array([10, 10, 90, 190]), "", "#0000ff")])
     save_sheet([tile], tmp_path / "sheet.jpg", {})
     pixels = np.asarray(Image.open(tmp_path / "sheet.jpg")).astype(int)[4:, 4:]

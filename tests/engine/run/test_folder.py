@@ -36,7 +36,7 @@ def test_folder__that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pyt
         prepare_run_folder(RunConfig(tmp_path / "run"), None)
 
 
-def test_folder__without_a_name_can_have_no_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder__without_a_name_can_have_no_neighbor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").touch()
     with pytest.raises(ConfigError, match=r"^run\.folder: \.: is not empty: choose another folder$"):

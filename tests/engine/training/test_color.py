@@ -1,4 +1,4 @@
-"""Colours changed by Triton: those of PyTorch's operations; on a GPU, or in Triton's interpreter."""
+"""Colors changed by Triton: those of PyTorch's operations; on a GPU, or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def window(gains_B3: torch.Tensor | None) -> Batch:
 
 
 @pytest.mark.parametrize("works", [False, True])
-def test_coloured__takes_the_kernel_where_it_works(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colored__takes_the_kernel_where_it_works(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(color, "fused_kernels_work", lambda images: works)
     calls = []
     monkeypatch.setattr(fused_color, "shift_hsv", lambda *arguments: calls.append(arguments) or arguments[0] + 1)
     batch = window(torch.full((4, 3), 0.1, device=DEVICE))
-    result = color.coloured(batch)
+    result = color.colored(batch)
     assert len(calls) == works and result.hsv_gains_B3 is None
     assert torch.equal(result.images, batch.images + 1) == works
     unchanged = window(None)
-    assert color.coloured(unchanged) is unchanged
+    assert color.colored(unchanged) is unchanged

@@ -259,7 +259,7 @@ def test_padded__zeros_do_not_change_the_loss() -> None:
         torch.testing.assert_close(getattr(with_padding, name), getattr(sums, name), rtol=1e-12, atol=0)
 
 
-def test_can_record__not_on_a_cpu_nor_with_synchronised_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_can_record__not_on_a_cpu_nor_with_synchronized_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_network()
     assert not can_record(network)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)

@@ -35,7 +35,7 @@ def train(level: str, rank: int | None, shares: Sequence[slice] = ()) -> torch.T
 
 
 def part_of(window: Batch, share: slice) -> Batch:
-    """Some neighbouring images of a window."""
+    """Some neighboring images of a window."""
     singles = window.split(1)[share]
     boxes_per_image = [len(single.classes) for single in singles]
     return Batch(

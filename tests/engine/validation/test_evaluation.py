@@ -152,7 +152,7 @@ def test_decode_boxes__of_a_rectangle_is_the_reference() -> None:
     images = torch.rand(2, 3, 64, 160, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         decoded, raw = network(images)
-        centre, size = decoded[:, :2], decoded[:, 2:4]
-        expected = torch.cat([centre - size / 2, centre + size / 2], 1).transpose(1, 2)
+        center, size = decoded[:, :2], decoded[:, 2:4]
+        expected = torch.cat([center - size / 2, center + size / 2], 1).transpose(1, 2)
         boxes = decode_boxes(raw, head_strides(network))
     torch.testing.assert_close(boxes, expected, atol=1e-3, rtol=0)

@@ -50,7 +50,7 @@ def test_fit__without_validation_objects_keeps_the_newest_epoch_and_trains_on(
     with (folder / "metrics.csv").open() as file:
         assert all(math.isnan(float(row["val/map50_95"])) for row in csv.DictReader(file))
 
-    for file, text in labels.items():  # labelled after all: what is measured counts more than what was not
+    for file, text in labels.items():  # labeled after all: what is measured counts more than what was not
         file.write_text(text)
     run(data_yaml, folder, "--trainer.max_epochs=4", "--run.patience=1", f"--ckpt_path={folder}/checkpoints/last.ckpt")
     assert best_epoch(folder) == 3

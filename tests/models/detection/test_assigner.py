@@ -26,9 +26,9 @@ def random_scene(counts: list[int], num_classes: int, size: tuple[int, int], see
     points, strides = anchor_points([(height // s, width // s) for s in STRIDES], STRIDES, "cpu")
     num_images, num_boxes, extent = len(counts), sum(counts), torch.tensor([width, height])
     reach = torch.rand(num_images, len(points), 4, generator=generator) * 5 * strides[:, None]
-    centres = torch.rand(num_boxes, 2, generator=generator) * extent
+    centers = torch.rand(num_boxes, 2, generator=generator) * extent
     sides = torch.rand(num_boxes, 2, generator=generator) ** 2 * extent * 0.6 + 0.5
-    boxes = torch.cat([centres - sides / 2, centres + sides / 2], 1).clamp(min=0)
+    boxes = torch.cat([centers - sides / 2, centers + sides / 2], 1).clamp(min=0)
     first = 0
     for count in counts:
         if count >= 2:
@@ -223,8 +223,8 @@ def test_assign__boxes_of_other_images_do_not_compete() -> None:
 def test_assign__small_boxes_are_stretched_to_sixteen_pixels(side: float, expected: int) -> None:
     """A box round the corner (16, 16) of four cells of stride 8, predicted by all anchors.
 
-    Stretched to 8..24 it holds the centres of those four cells and of the stride-32 cell. 16.1 px also reach,
-    by 0.05 px, the four centres of stride-16 cells at 8 and 24; 40 px reach more than the ten that are
+    Stretched to 8..24 it holds the centers of those four cells and of the stride-32 cell. 16.1 px also reach,
+    by 0.05 px, the four centers of stride-16 cells at 8 and 24; 40 px reach more than the ten that are
     picked.
     """
     low, high = 16 - side / 2, 16 + side / 2

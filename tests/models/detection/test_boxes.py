@@ -111,7 +111,7 @@ class TestCompleteIou:
     def test_aligned_ciou__by_hand(self) -> None:
         """Two squares of side 2, one shifted to the right by 0, 1 and 4.
 
-        By 1: IoU 2 / 6, centres 1 apart, hull 3 x 2, so offset 1 / 13. By 4: IoU 0, hull 6 x 2, offset 16 /
+        By 1: IoU 2 / 6, centers 1 apart, hull 3 x 2, so offset 1 / 13. By 4: IoU 0, hull 6 x 2, offset 16 /
         40. Equal shapes, so no penalty for the aspect ratio.
         """
         boxes = torch.tensor([[0, 0, 2, 2]], dtype=torch.float64).expand(3, 4)

@@ -49,21 +49,21 @@ def make_targets(
 ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """The same random boxes for the reference and for us; the second box of an image is a duplicate.
 
-    The reference takes normalised centre boxes and converts them; ours are converted alike, bit for bit.
+    The reference takes normalised center boxes and converts them; ours are converted alike, bit for bit.
     """
     generator = torch.Generator().manual_seed(seed)
     num_boxes = sum(counts)
-    centres = torch.rand(num_boxes, 2, generator=generator)
+    centers = torch.rand(num_boxes, 2, generator=generator)
     sides = torch.rand(num_boxes, 2, generator=generator) ** 2 * 0.5 + smallest
-    centre_boxes = torch.cat([centres, sides], 1)
+    center_boxes = torch.cat([centers, sides], 1)
     image_index = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     for image, count in enumerate(counts):
         if count >= 2:
             first = sum(counts[:image])
-            centre_boxes[first + 1] = centre_boxes[first]
+            center_boxes[first + 1] = center_boxes[first]
     classes = torch.randint(num_classes, (num_boxes,), generator=generator)
-    corner_boxes_px = xywh2xyxy(centre_boxes * torch.tensor([size[1], size[0], size[1], size[0]]).float())
-    theirs = {"batch_idx": image_index.float(), "cls": classes.float(), "bboxes": centre_boxes}
+    corner_boxes_px = xywh2xyxy(center_boxes * torch.tensor([size[1], size[0], size[1], size[0]]).float())
+    theirs = {"batch_idx": image_index.float(), "cls": classes.float(), "bboxes": center_boxes}
     return theirs, (corner_boxes_px, classes, image_index)
 
 
@@ -184,8 +184,8 @@ class TestEqualToUltralytics:
 
     def test_detection_loss__boxes_smaller_than_a_stride(self) -> None:
         batch, targets = make_targets([20, 3], (128, 128), 5)
-        centres, sides = batch["bboxes"].split(2, 1)
-        batch["bboxes"] = torch.cat([centres, sides * 0.1], 1)
+        centers, sides = batch["bboxes"].split(2, 1)
+        batch["bboxes"] = torch.cat([centers, sides * 0.1], 1)
         targets = (xywh2xyxy(batch["bboxes"] * 128), *targets[1:])
         assert ((targets[0][:, 2:] - targets[0][:, :2]) < 8).all()
         predictions = aim(make_predictions(2, (128, 128), 5), targets, seed=0)
@@ -222,8 +222,8 @@ class TestPrecision:
     @pytest.mark.parametrize("image_size", [640, 1280])
     def test_detection_loss__bf16_predictions_give_the_fp32_box_loss(self, image_size: int) -> None:
         """A nearly perfect box of 34 px far from the origin, where 16 bits round to 4 or 8 px."""
-        centre = 0.9 * image_size
-        box = torch.tensor([centre - 17, centre - 17, centre + 17, centre + 17])
+        center = 0.9 * image_size
+        box = torch.tensor([center - 17, center - 17, center + 17, center + 17])
         targets = (box[None], torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
         full = near_perfect_predictions(image_size, box)
         half = cast(full, torch.bfloat16)

@@ -32,9 +32,9 @@ def assert_equal(ours: Detections, boxes: Tensor, scores: Tensor, classes: Tenso
 def reference_detections(boxes_BA4: Tensor, logits_BCA: Tensor, config: NmsConfig) -> list[Tensor]:
     from ultralytics.utils.nms import non_max_suppression
 
-    centre_boxes = box_convert(boxes_BA4, "xyxy", "cxcywh").transpose(1, 2)
+    center_boxes = box_convert(boxes_BA4, "xyxy", "cxcywh").transpose(1, 2)
     return non_max_suppression(
-        torch.cat([centre_boxes, logits_BCA.float().sigmoid()], dim=1),
+        torch.cat([center_boxes, logits_BCA.float().sigmoid()], dim=1),
         conf_thres=config.confidence,
         iou_thres=config.iou,
         multi_label=config.multi_label,

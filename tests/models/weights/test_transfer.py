@@ -144,7 +144,7 @@ def test_transfer__same_classes_loads_everything(pretrained: nn.Module) -> None:
     network = build_network("yolo11n", 3)
     transfer = transfer_weights(network, saved(pretrained, NAMES), NAMES)
     assert_same_state(network.state_dict(), pretrained.state_dict())
-    assert transfer.initialised == transfer.unused == transfer.initialised_classes == []
+    assert transfer.initialized == transfer.unused == transfer.initialized_classes == []
     assert transfer.loaded_classes == NAMES
 
 
@@ -157,7 +157,7 @@ def test_transfer__class_rows_go_by_name(pretrained: nn.Module) -> None:
     assert_same_rows(head_rows(network, 0), head_rows(pretrained, 2))
     assert_same_rows(head_rows(network, 1), new_row)
     assert_same_rows(head_rows(network, 2), head_rows(pretrained, 0))
-    assert (transfer.loaded_classes, transfer.initialised_classes) == (["Chip", "resistor"], ["diode"])
+    assert (transfer.loaded_classes, transfer.initialized_classes) == (["Chip", "resistor"], ["diode"])
     ours, theirs = network.state_dict(), pretrained.state_dict()
     class_layers = tuple(f"model.23.cv3.{i}.2." for i in range(3))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if not name.startswith(class_layers))
@@ -169,8 +169,8 @@ def test_transfer__another_number_of_classes(pretrained: nn.Module) -> None:
     transfer = transfer_weights(network, saved(pretrained, NAMES), names)
     for c in range(3):
         assert_same_rows(head_rows(network, c), head_rows(pretrained, c))
-    assert transfer.initialised_classes == ["diode", "coil"]
-    assert transfer.initialised == []
+    assert transfer.initialized_classes == ["diode", "coil"]
+    assert transfer.initialized == []
 
 
 def test_transfer__other_features_before_the_class_layer() -> None:
@@ -181,13 +181,13 @@ def test_transfer__other_features_before_the_class_layer() -> None:
     assert transfer.loaded_classes == []
     assert_same_rows([row for c in range(3) for row in head_rows(network, c)], before)
     assert torch.equal(network.model[0].conv.weight, wide.model[0].conv.weight)
-    assert {transfer.parts[name] for name in transfer.initialised} == {"class branches"}
+    assert {transfer.parts[name] for name in transfer.initialized} == {"class branches"}
 
 
 @pytest.mark.parametrize("names", [None, ["0", "1", "2"]])
 def test_transfer__without_names_rows_go_by_number(names: list[str] | None, pretrained: nn.Module) -> None:
     network, other = build_network("yolo11n", 3), build_network("yolo11n", 4)
-    assert transfer_weights(network, saved(pretrained, names), NAMES).initialised_classes == []
+    assert transfer_weights(network, saved(pretrained, names), NAMES).initialized_classes == []
     assert_same_state(network.state_dict(), pretrained.state_dict())
     assert transfer_weights(other, saved(pretrained, names), [*NAMES, "diode"]).loaded_classes == []
 
@@ -201,7 +201,7 @@ def test_transfer__table_says_everything(pretrained: nn.Module) -> None:
     assert lines[0] == "weights: a test"
     assert counts["backbone"][1:] == [1, 0] and counts["neck"][1:] == [0, 1] and counts["other"] == [0, 0, 1]
     assert sum(loaded for loaded, _, _ in counts.values()) == 498
-    assert lines[-1] == "classes: 1 of 3 loaded; re-initialised: diode, coil"
+    assert lines[-1] == "classes: 1 of 3 loaded; re-initialized: diode, coil"
 
 
 def test_transfer__rejects_another_network_and_leaves_this_one_alone(pretrained: nn.Module) -> None:
