@@ -495,13 +495,6 @@ CLAIMS = (
     ),
     Claim(
         "docs/data-loading.md",
-        "no cache that takes {} ms instead of {}.",
-        lambda: [
-            f"{result('reduced_decoding_cpu')['decoding_milliseconds'][how]:.0f}" for how in ("at a quarter", "in full")
-        ],
-    ),
-    Claim(
-        "docs/data-loading.md",
         "mAP50-95 was {} on validation images made the same way and {} on the ordinary ones",
         lambda: [f"{result('reduced_decoding_cpu')['map50_95'][how]:.3f}" for how in DECODED],
     ),

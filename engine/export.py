@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.command_line.arguments import CommandParser, path_option
 from engine.errors import ConfigError, run_command
 from engine.inference.export_formats import SUFFIXES, export
+from engine.memory.units import format_bytes
 from engine.run.checkpoint import EXAMPLE, load_network
 from models.detection.postprocess import NmsConfig
 
@@ -41,7 +42,7 @@ def main(args: list[str] | None = None) -> Path:
     except ValueError as error:
         raise ConfigError(str(error).replace("model.nms.confidence", "--conf").replace("model.nms.", "--")) from error
     export(loaded, options.format, output, nms)
-    print(f"{output}: {loaded.name}, {len(loaded.class_names)} classes, {output.stat().st_size / 2**20:.1f} MiB")
+    print(f"{output}: {loaded.name}, {len(loaded.class_names)} classes, {format_bytes(output.stat().st_size)}")
     return output
 
 

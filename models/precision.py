@@ -1,10 +1,13 @@
-"""Where the networks and their loss work in FP32, whatever autocast says."""
+"""Where the networks and their loss work in FP32, whatever autocast says; and which GPUs have bf16."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+BF16_CAPABILITY = (8, 0)
+"""CUDA's compute capability of NVIDIA's Ampere; GPUs before it only emulate bf16."""
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

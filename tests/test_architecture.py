@@ -27,7 +27,13 @@ LAYERS = {
         ("errors",),
     ),
     "models": (("weights",), ("network",), ("detection", "recompute"), ("kernels", "precision")),
-    "data": (("synthetic",), ("loading", "boards"), ("augmentation", "indexing"), ("formats",), ("errors",)),
+    "data": (
+        ("synthetic",),
+        ("loading", "boards"),
+        ("augmentation", "indexing"),
+        ("formats",),
+        ("errors", "replacing"),
+    ),
 }
 """The folders and files of each package: each may import what stands below it, and what is in its own folder."""
 FORBIDDEN = {

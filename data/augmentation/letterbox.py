@@ -10,15 +10,14 @@ import numpy as np
 PAD_VALUE = 114  # the gray that Ultralytics weights were trained with
 
 
-def resize_long_side(image: np.ndarray, image_size: int, original_hw: tuple[int, int] | None = None) -> np.ndarray:
+def resize_long_side(image: np.ndarray, image_size: int) -> np.ndarray:
     """Resize bilinearly, up or down, to a long side of ``image_size``; the short side is rounded up.
 
     Args:
         image: uint8 (height, width, 3).
         image_size: Length of the long side.
-        original_hw: Height and width that the proportions are taken from, where ``image`` was already reduced.
     """
-    height, width = original_hw or image.shape[:2]
+    height, width = image.shape[:2]
     gain = image_size / max(height, width)
     size = tuple(min(math.ceil(side * gain), image_size) for side in (width, height))
     if image.shape[1::-1] == size:

@@ -193,9 +193,7 @@ def _size_hw(image: dict[str, Any]) -> tuple[int, int] | None:
     return (height, width) if height > 0 and width > 0 else None
 
 
-def _add(
-    file: Path, annotation: dict[str, Any], images: dict[object, PixelObjects], class_ids: dict[str, int]
-) -> None:
+def _add(file: Path, annotation: dict[str, Any], images: dict[object, PixelObjects], class_ids: dict[str, int]) -> None:
     where = f"{file}: annotation {annotation.get('id')!r}"
     image_id, category_id = _identity(annotation.get("image_id")), _identity(annotation.get("category_id"))
     if image_id not in images:

@@ -28,12 +28,6 @@ TAIL_BYTES = 4096  # some programs append a few bytes of their own after the end
 MIN_SIDE_PX = 10  # as in Ultralytics: nothing can be learned from less
 MAX_PIXELS = 178_956_970  # 0.5 GiB decoded, in each worker; Pillow's limit for decompression bombs
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-REDUCED_FLAGS = {  # the names of the last three speak of gray or BGR; with this bit they mean RGB
-    1: cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
-}
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -66,14 +60,12 @@ def read_bytes(path: Path | str) -> bytes:
     return content
 
 
-def decode_image(content: bytes, path: Path | str, reduction: int = 1) -> np.ndarray:
+def decode_image(content: bytes, path: Path | str) -> np.ndarray:
     """Decode the content of an image file.
 
     Args:
         content: All of it.
         path: Where it is from, for messages.
-        reduction: 2, 4 or 8 gives a picture of a half, a quarter or an eighth of the size, rounded up: averaged, and
-            for a JPEG file also decoded, at that size.
 
     Returns:
         uint8 (height, width, 3), RGB.
@@ -84,7 +76,7 @@ def decode_image(content: bytes, path: Path | str, reduction: int = 1) -> np.nda
     if _is_truncated(content):
         raise DataError(f"{path}: the file is cut off: restore or remove the image and its label file")
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), REDUCED_FLAGS[reduction])
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:  # for instance more pixels than OpenCV allows
         image = None
     if image is None or image.ndim != 3:  # the latter for gray floats

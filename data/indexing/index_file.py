@@ -13,15 +13,16 @@ import hashlib
 import json
 import mmap
 import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import numpy as np
 
 from data.errors import DataError
 from data.indexing.scan_table import ARRAYS, OFFSETS, Origin, Reject, ScanTable, Source
+from data.replacing import replacing
 
 MAGIC = b"YOLOFITX"
 VERSION = 3  # raise it whenever the layout, or what is read from images and labels, changes
@@ -60,17 +61,12 @@ def save_table(file: Path, table: ScanTable, key: str) -> None:
     }
     encoded = json.dumps(header).encode()
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    try:
-        with open(descriptor, "wb") as stream:  # noqa: PTH123  a descriptor, not a path
-            stream.write(MAGIC + len(encoded).to_bytes(8, "little") + zlib.crc32(encoded).to_bytes(8, "little"))
-            stream.write(encoded)
-            for array in arrays.values():
-                stream.write(bytes(-stream.tell() % ALIGNMENT))
-                stream.write(array.data)
-        Path(scratch).replace(file)
-    finally:
-        Path(scratch).unlink(missing_ok=True)
+    with replacing(file, f"-{uuid4().hex}") as stream:
+        stream.write(MAGIC + len(encoded).to_bytes(8, "little") + zlib.crc32(encoded).to_bytes(8, "little"))
+        stream.write(encoded)
+        for array in arrays.values():
+            stream.write(bytes(-stream.tell() % ALIGNMENT))
+            stream.write(array.data)
 
 
 def load_table(file: Path, key: str) -> ScanTable:

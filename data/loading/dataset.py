@@ -38,7 +38,6 @@ class TrainDataset(Dataset[Sample]):
         max_epochs: int,
         transforms: list[A.BasicTransform] | None = None,
         color_on_device: bool = False,
-        reduced_decoding: bool = False,
     ) -> None:
         """Prepare; nothing is read yet.
 
@@ -51,9 +50,8 @@ class TrainDataset(Dataset[Sample]):
             transforms: Albumentations to apply after everything else.
             color_on_device: Leave the change of colors to `Batch.colored`; not with ``transforms``, which come
                 after it.
-            reduced_decoding: See `ImageSource`.
         """
-        self.source = ImageSource(index, image_size, reduced_decoding)
+        self.source = ImageSource(index, image_size)
         self.pools = PartnerPools(len(index), seed)
         self.augment = augment
         self.seed = seed

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from data.augmentation.letterbox import resize_long_side
 from data.augmentation.picture import LabelledImage
 from data.errors import DataError
-from data.formats.image import decode_image, jpeg_size, read_bytes
+from data.formats.image import decode_image, read_bytes
 from data.indexing.index import ImageIndex
 from data.loading.broken import BrokenImages
 from data.loading.cache import FileCache, SlotCache
@@ -18,18 +16,15 @@ from data.loading.cache import FileCache, SlotCache
 class ImageSource:
     """The images of a split with the long side resized to ``image_size``, from a cache or from disk."""
 
-    def __init__(self, index: ImageIndex, image_size: int, reduced_decoding: bool = False) -> None:
+    def __init__(self, index: ImageIndex, image_size: int) -> None:
         """Prepare; nothing is read yet.
 
         Args:
             index: The images.
             image_size: Length of the long side.
-            reduced_decoding: Decode JPEG files of at least twice this size at a half, a quarter or an eighth of theirs:
-                faster, but smoother than the pixels that Ultralytics, validation and `engine.predict` get.
         """
         self.index = index
         self.image_size = image_size
-        self.reduced_decoding = reduced_decoding
         self.broken = BrokenImages(index)
         self.cache: SlotCache | None = None
         self.files: FileCache | None = None
@@ -63,20 +58,9 @@ class ImageSource:
     def _read(self, image: int) -> tuple[np.ndarray, tuple[int, int]]:
         path = self.index.path(image)
         content = read_bytes(path) if self.files is None else self.files.read(image, path)
-        reduction, original_hw = self._reduction(content) if self.reduced_decoding else (1, None)
-        picture = decode_image(content, path, reduction)
-        if original_hw is None or reduction == 1:
-            original_hw = picture.shape[:2]
-        elif picture.shape[:2] != tuple(math.ceil(side / reduction) for side in original_hw):
-            original_hw = original_hw[::-1]  # turned by EXIF
-        resized = resize_long_side(picture, self.image_size, original_hw)
+        picture = decode_image(content, path)
+        original_hw = picture.shape[:2]
+        resized = resize_long_side(picture, self.image_size)
         if self.cache is not None:
             self.cache.put(image, resized, original_hw)
         return resized, original_hw
-
-    def _reduction(self, content: bytes) -> tuple[int, tuple[int, int] | None]:
-        """By how much an image may be reduced while it is decoded, and the size in its header."""
-        size_hw = jpeg_size(content)
-        if size_hw is None:
-            return 1, None
-        return next((r for r in (8, 4, 2) if max(size_hw) >= r * self.image_size), 1), size_hw

@@ -21,8 +21,13 @@ from engine.migration.translate import RENAMED, translate
 from engine.migration.ultralytics_arguments import MODES, TASKS
 
 SECTIONS = ("run", "data", "model", "memory", "trainer")
-REFUSED_KEYS = {"model.compile": "torch.compile is slower than recompute elementwise: leave it out (docs/speed.md)"}
-"""Keys that users of other trainers look for, and why there are none."""
+REFUSED_KEYS = {
+    "data.reduced_decoding": "networks that learned from such pictures found less: leave it out (docs/data-loading.md)",
+    "model.compile": "torch.compile is slower than recompute elementwise: leave it out (docs/speed.md)",
+}
+"""Keys that users of other trainers or of older versions look for, and why there are none."""
+FORMER_DEFAULTS = {"data.reduced_decoding": False}
+"""Keys of older versions: the ``config.yaml`` of a run that holds such a key with this value is still accepted."""
 ULTRALYTICS_KEYS = {
     "amp": "model.precision",
     "batch": "data.batch_size",
@@ -163,7 +168,11 @@ class Words:
                 self.options.append((name, value))
             else:
                 self.options.append((name, rest.pop(0) if rest and self._takes(name, rest[0]) else None))
-            (files if name in CONFIG_OPTIONS else others).extend(given[: len(given) - len(rest)])
+            value = self.options[-1][1]
+            if name in CONFIG_OPTIONS and value:
+                files += [name, _without_former_keys(value)]
+            else:
+                others += given[: len(given) - len(rest)]
         self.in_order: list[str] = files + others
         """The options, configurations first: what stands on the command line wins, wherever it stands."""
 
@@ -178,6 +187,27 @@ class Words:
         """The configurations that they name; a value of several lines is one itself, as `engine.new` gives it."""
         values = [value for name, value in self.options if name in CONFIG_OPTIONS and value is not None]
         return [Path(value) for value in values if "\n" not in value]
+
+
+def _without_former_keys(config: str) -> str:
+    """A configuration as the parser accepts it: its name, or its content where `FORMER_DEFAULTS` had to be removed."""
+    if "\n" in config:
+        return config
+    content = read_config_file(Path(config))
+    former = [key.split(".") for key in FORMER_DEFAULTS if _is_former(key, _lookup(content, key))]
+    for section, name in former:
+        del content[section][name]
+    return yaml.safe_dump(content) if former else config
+
+
+def _is_former(key: str, value: Any) -> bool:
+    return key in FORMER_DEFAULTS and value is FORMER_DEFAULTS[key]
+
+
+def _lookup(content: Any, key: str) -> Any:
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
 
 
 def check_words(words: Words, known: Mapping[str, Any]) -> None:
@@ -234,7 +264,7 @@ def _mistakes_in(content: Mapping[Any, Any], known: Mapping[str, Any], prefix: s
         is_section = any(one.startswith(f"{key}.") for one in known)
         if is_section and isinstance(value, dict):
             yield from _mistakes_in(value, known, f"{key}.")
-        elif not (is_section or is_known(key, known)):
+        elif not (is_section or is_known(key, known) or _is_former(key, value)):
             yield _unknown_key(key, known)
         elif value == "":
             yield f"{key}: is empty: give a value, or leave it out"
@@ -406,9 +436,7 @@ def _readable(text: str) -> str:
 def place_of(key: str, config_files: list[Path], value: str | None = None) -> str:
     """The file that sets a key (to ``value``, if given), for messages; nothing if the command line does."""
     for path in reversed(config_files):
-        found: Any = read_config_file(path)
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
+        found = _lookup(read_config_file(path), key)
         if found is not None and value in (None, str(found)):
             return f"{path}: "
     return ""

@@ -11,9 +11,9 @@ import numpy as np
 
 from data.formats.dataset_yaml import read_dataset_yaml
 from data.indexing.index import build_index
-from engine.machine.diagnosis import BF16_CAPABILITY
 from engine.machine.inventory import Machine
 from engine.migration.translate import Translation, plain
+from models.precision import BF16_CAPABILITY
 
 IMAGE_SIZES = (640, 800, 960, 1280)
 MIN_SIDE_PX = 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 import warnings
 from collections.abc import Callable
 from datetime import datetime
@@ -16,6 +15,7 @@ import torch
 import ultralytics
 from torch import Tensor, nn
 
+from data.replacing import replacing
 from engine.errors import ConfigError
 from engine.run.checkpoint import LoadedNetwork
 from models.detection.postprocess import NmsConfig
@@ -67,10 +67,8 @@ def export(loaded: LoadedNetwork, file_format: str, output: Path, nms: NmsConfig
     }
     content = contents[file_format]()
     try:
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
-            path = Path(folder) / output.name
-            path.write_bytes(content)
-            path.replace(output)
+        with replacing(output) as file:
+            file.write(content)
     except OSError as error:
         raise ConfigError(f"--output: {output}: cannot be written ({error.strerror}): choose another") from error
 

@@ -58,7 +58,6 @@ class DetectionData(L.LightningDataModule):
         cache: CacheMode = "auto",
         augment: AugmentConfig = AugmentConfig(),  # noqa: B008  frozen
         transforms: list[A.BasicTransform] | None = None,
-        reduced_decoding: bool = False,
         balance: BalanceConfig = BalanceConfig(),  # noqa: B008
         synthetic: SyntheticConfig = SyntheticConfig(),  # noqa: B008
         seed: int = 0,
@@ -89,9 +88,6 @@ class DetectionData(L.LightningDataModule):
             augment: How training images are varied.
             transforms: Albumentations to apply after the built-in augmentation. Colors are then changed on the host,
                 and each worker holds some copies of one picture for a moment.
-            reduced_decoding: Decode JPEG files of at least twice ``image_size`` at a half, a quarter or an eighth of
-                theirs for training: faster with large photographs and no cache, and takes no more memory. But
-                the network learns from smoother pictures than it meets in validation and in use (docs/data-loading.md).
             balance: Which images are shown more often, for classes that are rare.
             synthetic: What to draw if ``root`` is ``synthetic``.
             seed: Of every random draw; from ``seed_everything``.
@@ -117,7 +113,6 @@ class DetectionData(L.LightningDataModule):
         self.balance = balance
         self.augment = augment
         self.transforms = transforms
-        self.reduced_decoding = reduced_decoding
         self.seed = seed
         self.max_epochs = max_epochs
         self.dataset_yaml = read_dataset_yaml(_synthetic_yaml(synthetic) if root == SYNTHETIC else Path(root))
@@ -141,7 +136,6 @@ class DetectionData(L.LightningDataModule):
                 self.max_epochs,
                 self.transforms,
                 color_on_device=self.trainer.strategy.root_device.type == "cuda",
-                reduced_decoding=self.reduced_decoding,
             )
             self._plan_loading()
         index = self._index(self.validation_split)

@@ -15,9 +15,9 @@ from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from engine.loop.throughput import Throughput
+from engine.memory.units import GIB
 
 log = logging.getLogger(__name__)
-GIB = 1024**3
 REFRESH_SECONDS = 0.25
 BAR_WIDTH = 16
 COLUMNS = {  # name: width; a row fits a terminal of 80 characters

@@ -17,6 +17,7 @@ from data.loading.sampler import image_sizes
 from engine.machine.inventory import Gpu, Machine, free_disk_bytes
 from engine.memory.host import Platform, available_cores
 from engine.memory.units import GIB, MIB, format_bytes
+from models.precision import BF16_CAPABILITY
 
 Severity = Literal["ok", "note", "problem"]
 PLATFORM_NAMES: dict[Platform, str] = {
@@ -25,7 +26,6 @@ PLATFORM_NAMES: dict[Platform, str] = {
     "windows": "Windows",
     "other": "neither Linux nor Windows",
 }
-BF16_CAPABILITY = (8, 0)  # NVIDIA's Ampere
 BUSY_SHARE = 0.1
 """Part of a GPU's memory that other programs may hold without a remark."""
 FORKING_PLATFORMS: tuple[Platform, ...] = ("linux", "wsl")

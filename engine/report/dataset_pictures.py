@@ -12,20 +12,14 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 
-from data.augmentation.letterbox import resize_long_side
-from data.errors import DataError
-from data.formats.image import read_image
 from data.indexing.dataset_facts import SIZE_EDGES_PX, DatasetFacts, box_sizes_px
 from data.indexing.index import ImageIndex
-from engine.report.style import RIM, class_color, drawable_names, drawable_text, drawing, plain_numbers, shortened
+from engine.report.pictures import draw_examples
+from engine.report.style import drawable_names, drawing, plain_numbers, shortened
 
 log = logging.getLogger(__name__)
 SPLIT_COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}  # told apart by the color-blind too
-RIM_EFFECT = [withStroke(linewidth=2.6, foreground=RIM)]
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,8 +30,6 @@ STYLE = {
     "legend.frameon": False,
 }
 MAX_CLASSES = 60
-MAX_LEGEND_ENTRIES = 40
-NUM_EXAMPLES, NUM_COLUMNS, EXAMPLE_SIZE_PX = 12, 4, 480
 DOTS_PER_INCH = 130
 
 
@@ -55,21 +47,21 @@ def write_pictures(folder: Path, facts: DatasetFacts, indices: dict[str, ImageIn
     Raises:
         OSError: If they cannot be written.
     """
-    figures: dict[str, Callable[[], Figure]] = {
-        "classes": partial(class_figure, facts),
-        "boxes": partial(box_figure, indices["train"], facts.image_size),
+    pictures: dict[str, Callable[[Path], None]] = {
+        "classes": lambda file: class_figure(facts).savefig(file, dpi=DOTS_PER_INCH),
+        "boxes": lambda file: box_figure(indices["train"], facts.image_size).savefig(file, dpi=DOTS_PER_INCH),
     }
     for split, index in indices.items():
         if len(index):
-            figures[f"examples_{split}"] = partial(example_figure, index, facts.names, split)
+            pictures[f"examples_{split}"] = partial(draw_examples, index, facts.names)
     with drawing(), mpl.rc_context(STYLE):
-        files = [_write(folder / f"{name}.png", make) for name, make in figures.items()]
+        files = [_write(folder / f"{name}.png", draw) for name, draw in pictures.items()]
     return [file for file in files if file is not None]
 
 
-def _write(file: Path, make: Callable[[], Figure]) -> Path | None:
+def _write(file: Path, draw: Callable[[Path], None]) -> Path | None:
     try:
-        make().savefig(file, dpi=DOTS_PER_INCH)
+        draw(file)
     except OSError:  # of the disk: the others would fail, too
         raise
     except Exception as error:  # the other pictures and the numbers are worth having
@@ -158,48 +150,3 @@ def _mark_pixels(axes: Axes, which: str, image_size: int) -> None:
 
 def _size_limits(image_size: int) -> list[int]:
     return [1, *(edge for edge in SIZE_EDGES_PX if edge < image_size), image_size]
-
-
-def example_figure(index: ImageIndex, names: tuple[str, ...], split: str) -> Figure:
-    """Images at equal distances in the index, with their boxes in the color of the class."""
-    chosen = np.unique(np.linspace(0, len(index) - 1, NUM_EXAMPLES).round().astype(int))
-    rows = math.ceil(len(chosen) / NUM_COLUMNS)
-    figure = Figure(figsize=(3.6 * NUM_COLUMNS, 3.7 * rows + 1.1), layout="constrained")
-    figure.suptitle(f"{len(chosen)} of the {len(index):,} {split} images")
-    grid = figure.subplots(rows, NUM_COLUMNS, squeeze=False).ravel()
-    seen: set[int] = set()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, image in zip(grid, chosen, strict=False):
-        seen |= _draw_example(axes, index, int(image))
-    shown = drawable_names(names)
-    lines = [
-        Line2D([], [], color=class_color(c), linewidth=3, label=shortened(shown[c]), path_effects=RIM_EFFECT)
-        for c in sorted(seen)[:MAX_LEGEND_ENTRIES]
-    ]
-    if lines:
-        figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 8), frameon=False)
-    return figure
-
-
-def _draw_example(axes: Axes, index: ImageIndex, image: int) -> set[int]:
-    """Draw one image and its boxes; returns the classes in it."""
-    boxes_rel, classes = index.labels(image)
-    axes.set_title(_shortened(Path(index.path(image)).name), fontsize=7, color="#444444")
-    try:
-        picture = resize_long_side(read_image(index.path(image)), EXAMPLE_SIZE_PX)
-    except DataError:
-        axes.text(0.5, 0.5, "cannot be decoded", ha="center")
-        return set()
-    axes.imshow(picture)
-    height, width = picture.shape[:2]
-    for (x1, y1, x2, y2), class_id in zip(boxes_rel * (width, height, width, height), classes.tolist(), strict=True):
-        frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=class_color(class_id), linewidth=1.3)
-        frame.set_path_effects(RIM_EFFECT)
-        axes.add_patch(frame)
-    return set(classes.tolist())
-
-
-def _shortened(name: str, length: int = 36) -> str:
-    name = drawable_text(name)
-    return name if len(name) <= length else f"{name[: length // 2]}…{name[-length // 2 + 1 :]}"

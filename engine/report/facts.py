@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.machine.diagnosis import PLATFORM_NAMES
 from engine.machine.inventory import examine_machine
-from engine.memory.units import MIB, format_bytes
+from engine.memory.units import format_bytes
 from engine.report.memory_log import (
     OOM_RECOVERY,
     OUT_OF_MEMORY,
@@ -29,6 +29,7 @@ from engine.report.memory_log import (
     Columns,
     has_event,
     is_gpu,
+    largest_bytes,
     read_memory_log,
 )
 from engine.report.results_plots import EPOCH, History, best_epoch, read_history
@@ -129,7 +130,7 @@ def _memory_warnings(columns: Columns, plan: dict) -> Iterator[str]:
         yield f"{recoveries} times memory ran out, and the step was finished in smaller pieces: lower memory.budget"
     if failures:
         yield "the run ended for lack of memory: use data.micro_batch_size auto and model.recompute auto"
-    measured, planned = _largest_bytes(columns[RESERVED]), plan.get("peak_bytes")
+    measured, planned = largest_bytes(columns[RESERVED]), plan.get("peak_bytes")
     if is_gpu(columns) and measured and planned and measured > (1 + PLAN_ERROR) * planned:
         yield f"more memory than planned was reserved: {format_bytes(measured)}, planned {format_bytes(planned)}"
 
@@ -154,7 +155,7 @@ def memory_rows(folder: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return []
     columns = read_memory_log(path)
-    used = _largest_bytes(columns[USED])
+    used = largest_bytes(columns[USED])
     speeds = [speed for speed in columns[SPEED] if not math.isnan(speed)]
     pace = [("images/s, median", f"{np.median(speeds):.1f}")] if speeds else []
     if not is_gpu(columns):
@@ -163,9 +164,9 @@ def memory_rows(folder: Path) -> list[tuple[str, str]]:
     rows = [
         (f"measured: {label}", format_bytes(size))
         for label, name in sizes.items()
-        if (size := _largest_bytes(columns[name])) is not None
+        if (size := largest_bytes(columns[name])) is not None
     ]
-    planned, reserved = _plan(folder).get("peak_bytes"), _largest_bytes(columns[RESERVED])
+    planned, reserved = _plan(folder).get("peak_bytes"), largest_bytes(columns[RESERVED])
     context = _plan(folder).get("components", {}).get("cuda_context", 0)
     if planned and reserved:
         error = planned / (reserved + context) - 1
@@ -205,8 +206,3 @@ def _plan(folder: Path) -> dict:
 def _listed(names: list[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _largest_bytes(mib: list[float]) -> int | None:
-    known = [value for value in mib if not math.isnan(value)]
-    return round(max(known) * MIB) if known else None

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from data.replacing import replacing
 from engine.memory.probe import MemorySample
 from engine.memory.units import MIB, format_bytes
 
@@ -46,12 +47,8 @@ class MemoryLog:
         earlier = [row for row in _whole_rows(path) if float(row[STEP]) <= num_steps_behind]
         self.num_earlier_rows = len(earlier)
         self._clock_start = time.monotonic() - (float(earlier[-1][TIME]) if earlier else 0.0)
-        partial = path.with_suffix(".partial")
-        try:
-            partial.write_bytes(b"".join(_line(row) for row in (COLUMNS, *(row.values() for row in earlier))))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as file:
+            file.writelines(_line(row) for row in (COLUMNS, *(row.values() for row in earlier)))
         # Without a buffer: a row that the disk refuses is not tried again when the file is closed.
         self._file = path.open("ab", buffering=0)
 
@@ -111,7 +108,7 @@ def has_event(columns: Columns, event: str) -> list[bool]:
 
 def is_gpu(columns: Columns) -> bool:
     """Whether the rows are about a GPU; else they are about the RAM of the process."""
-    return _largest_bytes(columns[PEAK]) is not None
+    return largest_bytes(columns[PEAK]) is not None
 
 
 def phase_table(columns: Columns) -> list[str]:
@@ -129,7 +126,7 @@ def phase_table(columns: Columns) -> list[str]:
         rows = [row for row, other in enumerate(columns[PHASE]) if other == phase]
         reserved, used = ([columns[name][row] for row in rows] for name in (RESERVED, USED))
         beside = [in_use - ours for in_use, ours in zip(used, reserved, strict=True)]
-        sizes = [format_bytes(_largest_bytes(values) or 0) for values in (reserved, used, beside)]
+        sizes = [format_bytes(largest_bytes(values) or 0) for values in (reserved, used, beside)]
         allocated = format_bytes(round(own_peaks.get(phase, highest) * MIB))
         allocated = allocated if phase in own_peaks else f"< {allocated}"
         lines.append(f"{phase:12}{allocated:>12}{sizes[0]:>12}{sizes[1]:>12}{sizes[2]:>14}")
@@ -144,7 +141,7 @@ def summary_line(columns: Columns, planned_bytes: int | None, context_bytes: int
         planned_bytes: The predicted peak, CUDA's context included; None if there was no plan.
         context_bytes: What the process holds beside torch's allocator.
     """
-    allocated, reserved, used = (_largest_bytes(columns[name]) for name in (PEAK, RESERVED, USED))
+    allocated, reserved, used = (largest_bytes(columns[name]) for name in (PEAK, RESERVED, USED))
     if allocated is None or reserved is None:
         return f"memory: the process held at most {format_bytes(used or 0)} of RAM"
     measured_bytes = reserved + context_bytes
@@ -158,6 +155,7 @@ def summary_line(columns: Columns, planned_bytes: int | None, context_bytes: int
     return f"memory: {line}"
 
 
-def _largest_bytes(mib: list[float]) -> int | None:
+def largest_bytes(mib: list[float]) -> int | None:
+    """Of a column in MiB; None if it is empty."""
     known = [value for value in mib if not math.isnan(value)]
     return round(max(known) * MIB) if known else None

@@ -12,22 +12,23 @@ from PIL import Image, ImageDraw
 
 from data.errors import DataError
 from data.formats.image import read_image
+from data.indexing.index import ImageIndex
 from data.loading.batch import Batch
-from engine.report.drawing import Labels, Legend, draw_boxes, draw_legend, text_font
+from engine.report.drawing import PAPER, Labels, Legend, draw_boxes, draw_legend, text_font
 from engine.report.mistakes import FALSE, MISSED, RIGHT, ImageRecord, judge
-from engine.report.style import class_color, drawable_names, drawable_text, shortened
+from engine.report.style import INK, SHADE, class_color, drawable_names, drawable_text, shortened
 
 TILE_PX = 400
 COLUMNS = 4
 TILES = 16
 MISTAKE_TILES, MISTAKE_COLUMNS, MISTAKE_TILE_PX = 9, 3, 480
+EXAMPLE_TILES, EXAMPLE_TILE_PX = 12, 480
 CAPTION_PX = 20
 FONT_PX = 12
 LINE_PX = 2
 LEGEND_FONT_PX = 15
 GAP_PX = 4
 JPEG_QUALITY = 88
-INK_RGB, PAPER_RGB, EMPTY_RGB = "#24292f", "#ffffff", "#eef1f4"
 KIND_COLORS = {MISSED: "#FF5050", FALSE: "#FFA000", RIGHT: "#40FF70"}
 
 
@@ -60,7 +61,19 @@ def draw_train_batch(batch: Batch, class_names: Sequence[str], path: Path) -> No
         mine = owners == i
         marks = [_class_mark(box, c, names) for box, c in zip(boxes[mine], classes[mine], strict=True)]
         tiles.append(Tile(batch.images[i].permute(1, 2, 0).numpy(), drawable_text(Path(batch.names[i]).name), marks))
-    save_sheet(tiles, path, _class_legend({mark.class_id for tile in tiles for mark in tile.marks}, names))
+    save_sheet(tiles, path, _class_legend(_classes_in(tiles), names))
+
+
+def draw_examples(index: ImageIndex, class_names: Sequence[str], path: Path) -> None:
+    """Draw images at equal distances in an index, with their boxes."""
+    names = _names(class_names)
+    tiles = []
+    for i in np.unique(np.linspace(0, len(index) - 1, EXAMPLE_TILES).round().astype(int)).tolist():
+        image, caption = _read(index.path(i))
+        boxes_rel, classes = index.labels(i)
+        boxes_px = boxes_rel * np.tile(image.shape[1::-1], 2)
+        tiles.append(Tile(image, caption, [_class_mark(*pair, names) for pair in zip(boxes_px, classes, strict=True)]))
+    save_sheet(tiles, path, _class_legend(_classes_in(tiles), names), tile_px=EXAMPLE_TILE_PX)
 
 
 def draw_truth(records: Sequence[ImageRecord], class_names: Sequence[str], confidence: float, path: Path) -> None:
@@ -123,12 +136,16 @@ def save_sheet(
     width = columns * cell_px[0] + GAP_PX
     strip = draw_legend(legend, width, LEGEND_FONT_PX)
     top = strip.height if legend else 0
-    sheet = Image.new("RGB", (width, top + rows * cell_px[1] + GAP_PX), PAPER_RGB)
+    sheet = Image.new("RGB", (width, top + rows * cell_px[1] + GAP_PX), PAPER)
     sheet.paste(strip, (0, 0))
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         sheet.paste(_draw_tile(tile, tile_px), (column * cell_px[0] + GAP_PX, top + row * cell_px[1] + GAP_PX))
     sheet.save(path, quality=JPEG_QUALITY)
+
+
+def _classes_in(tiles: Sequence[Tile]) -> set[int]:
+    return {mark.class_id for tile in tiles for mark in tile.marks}
 
 
 def _class_legend(class_ids: Iterable[int], names: Sequence[str]) -> Legend:
@@ -150,13 +167,13 @@ def _draw_tile(tile: Tile, tile_px: int) -> Image.Image:
     height, width = tile.image.shape[:2]
     gain = tile_px / max(height, width)
     size = (max(round(width * gain), 1), max(round(height * gain), 1))
-    cell = Image.new("RGB", (tile_px, tile_px + CAPTION_PX), PAPER_RGB)
-    cell.paste(EMPTY_RGB, (0, 0, tile_px, tile_px))
+    cell = Image.new("RGB", (tile_px, tile_px + CAPTION_PX), PAPER)
+    cell.paste(SHADE, (0, 0, tile_px, tile_px))
     picture = Image.fromarray(np.ascontiguousarray(tile.image)).resize(size, Image.Resampling.BILINEAR)
     _draw_marks(ImageDraw.Draw(picture), tile.marks, gain, size)
     cell.paste(picture, ((tile_px - size[0]) // 2, (tile_px - size[1]) // 2))
     caption = _shortened(tile.caption, tile_px - 4, FONT_PX)
-    ImageDraw.Draw(cell).text((2, tile_px + 2), caption, fill=INK_RGB, font=text_font(caption, FONT_PX))
+    ImageDraw.Draw(cell).text((2, tile_px + 2), caption, fill=INK, font=text_font(caption, FONT_PX))
     return cell
 
 

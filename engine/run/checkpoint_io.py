@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from data.replacing import replacing
 from engine.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -58,18 +59,13 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         OSError: If it cannot be written; then ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            _save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+    with replacing(path) as file:
+        _save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
         if path.exists():
             _keep(path, previous_of(path))
-        partial.replace(path)
-        _flush_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    _flush_folder(path.parent)
 
 
 def previous_of(path: Path) -> Path:

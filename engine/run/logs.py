@@ -16,6 +16,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from data.replacing import replacing
+
 log = logging.getLogger(__name__)
 METRICS = "metrics.csv"
 STEP = "step"
@@ -76,12 +78,8 @@ class MetricsCsv(Logger):
         writer = csv.DictWriter(text, sorted(set().union(*self._rows)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
-        partial = self._path.with_suffix(".partial")
-        try:
-            partial.write_text(text.getvalue(), encoding="utf-8")
-            partial.replace(self._path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(self._path) as file:
+            file.write(text.getvalue().encode())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

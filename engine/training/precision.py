@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from engine.errors import ConfigError
+from models.precision import BF16_CAPABILITY
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -45,7 +46,7 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     """
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("model.precision: fp16: a CPU has no fast fp16: use bf16 or fp32")
-    if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+    if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < BF16_CAPABILITY:
         name = torch.cuda.get_device_name(device)
         raise ConfigError(f"model.precision: bf16: {name} has no bf16 units: use fp16")
 

@@ -6,7 +6,6 @@ import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import psutil
 import pytest
@@ -270,49 +269,3 @@ def _private_bytes(pid: int) -> int:
     """Memory of a process that no other one shares."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
-
-
-def test_reduced_decode__shows_the_same_picture(tmp_path: Path) -> None:
-    """Against averaging the whole picture: closer than the bilinear resize that it replaces."""
-    from data.formats.image import decode_image, jpeg_size
-
-    rng = np.random.default_rng(0)
-    scene = cv2.resize(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8), (1600, 1200), interpolation=cv2.INTER_CUBIC)
-    for _ in range(150):  # edges
-        x, y = rng.integers(0, 1500, 2)
-        cv2.rectangle(scene, (int(x), int(y)), (int(x) + 40, int(y) + 25), rng.integers(0, 256, 3).tolist(), -1)
-    content = cv2.imencode(".jpg", scene[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
-    assert jpeg_size(content) == (1200, 1600)
-    full = decode_image(content, "a.jpg")
-    for reduction in (2, 4, 8):
-        reduced = decode_image(content, "a.jpg", reduction)
-        size = (1600 // reduction, 1200 // reduction)
-        assert reduced.shape == (size[1], size[0], 3)
-        averaged = cv2.resize(full, size, interpolation=cv2.INTER_AREA)
-        bilinear = cv2.resize(full, size, interpolation=cv2.INTER_LINEAR)
-        assert cv2.PSNR(reduced, averaged) > 32
-        if reduction > 2:  # at exactly a half, OpenCV's bilinear resize is an average too
-            assert cv2.PSNR(reduced, averaged) > cv2.PSNR(bilinear, averaged)
-
-
-def test_reduced_decode__only_where_the_image_is_twice_the_size(tmp_path: Path) -> None:
-    from data.formats.dataset_yaml import read_dataset_yaml
-    from data.indexing.index import build_index
-    from data.loading.source import ImageSource
-
-    for folder in ("images", "labels"):
-        (tmp_path / "train" / folder).mkdir(parents=True)
-    for i, (height, width) in enumerate([(127, 100), (128, 100), (100, 300), (600, 530)]):
-        scene = cv2.resize(np.random.default_rng(i).integers(0, 256, (6, 6, 3), dtype=np.uint8), (width, height))
-        cv2.imwrite(str(tmp_path / "train" / "images" / f"{i}.jpg"), scene)
-        (tmp_path / "train" / "labels" / f"{i}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
-    (tmp_path / "data.yaml").write_text("train: train/images\nval: train/images\nnames: [a]\n")
-    index = build_index(read_dataset_yaml(tmp_path / "data.yaml"), "train")
-    plain, reduced = ImageSource(index, 64), ImageSource(index, 64, reduced_decoding=True)
-    for image, is_reduced in enumerate([False, True, True, True]):
-        (expected, size), (found, same_size) = plain.load_with_size(image), reduced.load_with_size(image)
-        assert size == same_size
-        np.testing.assert_allclose(found.boxes_xyxy_px, expected.boxes_xyxy_px)
-        assert found.image.shape == expected.image.shape
-        assert np.array_equal(found.image, expected.image) != is_reduced
-        assert cv2.PSNR(found.image, expected.image) > 30

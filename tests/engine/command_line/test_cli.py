@@ -30,6 +30,10 @@ def message_of(*args: str) -> str:
     [
         ("--data.imagesize=3", "data.imagesize: no such key: did you mean data.image_size?"),
         ("--model.compile=true", f"model.compile: no such key: {REFUSED_KEYS['model.compile']}"),
+        (
+            "--data.reduced_decoding=true",
+            f"data.reduced_decoding: no such key: {REFUSED_KEYS['data.reduced_decoding']}",
+        ),
         ("--epochs=3", "epochs: no such key: did you mean trainer.max_epochs?"),
         ("--data.batch_size=abc", "data.batch_size: abc: expected int"),
         ("--data.batch_size=0", "data.batch_size: 0: must be at least 1"),
@@ -252,6 +256,17 @@ def test_command_line__reads_a_whole_number_as_one_whatever_order_python_has_for
 
 def test_command_line__asks_for_the_data_set() -> None:
     assert message_of() == "data.root: missing: give --data.root, or a configuration that has it with --config"
+
+
+def test_command_line__accepts_a_removed_key_of_an_older_run_at_its_default(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("data:\n  reduced_decoding: false\n  batch_size: 5\nmodel:\n  network: yolo11s\n")
+    config = CommandLine([QUICKSTART, f"--config={file}", "--data.image_size=96"], writes_run=False).config
+    assert (config.data.batch_size, config.model.network, config.data.image_size) == (5, "yolo11s", 96)
+    assert "reduced_decoding" not in config.data
+    file.write_text("data:\n  reduced_decoding: true\n")
+    refusal = f"{file}: data.reduced_decoding: no such key: {REFUSED_KEYS['data.reduced_decoding']}"
+    assert message_of(QUICKSTART, f"--config={file}") == refusal
 
 
 def test_command_line__later_files_and_arguments_win(tmp_path: Path) -> None:

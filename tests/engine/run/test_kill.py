@@ -79,7 +79,7 @@ def kill_at(moment: str, run: RunProcess, last: Path, rng: random.Random) -> boo
             time.sleep(0.005)
         run.wait(rng.uniform(0, 0.3))
     if moment == "writing":
-        while run.is_running and not last.with_suffix(".partial").exists():
+        while run.is_running and not last.with_name(f"{last.name}.partial").exists():
             time.sleep(0.0005)
         run.wait(rng.uniform(0, 0.05))
     if not run.is_running:
