@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 
 from data.augmentation.mosaic import NUM_TILES
 from data.boards.drawing import CLASS_NAMES
@@ -29,7 +30,7 @@ from engine.planning.choose import Recommendation
 from engine.planning.data_section import SYNTHETIC, check_sizes, index_folder
 from engine.planning.predict import described, recommend
 from engine.planning.simulation import StepSpec
-from engine.training.optim import OptimizerConfig
+from engine.training.config import ModelConfig
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
@@ -99,7 +100,7 @@ def settle_memory(config: Any) -> MemoryAhead | None:
     cap_allocator(device, budget_bytes)
     spec, _ = spec_of(config)
     if device.type == "cpu":
-        spec = replace(spec, fused_kernels=False)
+        spec = replace(spec, model=replace(spec.model, fused_kernels=False))
     batch_size = -(-data.batch_size // count_devices(config.trainer))
     if is_fixed:
         micro_batch_size = min(data.micro_batch_size, batch_size)
@@ -109,7 +110,7 @@ def settle_memory(config: Any) -> MemoryAhead | None:
         micro_batch_size = None if data.micro_batch_size == AUTO else data.micro_batch_size
         recompute = None if model.recompute == AUTO else model.recompute
         plan = recommend(spec, budget_bytes, batch_size, micro_batch_size, recompute)
-        data.micro_batch_size = model.micro_batch_size = plan.micro_batch
+        data.micro_batch_size = plan.micro_batch
         model.recompute = plan.recompute
         if recompute is None:
             model.recompute_layers = plan.layer_levels
@@ -120,7 +121,7 @@ def settle_without_plan(config: Any) -> None:
     """Replace each ``auto`` for a command that does not train."""
     data, model = config.data, config.model
     if data.micro_batch_size == AUTO:
-        data.micro_batch_size = model.micro_batch_size = min(UNPLANNED_MICRO_BATCH, max(data.batch_size, 1))
+        data.micro_batch_size = min(UNPLANNED_MICRO_BATCH, max(data.batch_size, 1))
     if model.recompute == AUTO:
         model.recompute = "none"
 
@@ -131,8 +132,8 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
     Returns:
         The step, and what had to be assumed about the data set, in sentences.
     """
-    model, root = config.model, config.data.root
-    facts: dict[str, Any] = {}
+    root = config.data.root
+    facts: dict[str, int] = {}
     notes: tuple[str, ...] = ()
     if root == SYNTHETIC:
         facts = {"num_classes": len(CLASS_NAMES)}
@@ -146,18 +147,19 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
     if config.data.multi_scale:
         largest = largest_image_size(config.data)
         notes += (f"data.multi_scale: planned for its largest image, {largest} px; data.image_size stays as it is",)
-    spec = StepSpec(
-        network=model.network,
-        image_size=largest_image_size(config.data),
-        precision=model.precision,
-        optimizer=OptimizerConfig(**vars(model.optimizer)),
-        freeze_batch_norm=model.freeze_batch_norm,
-        freeze_layers=model.freeze_layers,
-        cuda_graphs=model.cuda_graphs,
-        fused_kernels=model.fused_kernels,
-        **facts,
-    )
-    return spec, notes
+    return StepSpec(model_config_of(config.model), image_size=largest_image_size(config.data), **facts), notes
+
+
+def model_config_of(section: Namespace) -> ModelConfig:
+    """The ``model`` section of a parsed configuration as the object that it describes.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    values = vars(section)
+    defaults = vars(ModelConfig())
+    below = {key: type(defaults[key])(**vars(part)) for key, part in values.items() if isinstance(part, Namespace)}
+    return ModelConfig(**values | below)
 
 
 def largest_image_size(data: Any) -> int:

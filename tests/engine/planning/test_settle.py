@@ -19,6 +19,7 @@ from engine.memory.units import GIB
 from engine.planning import predict, settle
 from engine.planning.settle import settle_memory, settle_without_plan, spec_of, what_fits
 from engine.planning.simulation import StepSpec
+from engine.training.config import ModelConfig
 from tests.helpers import fake_gpu
 
 SMALL = ("--config=configs/quickstart.yaml", "--data.batch_size=8", "--data.image_size=64")
@@ -44,7 +45,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_settle__puts_the_plan_in_place_of_auto(gpu: SimpleNamespace) -> None:
     config = config_of(*SMALL, *AUTO)
     ahead = settle_memory(config)
-    assert config.data.micro_batch_size == config.model.micro_batch_size == ahead.plan.micro_batch == 8
+    assert config.data.micro_batch_size == ahead.plan.micro_batch == 8
     assert config.model.recompute == ahead.plan.recompute == "elementwise"  # the fastest, with fused kernels
     assert ahead.plan.peak_bytes == sum(ahead.plan.components.values()) < gpu.budget_bytes
     assert gpu.cap_bytes == gpu.budget_bytes
@@ -140,11 +141,11 @@ def test_ahead__is_written_into_the_run_folder(gpu: SimpleNamespace, tmp_path: P
 def test_settle_without_plan__gives_numbers_to_validation() -> None:
     config = config_of(*SMALL, *AUTO)
     settle_without_plan(config)
-    assert (config.data.micro_batch_size, config.model.micro_batch_size, config.model.recompute) == (8, 8, "none")
+    assert (config.data.micro_batch_size, config.model.recompute) == (8, "none")
 
 
 def test_what_fits__names_an_image_size_that_does() -> None:
-    spec = StepSpec(network="yolo11n", num_classes=5, image_size=256, precision="fp32", boxes_per_image=5)
+    spec = StepSpec(ModelConfig("yolo11n"), num_classes=5, image_size=256, boxes_per_image=5)
     assert what_fits(spec, int(0.95 * GIB)).startswith("data.image_size 192 fits 972.8 MiB")
     assert what_fits(replace(spec, image_size=128), GIB // 2).startswith("no image size fits 512.0 MiB")
 
@@ -213,7 +214,7 @@ def test_settle__plans_for_the_largest_image_of_multi_scale_training(gpu: Simple
     largest = settle_memory(config_of(*SMALL, *AUTO, "--data.image_size=96")).plan
     plan = settle_memory(varied).plan
     assert plan.image_size == 96 and plan.peak_bytes == largest.peak_bytes
-    assert varied.data.image_size == varied.model.image_size == 64
+    assert varied.data.image_size == 64
 
 
 @pytest.mark.parametrize(
