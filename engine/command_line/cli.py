@@ -42,7 +42,7 @@ from engine.loop.workers import WorkerAdapter
 from engine.machine.devices import count_devices, device_of
 from engine.memory.allocator import budget_bytes_of
 from engine.memory.config import MemoryConfig
-from engine.planning.settle import MemoryAhead, settle_memory, settle_without_plan
+from engine.planning.settle import MemoryAhead, settle_memory, settled_without_plan
 from engine.report.memory_log import OOM_RECOVERY
 from engine.run.changed_settings import check_settings, read_state, settings_of
 from engine.run.checkpoint_io import SafeCheckpointIO
@@ -159,9 +159,9 @@ class CommandLine(LightningCLI):
             self._strategy = self._settle_processes()
             check_precision(self.config.model.precision, device_of(self.config.trainer))
             if self.writes_run:
-                self.memory_ahead = settle_memory(self.config)
+                self.config, self.memory_ahead = settle_memory(self.config)
             else:
-                settle_without_plan(self.config)
+                self.config = settled_without_plan(self.config)
             self._set_seed()  # again, so that the first weights do not depend on what was drawn until here
             with explained_by_lightning():
                 self._instantiate()

@@ -1,4 +1,4 @@
-"""Before a run: settles its VRAM budget, and puts what the plan says in place of every ``auto``.
+"""Before a run: settles its VRAM budget, and answers each ``auto`` by a plan.
 
 On a GPU there is a plan for every run, so that it is known beforehand whether it fits, and afterwards whether that was
 right. On a CPU, where memory is plenty and slow, only ``auto`` asks for one; the budget is then of RAM.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,11 +70,11 @@ class MemoryAhead:
         return what_fits(self.spec, self.budget_bytes)
 
 
-def settle_memory(config: Any) -> MemoryAhead | None:
-    """Resolve the budget, keep the allocator to it, plan, and replace each ``auto`` in a parsed configuration.
+def settle_memory(config: Namespace) -> tuple[Namespace, MemoryAhead | None]:
+    """Resolve the budget, keep the allocator to it, and plan.
 
     Returns:
-        The plan; None on a CPU without ``auto``.
+        The parsed configuration with the plan's value for each ``auto``, and the plan; None on a CPU without ``auto``.
 
     Raises:
         ConfigError: If nothing fits the budget, or the budget cannot be had.
@@ -95,7 +95,7 @@ def settle_memory(config: Any) -> MemoryAhead | None:
             f"leave them out, or set {auto_key} to a value"
         )
     if is_fixed and device.type == "cpu":
-        return None
+        return config, None
     budget_bytes = resolve_budget(memory, device)
     cap_allocator(device, budget_bytes)
     spec, _ = spec_of(config)
@@ -106,27 +106,35 @@ def settle_memory(config: Any) -> MemoryAhead | None:
         micro_batch_size = min(data.micro_batch_size, batch_size)
         plan = described(spec, batch_size, micro_batch_size, model.recompute, model.recompute_layers or {})
         _warn_if_too_much(plan, budget_bytes)
-    else:
-        micro_batch_size = None if data.micro_batch_size == AUTO else data.micro_batch_size
-        recompute = None if model.recompute == AUTO else model.recompute
-        plan = recommend(spec, budget_bytes, batch_size, micro_batch_size, recompute)
-        data.micro_batch_size = plan.micro_batch
-        model.recompute = plan.recompute
-        if recompute is None:
-            model.recompute_layers = plan.layer_levels
-    return MemoryAhead(budget_bytes, batch_size, spec, plan)
+        return config, MemoryAhead(budget_bytes, batch_size, spec, plan)
+    micro_batch_size = None if data.micro_batch_size == AUTO else data.micro_batch_size
+    recompute = None if model.recompute == AUTO else model.recompute
+    plan = recommend(spec, budget_bytes, batch_size, micro_batch_size, recompute)
+    settled: dict[str, object] = {"data.micro_batch_size": plan.micro_batch, "model.recompute": plan.recompute}
+    if recompute is None:
+        settled["model.recompute_layers"] = plan.layer_levels
+    return changed(config, settled), MemoryAhead(budget_bytes, batch_size, spec, plan)
 
 
-def settle_without_plan(config: Any) -> None:
-    """Replace each ``auto`` for a command that does not train."""
-    data, model = config.data, config.model
-    if data.micro_batch_size == AUTO:
-        data.micro_batch_size = min(UNPLANNED_MICRO_BATCH, max(data.batch_size, 1))
-    if model.recompute == AUTO:
-        model.recompute = "none"
+def settled_without_plan(config: Namespace) -> Namespace:
+    """A parsed configuration with a value for each ``auto``, for a command that does not train."""
+    settled: dict[str, object] = {}
+    if config.data.micro_batch_size == AUTO:
+        settled["data.micro_batch_size"] = min(UNPLANNED_MICRO_BATCH, max(config.data.batch_size, 1))
+    if config.model.recompute == AUTO:
+        settled["model.recompute"] = "none"
+    return changed(config, settled)
 
 
-def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
+def changed(config: Namespace, values: Mapping[str, object]) -> Namespace:
+    """A copy of a parsed configuration in which some keys have other values."""
+    copy = config.clone()
+    for key, value in values.items():
+        copy[key] = value
+    return copy
+
+
+def spec_of(config: Namespace) -> tuple[StepSpec, tuple[str, ...]]:
     """The training step of a parsed configuration, with the boxes of the worst image that its data set can give.
 
     Returns:
@@ -162,7 +170,7 @@ def model_config_of(section: Namespace) -> ModelConfig:
     return ModelConfig(**values | below)
 
 
-def largest_image_size(data: Any) -> int:
+def largest_image_size(data: Namespace) -> int:
     """The largest image that training puts on the device, from the ``data`` section of a configuration."""
     return image_sizes(data.image_size, data.multi_scale)[-1]
 
