@@ -24,12 +24,13 @@ from torch import nn
 
 from data.loading.batch import Batch
 from engine.memory.storages import CUDA_ALLOCATION_BYTES, StorageTracker
-from engine.training.ema import EmaConfig, WeightAverage
+from engine.training.config import ModelConfig
+from engine.training.ema import WeightAverage
 from engine.training.nonfinite import NonFiniteGuard
 from engine.training.optim import OptimizerConfig, build_optimizer
 from engine.training.out_of_memory import MemorySettings
 from engine.training.precision import Precision, autocast, build_scaler
-from engine.training.schedule import Schedule, ScheduleConfig
+from engine.training.schedule import Schedule
 from engine.training.step import TrainingStep
 from models.detection.loss import DetectionLoss, LossGains
 from models.network import head_strides
@@ -57,23 +58,20 @@ def training_step(
     network: nn.Module, window_size: int, micro_batch_size: int, precision: Precision = "fp32", recompute: str = "none"
 ) -> TrainingStep:
     """A training step on the network's device, as `engine.loop.module` builds it."""
-    config = OptimizerConfig()
+    config = ModelConfig(precision=precision)
     device = next(network.parameters()).device
     memory = MemorySettings(network, window_size, micro_batch_size)
     memory._set(micro_batch_size, recompute)
     return TrainingStep(
         network=network,
         loss=DetectionLoss(head_strides(network)),
-        gains=LossGains(),
-        optimizer=build_optimizer(network, config, window_size),
-        optimizer_config=config,
-        schedule=Schedule(ScheduleConfig(), max_epochs=100, steps_per_epoch=100),
-        ema=WeightAverage(network, EmaConfig()),
+        config=config,
+        optimizer=build_optimizer(network, config.optimizer, window_size),
+        schedule=Schedule(config.schedule, max_epochs=100, steps_per_epoch=100),
+        ema=WeightAverage(network, config.ema),
         scaler=build_scaler(precision, device),
-        precision=precision,
         guard=NonFiniteGuard(10),
         memory=memory,
-        cuda_graphs=True,
     )
 
 

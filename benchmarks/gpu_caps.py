@@ -37,6 +37,7 @@ from engine.memory.units import GIB
 from engine.planning.choose import margin_of
 from engine.planning.predict import predict
 from engine.planning.simulation import StepSpec
+from engine.training.config import ModelConfig
 from engine.training.out_of_memory import is_out_of_memory
 from models.kernels.switch import use_fused_kernels
 from models.recompute.levels import Level
@@ -86,7 +87,7 @@ def level_like(rival: str) -> Level:
 def spec_of(image_size: int) -> StepSpec:
     """What is planned."""
     network = "yolo11l" if DEVICE == "cuda" else "yolo11n"
-    return StepSpec(network, NUM_CLASSES, image_size, "fp16", BOXES_PER_IMAGE)
+    return StepSpec(ModelConfig(network, precision="fp16"), NUM_CLASSES, image_size, BOXES_PER_IMAGE)
 
 
 class Trials:

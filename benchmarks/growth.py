@@ -23,10 +23,11 @@ from common import NUM_CLASSES, alternate, cpu_peak_bytes, quartiles, random_win
 from step_time import UltralyticsLoop
 
 from engine.planning.simulation import StepSpec, simulate_step
+from engine.training.config import ModelConfig
 from models.network import NetworkName, build_network
 from models.recompute.levels import Level
 
-MICRO_BATCH, BASE = 16, StepSpec("yolo11l")
+MICRO_BATCH, BASE = 16, StepSpec(ModelConfig("yolo11l", precision="fp16"))
 MEMORY_AXES = {
     "micro_batch": (1, 2, 4, 8, 16, 32, 64),
     "image_size": (320, 480, 640, 800, 960, 1280),

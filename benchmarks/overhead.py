@@ -33,6 +33,7 @@ from engine.loop.module import Detector
 from engine.loop.progress import TrainingProgress
 from engine.loop.throughput import Throughput
 from engine.run.folder import RunConfig, default_callbacks, default_loggers
+from engine.training.config import ModelConfig
 
 WARM_UP = 3
 
@@ -95,8 +96,8 @@ def main() -> None:
     torch.manual_seed(0)
     names = [f"class{i}" for i in range(NUM_CLASSES)]
     num_images, size, precision = arguments.images, arguments.image_size, arguments.precision
-    how = {"network": arguments.network, "precision": precision, "recompute": arguments.recompute}
-    module = Detector(names, num_images, num_images, size, **how)
+    config = ModelConfig(arguments.network, precision=precision, recompute=arguments.recompute)
+    module = Detector(config, names, num_images, num_images, size)
     window = random_window(num_images, size)
     networks = [copy.deepcopy(module.network).to("cuda" if on_gpu else "cpu") for _ in range(2)]
     step = training_step(networks[1], num_images, num_images, precision, arguments.recompute)

@@ -35,6 +35,7 @@ from engine.memory.overhead import (
 )
 from engine.planning.predict import described, predict
 from engine.planning.simulation import StepSpec, simulate_step
+from engine.training.config import ModelConfig
 from models.network import build_network
 from models.recompute.levels import Level
 
@@ -58,7 +59,7 @@ def simulated() -> Iterator[dict[str, Any]]:
     for level, size, micro_batch, accumulate in itertools.product(
         get_args(Level), IMAGE_SIZES, MICRO_BATCHES, ACCUMULATES
     ):
-        spec = StepSpec("yolo11n", NUM_CLASSES, size, "fp32", BOXES_PER_IMAGE, cuda_graphs=False)
+        spec = StepSpec(ModelConfig("yolo11n", cuda_graphs=False), NUM_CLASSES, size, BOXES_PER_IMAGE)
         components = simulate_step(spec, micro_batch, level, accumulates=accumulate > 1)
         cell = {"recompute": level, "image_size": size, "micro_batch": micro_batch, "accumulate": accumulate}
         yield row(cell, sum(components.values()), real_bytes(micro_batch, size, level, accumulate))
@@ -67,7 +68,7 @@ def simulated() -> Iterator[dict[str, Any]]:
 def between() -> Iterator[dict[str, Any]]:
     """A row a cell."""
     for network, level, micro_batch in itertools.product(("yolo11n", "yolo11l"), get_args(Level), BETWEEN):
-        spec = StepSpec(network)
+        spec = StepSpec(ModelConfig(network, precision="fp16"))
         found = predict(spec, LARGEST, level, micro_batch, accumulates=True)
         measured = sum(simulate_step(spec, micro_batch, level, accumulates=True).values())
         predicted = sum(found.values()) - sum(found[name] for name in BESIDE_TENSORS)
@@ -84,7 +85,8 @@ def on_gpu(file: Path) -> dict[str, list[dict[str, Any]]]:
     for found in results["rows"]:
         if found["rival"] in get_args(Level):
             size, micro_batch, level = found["image_size"], found["micro_batch"], found["rival"]
-            spec = StepSpec("yolo11l", NUM_CLASSES, size, found["precision"], found["boxes_per_image"])
+            model = ModelConfig("yolo11l", precision=found["precision"])
+            spec = StepSpec(model, NUM_CLASSES, size, found["boxes_per_image"])
             with mock.patch("engine.planning.predict.of_this_machine", lambda: machine):
                 plan = described(spec, micro_batch, micro_batch, level, {})
             cell = {"image_size": size, "micro_batch": micro_batch, "precision": found["precision"], "recompute": level}

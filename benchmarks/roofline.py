@@ -117,14 +117,14 @@ class Parts:
 
     def predict(self) -> dict:
         """The network's forward pass."""
-        with autocast(self.step.precision, self.step.device):
+        with autocast(self.step.config.precision, self.step.device):
             return raw_predictions(self.step.network(network_input(self.batch.images, self.step._input_dtype)))
 
     def backward(self, predictions: dict) -> None:
         """The loss, and backward from it."""
         batch = self.batch
         sums = self.step.loss(predictions, batch.boxes_xyxy_px, batch.classes, batch.image_index)
-        self.step.gains.total(sums, sums.normaliser).backward()
+        self.step.config.loss.total(sums, sums.normaliser).backward()
 
     def network_and_loss(self) -> None:
         """Forward and backward pass."""

@@ -37,7 +37,7 @@ def main(args: list[str] | None = None) -> DetectionResults:
     how = {
         "network": loaded.name,
         "image_size": cli.datamodule.image_size,
-        "precision": cli.model.precision_name,
+        "precision": cli.model.config.precision,
         "split": cli.config.split,
     }
     if cli.config.json:

@@ -42,11 +42,12 @@ from engine.loop.workers import WorkerAdapter
 from engine.machine.devices import count_devices, device_of
 from engine.memory.allocator import budget_bytes_of
 from engine.memory.config import MemoryConfig
-from engine.planning.settle import MemoryAhead, settle_memory, settle_without_plan
+from engine.planning.settle import MemoryAhead, settle_memory, settled_without_plan
 from engine.report.memory_log import OOM_RECOVERY
 from engine.run.changed_settings import check_settings, read_state, settings_of
 from engine.run.checkpoint_io import SafeCheckpointIO
 from engine.run.folder import RunConfig, default_callbacks, default_loggers, prepare_run_folder
+from engine.training.config import ModelConfig
 from engine.training.precision import check_precision
 
 TRAINER_DEFAULTS = {
@@ -94,7 +95,6 @@ class CommandLine(LightningCLI):
             Detector,
             DetectionData,
             save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             args=args,
@@ -102,6 +102,13 @@ class CommandLine(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys of ``trainer``, ``model`` and ``data``; those of ``model`` are the fields of `ModelConfig`."""
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+        parser.add_class_arguments(ModelConfig, "model", sub_configs=True)
+        parser.add_lightning_class_args(DetectionData, "data")
 
     @property
     def ckpt_path(self) -> Path | None:
@@ -119,9 +126,6 @@ class CommandLine(LightningCLI):
             parser.add_argument("--split", type=Split, default="val", help="Images to validate on.")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("trainer.max_epochs", "data.max_epochs")
-        for key in ("batch_size", "micro_batch_size", "image_size"):
-            parser.link_arguments(f"data.{key}", f"model.{key}")
-        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Parse; a mistake becomes a ConfigError with a suggestion."""
@@ -155,15 +159,24 @@ class CommandLine(LightningCLI):
             self._strategy = self._settle_processes()
             check_precision(self.config.model.precision, device_of(self.config.trainer))
             if self.writes_run:
-                self.memory_ahead = settle_memory(self.config)
+                self.config, self.memory_ahead = settle_memory(self.config)
             else:
-                settle_without_plan(self.config)
+                self.config = settled_without_plan(self.config)
             self._set_seed()  # again, so that the first weights do not depend on what was drawn until here
             with explained_by_lightning():
-                super().instantiate_classes()
+                self._instantiate()
         except ValueError as error:
             raise ConfigError(reason_in(str(error))) from error
         return self
+
+    def _instantiate(self) -> None:
+        self.config_init = self.parser.instantiate(self.config)
+        self.datamodule: DetectionData = self.config_init.data
+        data = self.datamodule
+        self.model = Detector(
+            self.config_init.model, data.class_names, data.batch_size, data.micro_batch_size, data.image_size
+        )
+        self.trainer = self.instantiate_trainer()
 
     def _settle_processes(self) -> WindowParallel | str:
         """How the processes of the run work together; what they cannot do is refused."""

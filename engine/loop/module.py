@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -21,26 +21,19 @@ from engine.loop.statistics import EpochStatistics
 from engine.run.checkpoint import load_weights, network_description
 from engine.run.logs import MetricsCsv
 from engine.training.color import colored
-from engine.training.ema import EmaConfig, WeightAverage
+from engine.training.config import ModelConfig
+from engine.training.ema import WeightAverage
 from engine.training.nonfinite import NonFiniteGuard, find_origin
-from engine.training.optim import OptimizerConfig, build_optimizer
+from engine.training.optim import build_optimizer
 from engine.training.out_of_memory import MemorySettings, in_parts
-from engine.training.precision import Precision, assert_fp32, build_scaler, check_precision
-from engine.training.schedule import Schedule, ScheduleConfig
+from engine.training.precision import assert_fp32, build_scaler, check_precision
+from engine.training.schedule import Schedule
 from engine.training.step import StepOutcome, TrainingStep
 from engine.validation.evaluation import Evaluation
-from models.detection.loss import DetectionLoss, LossGains
-from models.detection.postprocess import NmsConfig
+from models.detection.loss import DetectionLoss
 from models.kernels.switch import use_fused_kernels
-from models.network import (
-    NetworkName,
-    batch_norms,
-    build_network,
-    freeze_batch_norms,
-    freeze_layers,
-    head_strides,
-)
-from models.recompute.levels import Level, apply_recompute
+from models.network import batch_norms, build_network, freeze_batch_norms, freeze_layers, head_strides
+from models.recompute.levels import apply_recompute
 
 
 class Detector(L.LightningModule):
@@ -48,97 +41,59 @@ class Detector(L.LightningModule):
 
     def __init__(
         self,
+        config: ModelConfig,
         class_names: list[str],
         batch_size: int,
-        micro_batch_size: int | Literal["auto"],
+        micro_batch_size: int,
         image_size: int,
-        network: NetworkName = "yolo11l",
-        weights: Path | None = None,
-        precision: Precision = "fp32",
-        recompute: Level | Literal["auto"] = "auto",
-        recompute_layers: dict[int, Level] | None = None,
-        fused_kernels: bool = True,
-        cuda_graphs: bool = True,
-        freeze_batch_norm: bool = False,
-        freeze_layers: int = 0,
-        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  frozen
-        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
-        ema: EmaConfig = EmaConfig(),  # noqa: B008
-        loss: LossGains = LossGains(),  # noqa: B008
-        nms: NmsConfig = NmsConfig(),  # noqa: B008
-        max_skipped_windows: int = 10,
     ) -> None:
         """Build the network.
 
         Args:
-            class_names: Taken from the data set.
-            batch_size: Effective batch, taken from ``data``.
-            micro_batch_size: Images on the device at a time, taken from ``data``.
-            image_size: Side of the network's input in pixels, taken from ``data``.
-            network: Which YOLO11; n, s, m, l and x have 2.6, 9.5, 20.1, 25.4 and 57.0 million parameters.
-            weights: A file to start from: an Ultralytics ``.pt``, a yolofit checkpoint, a state dict or safetensors;
-                its classes may differ. Nothing in it is run. Without one, weights are random.
-            precision: Of forward and backward passes. bf16 and fp16 halve the activations; fp16 needs a GPU.
-            recompute: What backward computes again instead of keeping. ``elementwise`` brings the memory of a step of
-                YOLO11l at 640 to under 0.4 without repeating a convolution, ``block`` to some 0.25 by repeating layers.
-                ``auto``: the fastest with which ``memory.budget`` is kept; on a GPU with ``fused_kernels`` that is
-                ``elementwise`` even where there is room for ``none``.
-            recompute_layers: Other levels for single layers, by number: ``{0: block, 2: block}``. Not with any `auto`.
-            fused_kernels: Take Triton kernels on a GPU, for colors, predicted boxes and, in layers that recompute, for
-                BatchNorm, SiLU, concatenation, upsampling and max-pooling. Without Triton or a C compiler, PyTorch's
-                own kernels do the same.
-            cuda_graphs: Record the kernels of a micro-batch once and launch them together, on a GPU: Python's own time
-                is saved. Costs the memory of the gradients between steps, 0.1 GiB for YOLO11l.
-            freeze_batch_norm: Normalise with the running statistics and leave them as they are. Makes accumulation
-                exact to the last bit of rounding; sensible with pretrained weights and small micro-batches.
-            freeze_layers: How many of the network's first layers do not train.
-            optimizer: How the weights move.
-            schedule: How the learning rate changes.
-            ema: Average of the weights, which is validated and saved as the result.
-            loss: Weights of the loss terms.
-            nms: How overlapping detections are reduced in validation.
-            max_skipped_windows: Windows in a row with an inf or NaN gradient after which training stops.
+            config: The network, and what its optimizer step is made of.
+            class_names: Of the data set.
+            batch_size: Effective batch.
+            micro_batch_size: Images on the device at a time.
+            image_size: Side of the network's input in pixels.
+
+        Raises:
+            ConfigError: If the weights cannot be used, or a value does not fit the network.
         """
         super().__init__()
         self.automatic_optimization = False
+        self.config = config
         self.class_names = class_names
         self.batch_size = batch_size
         self.image_size = image_size
-        self.network_name = network
-        self.precision_name = precision
-        self.optimizer_config = optimizer
-        self.schedule_config = schedule
-        self.gains = loss
-        self.max_skipped_windows = max_skipped_windows
-        self.cuda_graphs = cuda_graphs
         self.settings: dict[str, Any] = {}
         """What the run was told, by key: kept in ``last.ckpt``, for those who go on from it."""
 
-        self.network = build_network(network, len(class_names))
-        if weights is not None:
-            self._load_weights(weights)
+        self.network = build_network(config.network, len(class_names))
+        if config.weights is not None:
+            self._load_weights(config.weights)
         self.loss = DetectionLoss(head_strides(self.network))
-        self.ema = WeightAverage(self.network, ema)
-        use_fused_kernels(fused_kernels)
-        self.memory = self._memory_settings(micro_batch_size, recompute, dict(recompute_layers or {}))
-        self.validation_batch_size: Any = micro_batch_size
-        self.evaluation = Evaluation(self.loss, loss, nms, class_names)
+        self.ema = WeightAverage(self.network, config.ema)
+        use_fused_kernels(config.fused_kernels)
+        self.memory = self._memory_settings(micro_batch_size)
+        self.validation_batch_size = micro_batch_size
+        self.evaluation = Evaluation(self.loss, config.loss, config.nms, class_names)
         with config_key("model.freeze_layers"):
-            _freeze(self.network, freeze_layers, freeze_batch_norm)
+            _freeze(self.network, config)
         self._begin()
 
     def _begin(self) -> None:
         """The state of a run that has not started."""
         self.step: TrainingStep | Any = None  # from `on_train_start` on
         self.last_outcome: StepOutcome | None = None
-        self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
+        self.epoch_statistics = EpochStatistics(self.config.optimizer.max_grad_norm)
         self.validation_summary: dict[str, float] = {}
         self._step_state: dict[str, Any] | None = None
         self._former_steps_per_epoch: int | None = None
         self._last_window: Batch | None = None
 
-    def _memory_settings(self, micro_batch_size: Any, level: Any, layers: dict[int, Level]) -> MemorySettings:
+    def _memory_settings(self, micro_batch_size: int) -> MemorySettings:
         """Apply the recompute levels."""
+        level, layers = self.config.recompute, dict(self.config.recompute_layers or {})
         if level == "auto":
             raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")
         with config_key("model.recompute"):
@@ -152,7 +107,7 @@ class Detector(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over the trainable parameters."""
-        optimizer = build_optimizer(self.network, self.optimizer_config, self.batch_size)
+        optimizer = build_optimizer(self.network, self.config.optimizer, self.batch_size)
         self._group_settings = [
             {name: value for name, value in group.items() if name not in ("params", "lr", "momentum")}
             for group in optimizer.param_groups  # rate and momentum are the schedule's
@@ -166,11 +121,11 @@ class Detector(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse a precision that the device does not have."""
-        check_precision(self.precision_name, self.device)
+        check_precision(self.config.precision, self.device)
 
     def on_validation_start(self) -> None:
         """Refuse a precision that the device does not have; take back what training holds beside its weights."""
-        check_precision(self.precision_name, self.device)
+        check_precision(self.config.precision, self.device)
         if self.step is not None:
             self.step.micro_step.release()
 
@@ -181,17 +136,14 @@ class Detector(L.LightningModule):
         self.step = TrainingStep(
             network=self.network,
             loss=self.loss,
-            gains=self.gains,
+            config=self.config,
             optimizer=optimizer.optimizer,
-            optimizer_config=self.optimizer_config,
             schedule=self._schedule(),
             ema=self.ema,
-            scaler=build_scaler(self.precision_name, self.device),
-            precision=self.precision_name,
-            guard=NonFiniteGuard(self.max_skipped_windows, self._find_origin),
+            scaler=build_scaler(self.config.precision, self.device),
+            guard=NonFiniteGuard(self.config.max_skipped_windows, self._find_origin),
             memory=self.memory,
             take_step=optimizer.step,
-            cuda_graphs=self.cuda_graphs,
         )
         if self._step_state is not None:
             self.step.load_state_dict(self._step_state)
@@ -210,7 +162,7 @@ class Detector(L.LightningModule):
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise ConfigError(f"trainer.max_epochs: {epochs}: must be at least 1, for the schedule's sake")
-        return Schedule(self.schedule_config, epochs, int(self.trainer.num_training_batches))
+        return Schedule(self.config.schedule, epochs, int(self.trainer.num_training_batches))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Leave the window in host memory: micro-batches go to the device one by one."""
@@ -218,7 +170,7 @@ class Detector(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start counting anew."""
-        self.epoch_statistics = EpochStatistics(self.optimizer_config.max_grad_norm)
+        self.epoch_statistics = EpochStatistics(self.config.optimizer.max_grad_norm)
         self.validation_summary = {}
 
     def training_step(self, window: Batch, batch_idx: int) -> None:
@@ -247,7 +199,7 @@ class Detector(L.LightningModule):
         self.validation_batch_size = in_parts(batch, self.validation_batch_size, self._validate)
 
     def _validate(self, part: Batch) -> None:
-        self.evaluation.update(self.ema.network, part.to(self.device, non_blocking=True), self.precision_name)
+        self.evaluation.update(self.ema.network, part.to(self.device, non_blocking=True), self.config.precision)
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics, and show them to the callbacks; the epoch's row in the logs is written at its end."""
@@ -309,14 +261,14 @@ class Detector(L.LightningModule):
     @property
     def description(self) -> dict[str, Any]:
         """What it takes to build this network again."""
-        return network_description(self.network_name, self.class_names, self.image_size)
+        return network_description(self.config.network, self.class_names, self.image_size)
 
     def _load_weights(self, path: Path) -> None:
         transfer = load_weights(self.network, path, self.description, "model.weights")
         rank_zero_only(print)(transfer.table(), file=sys.stderr)
 
 
-def _freeze(network: torch.nn.Module, num_layers: int, batch_norm: bool) -> None:
-    freeze_layers(network, num_layers)
-    if batch_norm:
+def _freeze(network: torch.nn.Module, config: ModelConfig) -> None:
+    freeze_layers(network, config.freeze_layers)
+    if config.freeze_batch_norm:
         freeze_batch_norms(batch_norms(network))

@@ -169,7 +169,7 @@ class RunReporter(L.Callback):
         data = f", {len(index):,} training images" if index is not None else ""
         facts = RunFacts(
             folder=self.folder,
-            heading=f"{module.network_name}, {num_classes} classes, {module.image_size} px{data}",
+            heading=f"{module.config.network}, {num_classes} classes, {module.image_size} px{data}",
             num_epochs=trainer.current_epoch,
             max_epochs=trainer.max_epochs,
             results=results,

@@ -14,7 +14,6 @@ most bytes for their arithmetic (`models.recompute.rank`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import get_args
 
@@ -71,7 +70,7 @@ def plan_step(
     row = PlanRow(
         micro_batch=recommended.micro_batch,
         image_size=spec.image_size,
-        precision=spec.precision,
+        precision=spec.model.precision,
         recompute=recommended.recompute,
         peak_bytes=recommended.peak_bytes,
         components=recommended.components,
@@ -108,7 +107,7 @@ def recommend(
         micro_batch=choice.micro_batch,
         accumulate=choice.accumulate,
         recompute=choice.option.recompute,
-        precision=spec.precision,
+        precision=spec.model.precision,
         image_size=spec.image_size,
         peak_bytes=choice.peak_bytes,
         components=choice.components,
@@ -128,7 +127,7 @@ def described(
         micro_batch=micro_batch_size,
         accumulate=accumulate,
         recompute=recompute,
-        precision=spec.precision,
+        precision=spec.model.precision,
         image_size=spec.image_size,
         peak_bytes=sum(components.values()),
         components=components,
@@ -161,8 +160,8 @@ def simulated(
     spec: StepSpec, micro_batch: int, level: Level, block_layers: tuple[int, ...], accumulates: bool
 ) -> Components:
     """The same from one simulation, with some layers at level `block` instead."""
-    if spec.precision == "bf16":
-        spec = replace(spec, precision="fp16")  # the same bytes
+    if spec.model.precision == "bf16":
+        spec = spec.at(spec.image_size, "fp16")  # the same bytes
     found = _simulated(spec, micro_batch, level, block_layers, accumulates)
     return _whole(found, spec, micro_batch)
 
@@ -237,14 +236,14 @@ def _mixed(spec: StepSpec, largest: int, gains: tuple[LayerGain, ...]) -> Option
 @cache
 def layer_gains(spec: StepSpec) -> tuple[LayerGain, ...]:
     """What level `block` saves per layer and image, best bargain first."""
-    network, _, _ = network_on_meta(spec.network, spec.num_classes)
-    size, dtype = spec.image_size, AUTOCAST_DTYPE[spec.precision]
+    network, _, _ = network_on_meta(spec.model.network, spec.num_classes)
+    size, dtype = spec.image_size, AUTOCAST_DTYPE[spec.model.precision]
     return tuple(rank_layers(network, torch.empty(1, 3, size, size, dtype=dtype, device="meta")))
 
 
 @cache
 def _forward_flops(spec: StepSpec) -> int:
-    network, _, _ = network_on_meta(spec.network, spec.num_classes)
+    network, _, _ = network_on_meta(spec.model.network, spec.num_classes)
     images = torch.empty(1, 3, spec.image_size, spec.image_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)
@@ -253,7 +252,7 @@ def _forward_flops(spec: StepSpec) -> int:
 
 def _elementwise_extra_time(spec: StepSpec) -> float:
     """Of level `elementwise`, as a part of a step at `none`."""
-    return FUSED_EXTRA_TIME if spec.fused_kernels else UNFUSED_EXTRA_TIME
+    return FUSED_EXTRA_TIME if spec.model.fused_kernels else UNFUSED_EXTRA_TIME
 
 
 def _repeated_share(spec: StepSpec, gains: Sequence[LayerGain]) -> float:

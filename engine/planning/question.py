@@ -9,6 +9,7 @@ from engine.memory.units import GIB, format_bytes
 from engine.planning.choose import Plan, PlanRow, Recommendation, margin_of, verdict_of
 from engine.planning.predict import predict, recommend
 from engine.planning.simulation import StepSpec
+from engine.training.config import ModelConfig
 from engine.training.precision import Precision
 from models.recompute.levels import Level
 
@@ -39,7 +40,7 @@ class Question:
 def default_question() -> Question:
     """The well-known table: YOLO11l, 32 images a step, 16 GiB."""
     return Question(
-        spec=StepSpec(),
+        spec=StepSpec(ModelConfig(precision="fp16")),
         budget_bytes=DEFAULT_BUDGET_BYTES,
         batch_size=DEFAULT_BATCH_SIZE,
         num_devices=1,
@@ -64,7 +65,7 @@ def table_rows(question: Question) -> list[PlanRow]:
     for image_size in question.image_sizes:
         for micro_batch in question.micro_batches:
             for precision in get_args(Precision):
-                spec = replace(question.spec, image_size=image_size, precision=precision)
+                spec = question.spec.at(image_size, precision)
                 for level in get_args(Level):
                     rows.append(_row(question, spec, micro_batch, level))
     return rows
@@ -86,7 +87,7 @@ def _row(question: Question, spec: StepSpec, micro_batch: int, level: Level) -> 
     return PlanRow(
         micro_batch=micro_batch,
         image_size=spec.image_size,
-        precision=spec.precision,
+        precision=spec.model.precision,
         recompute=level,
         peak_bytes=peak_bytes,
         components=components,
@@ -98,8 +99,8 @@ def about(question: Question) -> str:
     """What is planned, what had to be assumed, and what the configuration needs as it is."""
     spec = question.spec
     lines = [
-        f"{spec.network}, {spec.num_classes} classes, {spec.boxes_per_image} boxes an image, {spec.optimizer.name}; "
-        f"{question.batch_size} images an optimizer step"
+        f"{spec.model.network}, {spec.num_classes} classes, {spec.boxes_per_image} boxes an image, "
+        f"{spec.model.optimizer.name}; {question.batch_size} images an optimizer step"
         + (f" on each of {question.num_devices} devices" if question.num_devices > 1 else ""),
         *question.notes,
     ]
@@ -108,7 +109,7 @@ def about(question: Question) -> str:
         if micro_batch <= _largest(question):
             row = _row(question, replace(spec, image_size=question.image_sizes[0]), micro_batch, level)
             lines.append(
-                f"as configured (micro-batch {micro_batch}, {spec.precision}, {level}): "
+                f"as configured (micro-batch {micro_batch}, {spec.model.precision}, {level}): "
                 f"{format_bytes(row.peak_bytes)}, {row.verdict}"
             )
     return "\n".join(lines)

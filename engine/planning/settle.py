@@ -1,4 +1,4 @@
-"""Before a run: settles its VRAM budget, and puts what the plan says in place of every ``auto``.
+"""Before a run: settles its VRAM budget, and answers each ``auto`` by a plan.
 
 On a GPU there is a plan for every run, so that it is known beforehand whether it fits, and afterwards whether that was
 right. On a CPU, where memory is plenty and slow, only ``auto`` asks for one; the budget is then of RAM.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 
 from data.augmentation.mosaic import NUM_TILES
 from data.boards.drawing import CLASS_NAMES
@@ -29,7 +30,7 @@ from engine.planning.choose import Recommendation
 from engine.planning.data_section import SYNTHETIC, check_sizes, index_folder
 from engine.planning.predict import described, recommend
 from engine.planning.simulation import StepSpec
-from engine.training.optim import OptimizerConfig
+from engine.training.config import ModelConfig
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
@@ -69,11 +70,11 @@ class MemoryAhead:
         return what_fits(self.spec, self.budget_bytes)
 
 
-def settle_memory(config: Any) -> MemoryAhead | None:
-    """Resolve the budget, keep the allocator to it, plan, and replace each ``auto`` in a parsed configuration.
+def settle_memory(config: Namespace) -> tuple[Namespace, MemoryAhead | None]:
+    """Resolve the budget, keep the allocator to it, and plan.
 
     Returns:
-        The plan; None on a CPU without ``auto``.
+        The parsed configuration with the plan's value for each ``auto``, and the plan; None on a CPU without ``auto``.
 
     Raises:
         ConfigError: If nothing fits the budget, or the budget cannot be had.
@@ -94,45 +95,53 @@ def settle_memory(config: Any) -> MemoryAhead | None:
             f"leave them out, or set {auto_key} to a value"
         )
     if is_fixed and device.type == "cpu":
-        return None
+        return config, None
     budget_bytes = resolve_budget(memory, device)
     cap_allocator(device, budget_bytes)
     spec, _ = spec_of(config)
     if device.type == "cpu":
-        spec = replace(spec, fused_kernels=False)
+        spec = replace(spec, model=replace(spec.model, fused_kernels=False))
     batch_size = -(-data.batch_size // count_devices(config.trainer))
     if is_fixed:
         micro_batch_size = min(data.micro_batch_size, batch_size)
         plan = described(spec, batch_size, micro_batch_size, model.recompute, model.recompute_layers or {})
         _warn_if_too_much(plan, budget_bytes)
-    else:
-        micro_batch_size = None if data.micro_batch_size == AUTO else data.micro_batch_size
-        recompute = None if model.recompute == AUTO else model.recompute
-        plan = recommend(spec, budget_bytes, batch_size, micro_batch_size, recompute)
-        data.micro_batch_size = model.micro_batch_size = plan.micro_batch
-        model.recompute = plan.recompute
-        if recompute is None:
-            model.recompute_layers = plan.layer_levels
-    return MemoryAhead(budget_bytes, batch_size, spec, plan)
+        return config, MemoryAhead(budget_bytes, batch_size, spec, plan)
+    micro_batch_size = None if data.micro_batch_size == AUTO else data.micro_batch_size
+    recompute = None if model.recompute == AUTO else model.recompute
+    plan = recommend(spec, budget_bytes, batch_size, micro_batch_size, recompute)
+    settled: dict[str, object] = {"data.micro_batch_size": plan.micro_batch, "model.recompute": plan.recompute}
+    if recompute is None:
+        settled["model.recompute_layers"] = plan.layer_levels
+    return changed(config, settled), MemoryAhead(budget_bytes, batch_size, spec, plan)
 
 
-def settle_without_plan(config: Any) -> None:
-    """Replace each ``auto`` for a command that does not train."""
-    data, model = config.data, config.model
-    if data.micro_batch_size == AUTO:
-        data.micro_batch_size = model.micro_batch_size = min(UNPLANNED_MICRO_BATCH, max(data.batch_size, 1))
-    if model.recompute == AUTO:
-        model.recompute = "none"
+def settled_without_plan(config: Namespace) -> Namespace:
+    """A parsed configuration with a value for each ``auto``, for a command that does not train."""
+    settled: dict[str, object] = {}
+    if config.data.micro_batch_size == AUTO:
+        settled["data.micro_batch_size"] = min(UNPLANNED_MICRO_BATCH, max(config.data.batch_size, 1))
+    if config.model.recompute == AUTO:
+        settled["model.recompute"] = "none"
+    return changed(config, settled)
 
 
-def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
+def changed(config: Namespace, values: Mapping[str, object]) -> Namespace:
+    """A copy of a parsed configuration in which some keys have other values."""
+    copy = config.clone()
+    for key, value in values.items():
+        copy[key] = value
+    return copy
+
+
+def spec_of(config: Namespace) -> tuple[StepSpec, tuple[str, ...]]:
     """The training step of a parsed configuration, with the boxes of the worst image that its data set can give.
 
     Returns:
         The step, and what had to be assumed about the data set, in sentences.
     """
-    model, root = config.model, config.data.root
-    facts: dict[str, Any] = {}
+    root = config.data.root
+    facts: dict[str, int] = {}
     notes: tuple[str, ...] = ()
     if root == SYNTHETIC:
         facts = {"num_classes": len(CLASS_NAMES)}
@@ -146,21 +155,22 @@ def spec_of(config: Any) -> tuple[StepSpec, tuple[str, ...]]:
     if config.data.multi_scale:
         largest = largest_image_size(config.data)
         notes += (f"data.multi_scale: planned for its largest image, {largest} px; data.image_size stays as it is",)
-    spec = StepSpec(
-        network=model.network,
-        image_size=largest_image_size(config.data),
-        precision=model.precision,
-        optimizer=OptimizerConfig(**vars(model.optimizer)),
-        freeze_batch_norm=model.freeze_batch_norm,
-        freeze_layers=model.freeze_layers,
-        cuda_graphs=model.cuda_graphs,
-        fused_kernels=model.fused_kernels,
-        **facts,
-    )
-    return spec, notes
+    return StepSpec(model_config_of(config.model), image_size=largest_image_size(config.data), **facts), notes
 
 
-def largest_image_size(data: Any) -> int:
+def model_config_of(section: Namespace) -> ModelConfig:
+    """The ``model`` section of a parsed configuration as the object that it describes.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    values = vars(section)
+    defaults = vars(ModelConfig())
+    below = {key: type(defaults[key])(**vars(part)) for key, part in values.items() if isinstance(part, Namespace)}
+    return ModelConfig(**values | below)
+
+
+def largest_image_size(data: Namespace) -> int:
     """The largest image that training puts on the device, from the ``data`` section of a configuration."""
     return image_sizes(data.image_size, data.multi_scale)[-1]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -27,8 +27,9 @@ from data.loading.batch import Batch
 from engine.memory.storages import CUDA_ALLOCATION_BYTES, StorageTracker, cuda_autocast_on_meta
 from engine.training.accumulation import AccumulationWindow, back_propagate, gradients_of
 from engine.training.batch_statistics import BatchStatistics
+from engine.training.config import ModelConfig
 from engine.training.ema import EmaConfig, WeightAverage
-from engine.training.optim import OptimizerConfig, build_optimizer, clip_gradients, step_if
+from engine.training.optim import build_optimizer, clip_gradients, step_if
 from engine.training.precision import AUTOCAST_DTYPE, Precision
 from models.detection.loss import DetectionLoss, LossGains, LossSums
 from models.network import (
@@ -58,22 +59,18 @@ OPTIMIZER_STATE = {
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What a training step is made of, but for the micro-batch and the recompute level."""
+    """A training step that is to be planned, but for the micro-batch and the recompute level."""
 
-    network: NetworkName = "yolo11l"
+    model: ModelConfig
     num_classes: int = 25
     image_size: int = 640
     """Side of the largest square input in pixels."""
-    precision: Precision = "fp16"
     boxes_per_image: int = 50
     """Ground-truth boxes of every image: of the worst image that can occur, for a plan that holds."""
-    optimizer: OptimizerConfig = OptimizerConfig()  # noqa: RUF009  frozen
-    freeze_batch_norm: bool = False
-    freeze_layers: int = 0
-    cuda_graphs: bool = True
-    """Whether micro-steps are recorded, as on a GPU they are."""
-    fused_kernels: bool = True
-    """Whether kernels written in Triton are used, as on a GPU they are: it matters for the time."""
+
+    def at(self, image_size: int, precision: Precision) -> StepSpec:
+        """The same step with images of another size and in another precision."""
+        return replace(self, image_size=image_size, model=replace(self.model, precision=precision))
 
 
 class kernels_left_out(TorchDispatchMode):
@@ -170,11 +167,11 @@ class _Simulation:
         self.micro_batch_size = micro_batch_size
         self.tracker = tracker
         self.network, self.ema, strides = network_on_meta(
-            spec.network, spec.num_classes, spec.freeze_layers, spec.freeze_batch_norm
+            spec.model.network, spec.num_classes, spec.model.freeze_layers, spec.model.freeze_batch_norm
         )
         self.loss = DetectionLoss(strides)
         apply_recompute(self.network, level, per_layer)
-        self.optimizer: Any = build_optimizer(self.network, spec.optimizer, batch_size=micro_batch_size)
+        self.optimizer: Any = build_optimizer(self.network, spec.model.optimizer, batch_size=micro_batch_size)
         self.statistics = BatchStatistics(self.network)
         self.scaler = torch.amp.GradScaler(enabled=False)
         tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
@@ -186,9 +183,9 @@ class _Simulation:
         with kernels_left_out(), self.tracker, self.tracker.phase("temporaries"):
             self.statistics.save()
             self.accumulation = AccumulationWindow(self.micro_batch_size, 1, torch.device("meta"))
-            if accumulates or self.spec.cuda_graphs:
+            if accumulates or self.spec.model.cuda_graphs:
                 self._make_gradients()
-            elsewhere = self._copies(accumulates + self.spec.cuda_graphs)
+            elsewhere = self._copies(accumulates + self.spec.model.cuda_graphs)
             self.tracker.reset_peak()
             self._micro_batch()
             del elsewhere
@@ -221,7 +218,7 @@ class _Simulation:
         autocast = self._autocast()
         with autocast:
             with self.tracker.phase("inputs"):
-                images = network_input(micro_batch.images, AUTOCAST_DTYPE[self.spec.precision])
+                images = network_input(micro_batch.images, AUTOCAST_DTYPE[self.spec.model.precision])
             with self.tracker.phase("activations"):
                 # The list gives the only reference away: the network's caller in `step.py` keeps none either.
                 inputs = [images]
@@ -233,13 +230,13 @@ class _Simulation:
             return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
 
     def _autocast(self) -> AbstractContextManager:
-        if self.spec.precision == "fp32":
+        if self.spec.model.precision == "fp32":
             return nullcontext()
-        return cuda_autocast_on_meta(AUTOCAST_DTYPE[self.spec.precision])
+        return cuda_autocast_on_meta(AUTOCAST_DTYPE[self.spec.model.precision])
 
     def _update(self) -> None:
         self.accumulation.normalise(self.optimizer, self.scaler)
-        grad_norm = clip_gradients(gradients_of(self.optimizer), self.spec.optimizer.max_grad_norm)
+        grad_norm = clip_gradients(gradients_of(self.optimizer), self.spec.model.optimizer.max_grad_norm)
         finite = grad_norm.isfinite() & self.statistics.are_finite()
         step_if(finite, self.optimizer, self.optimizer.step)
         self.statistics.restore_unless(finite)
@@ -257,7 +254,7 @@ class _Simulation:
 
     def _track_optimizer_state(self) -> None:
         self.optimizer._need_device_dtype_check_for_fused = False  # which refuses the meta device
-        components = OPTIMIZER_STATE[self.spec.optimizer.name]
+        components = OPTIMIZER_STATE[self.spec.model.optimizer.name]
         for state in self.optimizer.state.values():
             for name, tensor in state.items():
                 self.tracker.track([tensor], components[name])

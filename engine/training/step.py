@@ -25,16 +25,17 @@ from engine.training.accumulation import AccumulationWindow, back_propagate, fil
 from engine.training.batch_statistics import BatchStatistics
 from engine.training.carry_through import carry_through
 from engine.training.color import colored
+from engine.training.config import ModelConfig
 from engine.training.copy_ahead import copied_ahead
 from engine.training.cuda_graphs import RecordedMicroStep, can_record
 from engine.training.ema import WeightAverage
 from engine.training.nonfinite import NonFiniteGuard
-from engine.training.optim import OptimizerConfig, clip_gradients, step_if
+from engine.training.optim import clip_gradients, step_if
 from engine.training.out_of_memory import MemorySettings, free_memory, retry
-from engine.training.precision import AUTOCAST_DTYPE, Precision, autocast
+from engine.training.precision import AUTOCAST_DTYPE, autocast
 from engine.training.ranks import Ranks, is_parallel
 from engine.training.schedule import Schedule
-from models.detection.loss import DetectionLoss, LossGains, LossSums
+from models.detection.loss import DetectionLoss, LossSums
 from models.network import head_strides, network_input, raw_predictions
 
 Result = TypeVar("Result")
@@ -71,44 +72,36 @@ class TrainingStep:
         *,
         network: nn.Module,
         loss: DetectionLoss,
-        gains: LossGains,
+        config: ModelConfig,
         optimizer: torch.optim.Optimizer,
-        optimizer_config: OptimizerConfig,
         schedule: Schedule,
         ema: WeightAverage,
         scaler: torch.amp.GradScaler,
-        precision: Precision,
         guard: NonFiniteGuard,
         memory: MemorySettings,
         take_step: Callable[[], object] | None = None,
-        cuda_graphs: bool = False,
     ) -> None:
         """Put the parts together.
 
         Args:
             network: In training mode, on its device.
             loss: Gives un-normalised sums.
-            gains: Weights of the loss terms.
+            config: Weights of the loss terms, base rates, clipping, precision, and whether to record micro-steps.
             optimizer: Over the network's parameters.
-            optimizer_config: Base rates and clipping.
             schedule: Learning rate and momentum by steps taken.
             ema: Average of the weights.
             scaler: fp16 loss scaler, disabled in the other precisions.
-            precision: Of the forward and backward pass.
             guard: Told about every outcome.
             memory: Micro-batch and recompute level, lowered when memory runs out.
             take_step: Called in place of ``optimizer.step``, for a loop that counts.
-            cuda_graphs: Whether to record micro-steps, where that is possible.
         """
         self.network = network
         self.loss = loss
-        self.gains = gains
+        self.config = config
         self.optimizer = optimizer
-        self.optimizer_config = optimizer_config
         self.schedule = schedule
         self.ema = ema
         self.scaler = scaler
-        self.precision = precision
         self.guard = guard
         self.memory = memory
         self.take_step = take_step or optimizer.step
@@ -119,13 +112,13 @@ class TrainingStep:
         self._asked_because: list[str] = []
         parameter = next(network.parameters())
         self.device = parameter.device
-        records = cuda_graphs and can_record(network)
+        records = config.cuda_graphs and can_record(network)
         self._buffers = [(module._buffers, name) for module in network.modules() for name in module._buffers]
         parameters = list(network.parameters())
         self.micro_step = RecordedMicroStep(self._forward_backward, parameters, records, self._tensors_in_place)
         scaler.scale(torch.zeros((), device=self.device))  # makes its state: in a step, memory may run out half-way
         self._coarsest_px = max(head_strides(network))
-        self._input_dtype = parameter.dtype if precision == "fp32" else AUTOCAST_DTYPE[precision]
+        self._input_dtype = parameter.dtype if config.precision == "fp32" else AUTOCAST_DTYPE[config.precision]
 
     def run(self, window: Batch) -> StepOutcome | None:
         """Train on one window and return the outcome of the window before it, if there was one.
@@ -135,9 +128,8 @@ class TrainingStep:
         """
         accumulation = retry(lambda: self._accumulate(window), self._recover, self._undo, self.ranks.any)
         previous = self.settle()
-        self.schedule.apply(
-            self.optimizer, self.num_steps_taken, self.optimizer_config.lr, self.optimizer_config.momentum
-        )
+        rates = self.config.optimizer
+        self.schedule.apply(self.optimizer, self.num_steps_taken, rates.lr, rates.momentum)
         losses = self._through(lambda: accumulation.normalise(self.optimizer, self.scaler))
         grad_norm, finite = self._through(self._clip_and_judge)
         self._through(lambda: step_if(finite, self.optimizer, self.take_step))
@@ -180,7 +172,7 @@ class TrainingStep:
     def _clip_and_judge(self) -> tuple[Tensor, Tensor]:
         """Clip the gradient; its norm before, and whether the window may be used: on all ranks or on none."""
         self.batch_statistics.average_over_ranks()
-        grad_norm = clip_gradients(gradients_of(self.optimizer), self.optimizer_config.max_grad_norm)
+        grad_norm = clip_gradients(gradients_of(self.optimizer), self.config.optimizer.max_grad_norm)
         return grad_norm, grad_norm.isfinite() & self.batch_statistics.are_finite()
 
     def _follow(self, finite: Tensor) -> None:
@@ -223,7 +215,7 @@ class TrainingStep:
         All that it changes stays at its place in memory (gradients, running statistics), so that its kernels can be
         recorded once and launched again: see `engine.training.cuda_graphs`.
         """
-        return back_propagate(self.loss_sums(micro_batch), self.gains, scale, self.scaler)
+        return back_propagate(self.loss_sums(micro_batch), self.config.loss, scale, self.scaler)
 
     def _tensors_in_place(self) -> Iterator[Tensor]:
         """What a micro-step reads or changes in place beside parameters and gradients."""
@@ -236,7 +228,7 @@ class TrainingStep:
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
         """Forward pass and un-normalised loss of one micro-batch on the device, its colors changed already."""
-        with autocast(self.precision, self.device):
+        with autocast(self.config.precision, self.device):
             predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
         return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
 

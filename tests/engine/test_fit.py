@@ -22,6 +22,7 @@ from engine.command_line.foreign_callbacks import monitored_names
 from engine.errors import ConfigError
 from engine.fit import main as fit
 from engine.loop.module import Detector
+from engine.training.config import ModelConfig
 from engine.training.step import TrainingStep
 from engine.validate import main as validate
 from engine.validation.evaluation import Evaluation
@@ -271,7 +272,7 @@ def test_fit__ends_if_an_optimizer_state_is_not_fp32_any_more(
 
 
 def test_detector__gives_recordings_back_before_validation() -> None:
-    module = Detector(["a"], 4, 2, 64, network="yolo11n", recompute="none")
+    module = Detector(ModelConfig("yolo11n", recompute="none"), ["a"], 4, 2, 64)
     module.on_validation_start()  # a validation without training has none
     released: list[bool] = []
     module.step = SimpleNamespace(micro_step=SimpleNamespace(release=lambda: released.append(True)))

@@ -47,7 +47,8 @@ def test_plan__json_has_the_documented_form(capsys: pytest.CaptureFixture[str]) 
 
 def test_plan__without_a_configuration_is_about_yolo11l() -> None:
     question = plan._question(*plan._parser().parse_known_args([]))
-    assert (question.spec.network, question.micro_batches, question.image_sizes) == ("yolo11l", [16, 32], [640, 800])
+    assert (question.spec.model.network, question.spec.model.precision) == ("yolo11l", "fp16")
+    assert (question.micro_batches, question.image_sizes) == ([16, 32], [640, 800])
     assert (question.budget_bytes, question.batch_size) == (16 * GIB, 32)
 
 
@@ -110,7 +111,7 @@ def test_plan__takes_classes_and_the_worst_mosaic_from_the_data_set(tmp_path: Pa
     single = plan._configured_question([*args, "--data.augment.mosaic=0", "--model.optimizer.name=sgd"])
     assert mosaic.spec.num_classes == len(yaml.safe_load(root.read_text())["names"])
     assert mosaic.spec.boxes_per_image == sum(counts[-4:])
-    assert (single.spec.boxes_per_image, single.spec.optimizer.name) == (counts[-1], "sgd")
+    assert (single.spec.boxes_per_image, single.spec.model.optimizer.name) == (counts[-1], "sgd")
     assert mosaic.micro_batches == [3, 5, 10]
 
 

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from data.loading.batch import Batch
+from engine.training.config import ModelConfig
 from engine.training.ema import EmaConfig, WeightAverage
 from engine.training.nonfinite import NonFiniteGuard
 from engine.training.optim import OptimizerConfig, build_optimizer
 from engine.training.out_of_memory import MemorySettings
+from engine.training.precision import Precision
 from engine.training.schedule import Schedule, ScheduleConfig
 from engine.training.step import TrainingStep
-from models.detection.loss import DetectionLoss, LossGains
+from models.detection.loss import DetectionLoss
 from models.network import batch_norms, build_network, freeze_batch_norms, head_strides
 
 IMAGE_SIZE = 64
@@ -63,20 +65,23 @@ def make_lively_network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn
 
 
 def make_step(
-    network: nn.Module, micro_batch_size: int = 4, max_grad_norm: float = 10.0, **changes: object
+    network: nn.Module,
+    micro_batch_size: int = 4,
+    max_grad_norm: float = 10.0,
+    precision: Precision = "fp32",
+    cuda_graphs: bool = False,
+    **changes: object,
 ) -> TrainingStep:
     """A training step in FP32 (or the network's own dtype) with AdamW and a short schedule."""
-    config = OptimizerConfig(lr=1e-3, max_grad_norm=max_grad_norm)
+    optimizer = OptimizerConfig(lr=1e-3, max_grad_norm=max_grad_norm)
     parts = {
         "network": network,
         "loss": DetectionLoss(head_strides(network)),
-        "gains": LossGains(),
-        "optimizer": build_optimizer(network, config, batch_size=16),
-        "optimizer_config": config,
+        "config": ModelConfig(precision=precision, cuda_graphs=cuda_graphs, optimizer=optimizer),
+        "optimizer": build_optimizer(network, optimizer, batch_size=16),
         "schedule": Schedule(ScheduleConfig(warmup_epochs=0), max_epochs=10, steps_per_epoch=10),
         "ema": WeightAverage(network, EmaConfig()),
         "scaler": torch.amp.GradScaler("cpu", enabled=False),
-        "precision": "fp32",
         "guard": NonFiniteGuard(max_in_a_row=5),
         "memory": MemorySettings(network, batch_size=16, micro_batch_size=micro_batch_size),
     }

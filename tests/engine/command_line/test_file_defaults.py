@@ -65,7 +65,7 @@ def test_parse__takes_what_the_file_says(
     option: str, checkpoint: Path, data_yaml: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = CommandLine([f"--data.root={data_yaml}", f"{option}={checkpoint}"]).config
-    assert (config.model.network, config.data.image_size, config.model.image_size) == ("yolo11n", 96, 96)
+    assert (config.model.network, config.data.image_size) == ("yolo11n", 96)
     said = capsys.readouterr().err
     assert said == f"note: as in {checkpoint}: model.network yolo11n, data.image_size 96\n"
 
@@ -96,7 +96,7 @@ def test_parse__file_that_is_not_there_is_left_to_who_needs_it(data_yaml: Path) 
 
 def test_plan__is_for_the_network_and_size_of_the_weights(checkpoint: Path, data_yaml: Path) -> None:
     question = configured_question([f"--data.root={data_yaml}", f"--model.weights={checkpoint}"])
-    assert (question.spec.network, question.image_sizes) == ("yolo11n", [96])
+    assert (question.spec.model.network, question.image_sizes) == ("yolo11n", [96])
 
 
 @pytest.mark.parametrize("file_format", ["ckpt", "ultralytics", "safetensors"])

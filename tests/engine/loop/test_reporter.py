@@ -57,7 +57,7 @@ def make_module(skill: float = 0.8) -> SimpleNamespace:
     metrics = make_metrics([*NAMES, "void"], NUM_IMAGES, skill)
     return SimpleNamespace(
         class_names=[*NAMES, "void"],
-        network_name="yolo11n",
+        config=SimpleNamespace(network="yolo11n"),
         image_size=96,
         evaluation=SimpleNamespace(metrics=metrics),
         results=metrics.compute(),

@@ -12,6 +12,7 @@ from engine.memory import overhead
 from engine.memory.overhead import beside_tensors, final_context_bytes, of_this_machine
 from engine.memory.units import MIB
 from engine.planning.simulation import StepSpec, simulate_step
+from engine.training.config import ModelConfig
 from tests.helpers import fake_gpu
 
 RESULT = Path(__file__).parents[3] / "benchmarks" / "results" / "gpu_steps_2026-11-26.json"
@@ -49,7 +50,8 @@ def test_workspaces__complete_what_torch_allocated(micro_batch: int, level: str)
         if (cell["micro_batch"], cell["image_size"], cell["precision"], cell["rival"])
         == (micro_batch, 640, "fp16", level)
     )
-    tensors = simulate_step(StepSpec(boxes_per_image=cell["boxes_per_image"]), micro_batch, level, accumulates=False)
+    spec = StepSpec(ModelConfig(precision="fp16"), boxes_per_image=cell["boxes_per_image"])
+    tensors = simulate_step(spec, micro_batch, level, accumulates=False)
     workspaces_bytes = beside_tensors(0, workspace_bytes=32 * MIB, context_bytes=0)["workspaces"]
     # docs/memory.md: the plan is within 0.3 % of what torch allocates.
     assert sum(tensors.values()) + workspaces_bytes == pytest.approx(cell["peak_allocated_bytes"], rel=0.004)

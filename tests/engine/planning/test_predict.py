@@ -11,8 +11,9 @@ from engine.memory.units import GIB, MIB
 from engine.planning.choose import COMPONENTS, margin_of
 from engine.planning.predict import layer_gains, plan_step, predict, recompute_options, simulated
 from engine.planning.simulation import StepSpec
+from engine.training.config import ModelConfig
 
-SMALL = StepSpec("yolo11n", 5, 128, "fp16", 6)
+SMALL = StepSpec(ModelConfig("yolo11n", precision="fp16"), 5, 128, 6)
 LARGEST = 64
 
 
@@ -27,13 +28,13 @@ def test_predict__equals_a_simulation(level: str) -> None:
 
 
 def test_predict__equals_a_simulation_of_yolo11l_with_many_boxes() -> None:
-    spec = StepSpec(boxes_per_image=120)
+    spec = StepSpec(ModelConfig(precision="fp16"), boxes_per_image=120)
     predicted = sum(predict(spec, 32, "elementwise", 11, True).values())
     assert predicted == pytest.approx(sum(simulated(spec, 11, "elementwise", (), True).values()), rel=0.005)
 
 
 def test_plan_step__holds_when_simulated_and_gets_slower_with_the_budget() -> None:
-    spec, extra_times = StepSpec("yolo11s", image_size=320), []
+    spec, extra_times = StepSpec(ModelConfig("yolo11s", precision="fp16"), image_size=320), []
     for budget_bytes in (4 * GIB, 7 * GIB // 4, 3 * GIB // 2, 5 * GIB // 4):
         plan = plan_step(spec, budget_bytes, batch_size=32)
         found = plan.recommended

@@ -17,8 +17,9 @@ from engine.errors import ConfigError
 from engine.loop.advice import advise_before
 from engine.memory.units import GIB
 from engine.planning import predict, settle
-from engine.planning.settle import settle_memory, settle_without_plan, spec_of, what_fits
+from engine.planning.settle import settle_memory, settled_without_plan, spec_of, what_fits
 from engine.planning.simulation import StepSpec
+from engine.training.config import ModelConfig
 from tests.helpers import fake_gpu
 
 SMALL = ("--config=configs/quickstart.yaml", "--data.batch_size=8", "--data.image_size=64")
@@ -42,9 +43,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_settle__puts_the_plan_in_place_of_auto(gpu: SimpleNamespace) -> None:
-    config = config_of(*SMALL, *AUTO)
-    ahead = settle_memory(config)
-    assert config.data.micro_batch_size == config.model.micro_batch_size == ahead.plan.micro_batch == 8
+    given = config_of(*SMALL, *AUTO)
+    config, ahead = settle_memory(given)
+    assert given.data.micro_batch_size == given.model.recompute == "auto"
+    assert config.data.micro_batch_size == ahead.plan.micro_batch == 8
     assert config.model.recompute == ahead.plan.recompute == "elementwise"  # the fastest, with fused kernels
     assert ahead.plan.peak_bytes == sum(ahead.plan.components.values()) < gpu.budget_bytes
     assert gpu.cap_bytes == gpu.budget_bytes
@@ -52,19 +54,18 @@ def test_settle__puts_the_plan_in_place_of_auto(gpu: SimpleNamespace) -> None:
 
 def test_settle__takes_less_at_a_time_for_a_small_budget(gpu: SimpleNamespace) -> None:
     args = (*SMALL, *AUTO, "--data.image_size=320")
-    gpu.budget_bytes = int(0.95 * settle_memory(config_of(*args)).plan.peak_bytes)
-    config = config_of(*args)
-    ahead = settle_memory(config)
+    gpu.budget_bytes = int(0.95 * settle_memory(config_of(*args))[1].plan.peak_bytes)
+    config, ahead = settle_memory(config_of(*args))
     assert ahead.plan.peak_bytes <= gpu.budget_bytes
     assert (config.data.micro_batch_size, config.model.recompute) != (8, "none")
     assert ahead.plan.accumulate * config.data.micro_batch_size >= 8
 
 
 def test_settle__keeps_what_the_user_has_fixed(gpu: SimpleNamespace) -> None:
-    config = config_of(*SMALL, "--data.micro_batch_size=3", "--model.recompute=auto")
-    assert settle_memory(config).plan.micro_batch == config.data.micro_batch_size == 3
-    config = config_of(*SMALL, "--data.micro_batch_size=auto", "--model.recompute=block")
-    assert settle_memory(config).plan.recompute == config.model.recompute == "block"
+    config, ahead = settle_memory(config_of(*SMALL, "--data.micro_batch_size=3", "--model.recompute=auto"))
+    assert ahead.plan.micro_batch == config.data.micro_batch_size == 3
+    config, ahead = settle_memory(config_of(*SMALL, "--data.micro_batch_size=auto", "--model.recompute=block"))
+    assert ahead.plan.recompute == config.model.recompute == "block"
 
 
 @pytest.mark.parametrize("key", ["data.micro_batch_size", "model.recompute"])
@@ -80,7 +81,7 @@ def test_settle__predicts_and_warns_where_everything_is_fixed(
 ) -> None:
     args = (*SMALL, "--data.micro_batch_size=4", "--model.recompute=none", "--model.recompute_layers={2: block}")
     with caplog.at_level(logging.WARNING):
-        ahead = settle_memory(config_of(*args))
+        _, ahead = settle_memory(config_of(*args))
         assert caplog.messages == []
         assert (ahead.plan.micro_batch, ahead.plan.accumulate) == (4, 2)
         gpu.budget_bytes = ahead.plan.peak_bytes - 1
@@ -89,8 +90,8 @@ def test_settle__predicts_and_warns_where_everything_is_fixed(
 
 
 def test_settle__on_a_cpu_plans_only_for_auto() -> None:
-    assert settle_memory(config_of(*SMALL)) is None
-    assert settle_memory(config_of(*SMALL, *AUTO)).plan.micro_batch == 8
+    assert settle_memory(config_of(*SMALL))[1] is None
+    assert settle_memory(config_of(*SMALL, *AUTO))[1].plan.micro_batch == 8
 
 
 def test_settle__refuses_sizes_before_it_plans() -> None:
@@ -123,13 +124,12 @@ def test_spec__of_a_data_set_without_a_usable_image(tmp_path: Path) -> None:
 
 
 def test_settle__without_fused_kernels_nothing_is_faster_than_none(gpu: SimpleNamespace) -> None:
-    config = config_of(*SMALL, *AUTO, "--model.fused_kernels=false")
-    settle_memory(config)
+    config, _ = settle_memory(config_of(*SMALL, *AUTO, "--model.fused_kernels=false"))
     assert config.model.recompute == "none"
 
 
 def test_ahead__is_written_into_the_run_folder(gpu: SimpleNamespace, tmp_path: Path) -> None:
-    ahead = settle_memory(config_of(*SMALL, *AUTO))
+    _, ahead = settle_memory(config_of(*SMALL, *AUTO))
     ahead.save(tmp_path)
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["peak_bytes"] == sum(plan["components"].values())
@@ -137,14 +137,15 @@ def test_ahead__is_written_into_the_run_folder(gpu: SimpleNamespace, tmp_path: P
     assert str(ahead).startswith("plan: 8 images a step as one micro-batch at 64 px, fp32, recompute elementwise: ")
 
 
-def test_settle_without_plan__gives_numbers_to_validation() -> None:
-    config = config_of(*SMALL, *AUTO)
-    settle_without_plan(config)
-    assert (config.data.micro_batch_size, config.model.micro_batch_size, config.model.recompute) == (8, 8, "none")
+def test_settled_without_plan__gives_numbers_to_validation() -> None:
+    given = config_of(*SMALL, *AUTO)
+    config = settled_without_plan(given)
+    assert given.data.micro_batch_size == given.model.recompute == "auto"
+    assert (config.data.micro_batch_size, config.model.recompute) == (8, "none")
 
 
 def test_what_fits__names_an_image_size_that_does() -> None:
-    spec = StepSpec(network="yolo11n", num_classes=5, image_size=256, precision="fp32", boxes_per_image=5)
+    spec = StepSpec(ModelConfig("yolo11n"), num_classes=5, image_size=256, boxes_per_image=5)
     assert what_fits(spec, int(0.95 * GIB)).startswith("data.image_size 192 fits 972.8 MiB")
     assert what_fits(replace(spec, image_size=128), GIB // 2).startswith("no image size fits 512.0 MiB")
 
@@ -172,7 +173,7 @@ def test_settle__a_process_asks_only_about_its_own_gpu(
     monkeypatch.setattr(settle, "enable_expandable_segments", lambda: False)
     monkeypatch.setattr(predict, "_simulated", lambda *_: {})  # a step on the meta device asks torch for real CUDA
     config = config_of(*SMALL, *AUTO, "--trainer.devices=2", "--trainer.accelerator=gpu")
-    assert settle_memory(config) is not None
+    assert settle_memory(config)[1] is not None
     advise_before(config)
     assert asked[0] == ("set_device", 1)
     assert {index for _, index in asked} == {1}
@@ -189,10 +190,9 @@ def test_advise_before__leaves_the_gpus_alone_that_a_run_on_the_cpu_does_not_use
 
 def test_settle__plans_the_share_of_one_device(gpu: SimpleNamespace) -> None:
     """A window of 7 images on 2 devices: the larger share has 4, and so has the plan."""
-    config = config_of(*SMALL, *AUTO, "--data.batch_size=7", "--trainer.devices=2")
-    ahead = settle_memory(config)
+    config, ahead = settle_memory(config_of(*SMALL, *AUTO, "--data.batch_size=7", "--trainer.devices=2"))
     assert ahead.batch_size == 4 and config.data.micro_batch_size == 4
-    alone = settle_memory(config_of(*SMALL, *AUTO, "--data.batch_size=4"))
+    _, alone = settle_memory(config_of(*SMALL, *AUTO, "--data.batch_size=4"))
     assert ahead.plan == alone.plan
 
 
@@ -203,17 +203,17 @@ def test_settle__puts_every_row_of_the_popular_table_into_16_gib(gpu: SimpleName
         "--data.root=synthetic", "--model.network=yolo11l", "--model.precision=fp16", "--data.batch_size=32", *AUTO,
         f"--data.image_size={image_size}",
     )  # fmt: skip
-    ahead = settle_memory(config)
+    _, ahead = settle_memory(config)
     assert ahead.plan.peak_bytes < 16 * GIB
     assert ahead.plan.micro_batch * ahead.plan.accumulate == 32
 
 
 def test_settle__plans_for_the_largest_image_of_multi_scale_training(gpu: SimpleNamespace) -> None:
-    varied = config_of(*SMALL, *AUTO, "--data.multi_scale=0.5")
-    largest = settle_memory(config_of(*SMALL, *AUTO, "--data.image_size=96")).plan
-    plan = settle_memory(varied).plan
-    assert plan.image_size == 96 and plan.peak_bytes == largest.peak_bytes
-    assert varied.data.image_size == varied.model.image_size == 64
+    _, largest = settle_memory(config_of(*SMALL, *AUTO, "--data.image_size=96"))
+    varied, ahead = settle_memory(config_of(*SMALL, *AUTO, "--data.multi_scale=0.5"))
+    plan = ahead.plan
+    assert plan.image_size == 96 and plan.peak_bytes == largest.plan.peak_bytes
+    assert varied.data.image_size == 64
 
 
 @pytest.mark.parametrize(

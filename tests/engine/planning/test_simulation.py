@@ -11,13 +11,15 @@ from data.loading.batch import Batch
 from engine.memory.storages import CUDA_ALLOCATION_BYTES, StorageTracker
 from engine.memory.units import GIB
 from engine.planning.simulation import StepSpec, network_on_meta, simulate_step
+from engine.training.config import ModelConfig
 from engine.training.optim import OptimizerConfig, build_optimizer
 from models.recompute.levels import apply_recompute
 from tests.helpers.training import NUM_CLASSES, make_network, make_step, make_window
 
 IMAGE_SIZE = 128
 BOXES_PER_IMAGE = 6
-SMALL = StepSpec("yolo11n", NUM_CLASSES, IMAGE_SIZE, "fp32", BOXES_PER_IMAGE, cuda_graphs=False)
+MODEL = ModelConfig("yolo11n", cuda_graphs=False)
+SMALL = StepSpec(MODEL, NUM_CLASSES, IMAGE_SIZE, BOXES_PER_IMAGE)
 LEVELS = ("none", "elementwise", "block")
 
 
@@ -46,6 +48,10 @@ def bytes_of_a_real_step(
     return peaks
 
 
+def small(**changes: object) -> StepSpec:
+    return replace(SMALL, model=replace(MODEL, **changes))
+
+
 def peak_bytes(spec: StepSpec, micro_batch_size: int, level: str = "none", accumulates: bool = True) -> int:
     return sum(simulate_step(spec, micro_batch_size, level, accumulates=accumulates).values())
 
@@ -62,14 +68,14 @@ def test_simulate_step__equals_a_real_step_on_the_cpu(
 
 
 def test_simulate_step__equals_the_first_real_step_with_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
-    planned_bytes = peak_bytes(replace(SMALL, optimizer=OptimizerConfig("sgd")), 2, "block", accumulates=False)
+    planned_bytes = peak_bytes(small(optimizer=OptimizerConfig("sgd")), 2, "block", accumulates=False)
     for real_bytes in bytes_of_a_real_step("block", 2, 1, monkeypatch, "sgd"):
         assert planned_bytes == pytest.approx(real_bytes, rel=0.001)
 
 
 def test_simulate_step__sgd_holds_momentum_only() -> None:
     adamw = simulate_step(SMALL, 2, "none", accumulates=True)
-    sgd = simulate_step(replace(SMALL, optimizer=OptimizerConfig("sgd")), 2, "none", accumulates=True)
+    sgd = simulate_step(small(optimizer=OptimizerConfig("sgd")), 2, "none", accumulates=True)
     assert adamw["momentum"] == pytest.approx(adamw["variance"], rel=0.001)
     assert sgd["momentum"] == pytest.approx(adamw["momentum"], rel=0.001)
     assert "variance" not in sgd
@@ -84,7 +90,7 @@ def test_simulate_step__gradients_exist_already_when_it_accumulates() -> None:
 @pytest.mark.parametrize("accumulates", [False, True])
 def test_simulate_step__captured_graphs_keep_gradients_and_one_more_copy_of_the_images(accumulates: bool) -> None:
     eager = simulate_step(SMALL, 4, "none", accumulates=accumulates)
-    captured = simulate_step(replace(SMALL, cuda_graphs=True), 4, "none", accumulates=accumulates)
+    captured = simulate_step(small(cuda_graphs=True), 4, "none", accumulates=accumulates)
     image_bytes = 4 * 3 * IMAGE_SIZE**2
     assert captured["inputs"] - eager["inputs"] == pytest.approx(image_bytes, rel=0.05)  # and some boxes
     assert captured["gradients"] == pytest.approx(captured["weights"], rel=0.02)
@@ -92,8 +98,7 @@ def test_simulate_step__captured_graphs_keep_gradients_and_one_more_copy_of_the_
 
 def test_simulate_step__half_precision_halves_activations_and_copies_weights() -> None:
     fp32, fp16, bf16 = (
-        simulate_step(replace(SMALL, precision=precision), 8, "none", accumulates=True)
-        for precision in ("fp32", "fp16", "bf16")
+        simulate_step(small(precision=precision), 8, "none", accumulates=True) for precision in ("fp32", "fp16", "bf16")
     )
     assert fp16 == bf16
     assert fp16["activations"] == pytest.approx(fp32["activations"] / 2, rel=0.05)
@@ -111,7 +116,7 @@ def test_simulate_step__crowded_images_cost_little_and_bounded_memory() -> None:
 
 
 def test_simulate_step__frozen_layers_need_less() -> None:
-    frozen = replace(SMALL, freeze_layers=9, freeze_batch_norm=True)
+    frozen = small(freeze_layers=9, freeze_batch_norm=True)
     assert peak_bytes(frozen, 8) < 0.8 * peak_bytes(SMALL, 8)
 
 
@@ -125,7 +130,7 @@ def test_simulate_step__leaves_the_shared_network_as_it_was() -> None:
 def test_simulate_step__agrees_with_an_independent_simulation_of_yolo11l(
     num_images: int, independent_gib: float
 ) -> None:
-    step = simulate_step(StepSpec(), num_images, "none", accumulates=True)
+    step = simulate_step(StepSpec(ModelConfig(precision="fp16")), num_images, "none", accumulates=True)
     network = ("weights", "gradients", "activations", "activation_gradients", "inputs", "autocast_copies")
     assert sum(step.get(name, 0) for name in network) / GIB == pytest.approx(independent_gib, rel=0.05)
 
@@ -135,7 +140,7 @@ def test_simulate_step__agrees_with_an_independent_simulation_of_yolo11l(
     ("num_images", "image_size", "limit_gib"), [(16, 640, 4.2), (32, 640, 7.8), (32, 800, 11.7)], ids=str
 )
 def test_simulate_step__recompute_levels_keep_their_promise(num_images: int, image_size: int, limit_gib: float) -> None:
-    spec = StepSpec(image_size=image_size, boxes_per_image=10)
+    spec = StepSpec(ModelConfig(precision="fp16"), image_size=image_size, boxes_per_image=10)
     none, elementwise, block = (peak_bytes(spec, num_images, level) for level in LEVELS)
     assert elementwise <= 0.42 * none
     assert block <= 0.28 * none

@@ -178,10 +178,10 @@ def test_seed__is_a_number_or_config_yaml_could_not_repeat_it(seed: str, data_ya
 def test_first_weights__do_not_depend_on_what_was_drawn_before(
     data_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle, weights = engine.command_line.cli.settle_without_plan, []
+    settle, weights = engine.command_line.cli.settled_without_plan, []
     for num_draws in (0, 3):
         monkeypatch.setattr(
-            engine.command_line.cli, "settle_without_plan", lambda c, n=num_draws: (torch.rand(n), settle(c))
+            engine.command_line.cli, "settled_without_plan", lambda c, n=num_draws: (torch.rand(n), settle(c))[1]
         )
         cli = CommandLine(arguments(data_yaml, tmp_path / "run"), writes_run=False).build()
         weights.append(cli.model.network.state_dict()["model.0.conv.weight"])
