@@ -18,6 +18,7 @@ RESULTS = (
     "fidelity_boards_cpu",
     "fidelity_photos_cpu",
     "fidelity_defaults_boards_cpu",
+    "fidelity_defaults_uneven_cpu",
     "fidelity_defaults_photos_cpu",
     "fidelity_exact_cpu",
     "fidelity_exact_pretrained_cpu",

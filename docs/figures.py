@@ -126,6 +126,79 @@ def plan_table() -> list[list[str]]:
     return [head, *([f"{m} x {s}", names[p], *_verdicts((m, s), p)] for (m, s), p in cells)]
 
 
+OURS_LESS_THEIRS = "yolofit less ultralytics"
+DEFAULTS = "yolofit, its defaults less ultralytics, its defaults"
+LAST = "last, validated by yolofit"
+COMPARISONS = {
+    ("fidelity_boards_cpu", OURS_LESS_THEIRS): "drawn boards, same recipe, random weights",
+    ("fidelity_photos_cpu", OURS_LESS_THEIRS): "photographs, same recipe, weights of drawn boards",
+    ("fidelity_defaults_boards_cpu", DEFAULTS): "drawn boards, own defaults, random weights",
+    ("fidelity_defaults_uneven_cpu", DEFAULTS): "boards with 1 to 60 objects, own defaults, random weights",
+    ("fidelity_defaults_photos_cpu", DEFAULTS): "photographs, own defaults, weights of drawn boards",
+}
+"""By result file and pair, what was compared."""
+EXACTNESS = {"fidelity_exact_cpu": "random weights", "fidelity_exact_pretrained_cpu": "weights of drawn boards"}
+"""By result file, what networks start from."""
+
+
+def _last(name: str) -> dict[str, Any]:
+    """Arms and gaps of the last epoch of a result file with a single data set."""
+    (found,) = (case for title, case in result(name)["summary"].items() if title.endswith(LAST))
+    return found
+
+
+def gap_text(gap: dict[str, Any]) -> str:
+    """Mean and 95 % interval."""
+    lowest, highest = gap["interval_95"]
+    return f"{gap['mean']:+.4f} ({lowest:+.4f} to {highest:+.4f})"
+
+
+def fidelity_table() -> list[list[str]]:
+    """yolofit beside Ultralytics: mAP50-95 of both, the gap and what follows from it."""
+    rows = [["", "seeds", "Ultralytics", "yolofit", "gap and 95 % interval", ""]]
+    for (name, pair), label in COMPARISONS.items():
+        found = _last(name)
+        gap, maps = found["gaps"][pair], [found["arms"][arm]["mean"] for arm in reversed(pair.split(" less "))]
+        verdict = gap["verdict"]
+        if verdict == "undecided" and gap["seeds_to_decide"]:
+            verdict += f": {gap['seeds_to_decide']} seeds would decide"
+        rows.append([label, str(gap["seeds"]), *(f"{value:.4f}" for value in maps), gap_text(gap), verdict])
+    return rows
+
+
+def exchange_table() -> list[list[str]]:
+    """What exchanging one thing in yolofit does."""
+    rows = [["exchanged", "seeds", "gap and 95 % interval"]]
+    for pair, gap in _last("fidelity_boards_cpu")["gaps"].items():
+        first, other = pair.split(" less ")
+        if other == "yolofit" and first.startswith("yolofit, "):
+            rows.append([first.removeprefix("yolofit, "), str(gap["seeds"]), gap_text(gap)])
+    return rows
+
+
+def chance_table() -> list[list[str]]:
+    """What moves mAP from run to run of one trainer."""
+    arms = _last("fidelity_boards_cpu")["arms"]
+    keys = ("deviation_by_order", "deviation_by_weights")
+    return [
+        ["", "order and augmentation", "first weights"],
+        *([arm, *(f"{arms[arm][key]:.4f}" for key in keys)] for arm in ("ultralytics", "yolofit")),
+    ]
+
+
+def exactness_table() -> list[list[str]]:
+    """A normaliser for each micro-batch, less the exact step in the same micro-batches or in one."""
+    rows = [["micro-batches", "from", "seeds", "gap and 95 % interval"]]
+    for name, weights in EXACTNESS.items():
+        for pair, gap in _last(name)["gaps"].items():
+            first = pair.split(" less ")[0]
+            if first.endswith(", own normalisers"):
+                micro = first.removeprefix("yolofit, ").removesuffix(", own normalisers")
+                micro = micro.replace("frozen, ", "BatchNorm frozen, ")
+                rows.append([micro, weights, str(gap["seeds"]), gap_text(gap)])
+    return rows
+
+
 def short_plan_table() -> list[list[str]]:
     """Peak by micro-batch, size and level, in 16 bits."""
     head = ["micro-batch x size", *(f"`{level}`" for level in LEVELS)]

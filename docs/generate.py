@@ -53,7 +53,13 @@ TABLES = {
         "budgets": figures.budget_table,
     },
     "docs/data-loading.md": {"loader": figures.loader_table},
+    "docs/accumulation.md": {"exactness": figures.exactness_table},
     "docs/distributed.md": {"scaling": figures.scaling_table},
+    "docs/fidelity.md": {
+        "fidelity": figures.fidelity_table,
+        "exchanges": figures.exchange_table,
+        "chance": figures.chance_table,
+    },
     "docs/speed.md": {"compile": figures.compile_table},
     "docs/recompute.md": {"layers": figures.layers_table},
 }
@@ -70,7 +76,7 @@ def pages() -> dict[Path, str]:
             texts[root / page] = _filled(texts[root / page], mark, _table(head, body))
     migrating, accumulation = DOCS / "migrating.md", DOCS / "accumulation.md"
     texts[migrating] = _filled(texts.get(migrating, _read(migrating)), "keys", _migrated_keys())
-    texts[accumulation] = _filled(_read(accumulation), "accumulation", _accumulation_errors())
+    texts[accumulation] = _filled(texts[accumulation], "accumulation", _accumulation_errors())
     texts = {path: figures.written(text, figures.of_page(path)) for path, text in texts.items()}
     return {DOCS / "configuration.md": configuration(), **texts}
 
