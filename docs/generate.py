@@ -53,7 +53,7 @@ TABLES = {
         "budgets": figures.budget_table,
     },
     "docs/data-loading.md": {"loader": figures.loader_table},
-    "docs/accumulation.md": {"exactness": figures.exactness_table},
+    "docs/accumulation.md": {"exactness": figures.exactness_table, "batchnorm": figures.batchnorm_table},
     "docs/distributed.md": {"scaling": figures.scaling_table},
     "docs/fidelity.md": {
         "fidelity": figures.fidelity_table,
