@@ -28,7 +28,7 @@ from engine.training.config import ModelConfig
 from engine.training.ema import WeightAverage
 from engine.training.nonfinite import NonFiniteGuard
 from engine.training.optim import OptimizerConfig, build_optimizer
-from engine.training.out_of_memory import MemorySettings
+from engine.training.out_of_memory import MemorySettings, RecoveryHooks
 from engine.training.precision import Precision, autocast, build_scaler
 from engine.training.schedule import Schedule
 from engine.training.step import TrainingStep
@@ -55,12 +55,17 @@ def random_window(num_images: int, image_size: int, seed: int = 0, boxes_per_ima
 
 
 def training_step(
-    network: nn.Module, window_size: int, micro_batch_size: int, precision: Precision = "fp32", recompute: str = "none"
+    network: nn.Module,
+    window_size: int,
+    micro_batch_size: int,
+    precision: Precision = "fp32",
+    recompute: str = "none",
+    hooks: RecoveryHooks = RecoveryHooks(),  # noqa: B008  frozen
 ) -> TrainingStep:
     """A training step on the network's device, as `engine.loop.module` builds it."""
     config = ModelConfig(precision=precision)
     device = next(network.parameters()).device
-    memory = MemorySettings(network, window_size, micro_batch_size)
+    memory = MemorySettings(network, window_size, micro_batch_size, hooks=hooks)
     memory._set(micro_batch_size, recompute)
     return TrainingStep(
         network=network,

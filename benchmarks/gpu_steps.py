@@ -33,6 +33,7 @@ from common import BOXES_PER_IMAGE, NUM_CLASSES, random_window, training_step, w
 from step_time import UltralyticsLoop
 
 from data.loading.batch import Batch
+from engine.training.out_of_memory import RecoveryHooks
 from engine.training.precision import Precision
 from models.kernels.switch import use_fused_kernels
 from models.network import NetworkName, build_network
@@ -75,7 +76,7 @@ def measure_turn(rival: str, precision: Precision, window: Batch, steps: int) ->
 
 
 def make_step(
-    rival: str, precision: Precision, window: Batch, on_recovery: Callable[[str], None] = lambda sentence: None
+    rival: str, precision: Precision, window: Batch, on_recovery: Callable[[str], object] = lambda sentence: None
 ) -> Callable[[], object]:
     """A function that takes a step of one of the rivals: ``ultralytics`` or a recompute level, perhaps compiled.
 
@@ -88,8 +89,8 @@ def make_step(
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[precision]
         loop = UltralyticsLoop(fresh_network(), dtype, compiled)
         return lambda: loop(window)
-    step = training_step(fresh_network(), len(window), len(window), precision, name)
-    step.memory.on_recovery = on_recovery
+    hooks = RecoveryHooks(on_recovery)
+    step = training_step(fresh_network(), len(window), len(window), precision, name, hooks)
     return lambda: step.run(window)
 
 

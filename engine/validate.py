@@ -28,7 +28,6 @@ def main(args: list[str] | None = None) -> DetectionResults:
     cli.config.model.network, cli.config.model.weights = loaded.name, None
     cli.build()
     check_classes(loaded.class_names, cli.datamodule.class_names, "--ckpt_path")
-    cli.datamodule.validation_split = cli.config.split
     _say_other_names(loaded.class_names, cli.datamodule.class_names)
     cli.model.ema.network.load_state_dict(loaded.network.state_dict())
     with explained_by_lightning():

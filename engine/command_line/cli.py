@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union, get_args
 
@@ -48,6 +49,7 @@ from engine.run.changed_settings import check_settings, read_state, settings_of
 from engine.run.checkpoint_io import SafeCheckpointIO
 from engine.run.folder import RunConfig, default_callbacks, default_loggers, prepare_run_folder
 from engine.training.config import ModelConfig
+from engine.training.out_of_memory import RecoveryHooks
 from engine.training.precision import check_precision
 
 TRAINER_DEFAULTS = {
@@ -108,7 +110,8 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
         parser.add_class_arguments(ModelConfig, "model", sub_configs=True)
-        parser.add_lightning_class_args(DetectionData, "data")
+        skipped = {"validation_split"} if self.writes_run else set()  # training validates on ``val``
+        parser.add_class_arguments(DetectionData, "data", sub_configs=True, fail_untyped=False, skip=skipped)
 
     @property
     def ckpt_path(self) -> Path | None:
@@ -124,6 +127,7 @@ class CommandLine(LightningCLI):
         if not self.writes_run:
             parser.add_argument("--json", type=bool, default=False, nargs="?", const=True, help="Print JSON only.")
             parser.add_argument("--split", type=Split, default="val", help="Images to validate on.")
+            parser.link_arguments("split", "data.validation_split")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("trainer.max_epochs", "data.max_epochs")
 
@@ -173,8 +177,17 @@ class CommandLine(LightningCLI):
         self.config_init = self.parser.instantiate(self.config)
         self.datamodule: DetectionData = self.config_init.data
         data = self.datamodule
+        hooks = RecoveryHooks(lambda sentence: self._memory_monitor.mark(OOM_RECOVERY))
+        if self.memory_ahead is not None:
+            hooks = replace(hooks, what_fits=self.memory_ahead.what_fits)
         self.model = Detector(
-            self.config_init.model, data.class_names, data.batch_size, data.micro_batch_size, data.image_size
+            self.config_init.model,
+            data.class_names,
+            data.batch_size,
+            data.micro_batch_size,
+            data.image_size,
+            settings_of(self.config),
+            hooks,
         )
         self.trainer = self.instantiate_trainer()
 
@@ -204,12 +217,12 @@ class CommandLine(LightningCLI):
         check_distinct([*foreign, *default_callbacks(config.run.folder, config.run)])
         self._check_shares()
         callbacks = [throughput, *progress, *foreign]
-        self.model.settings = settings_of(self.config)
         num_steps_behind = 0 if config.ckpt_path is None else self._go_on(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path, num_steps_behind)
         self.config.run.folder = folder
         advisor = PaceAdvisor(throughput)
-        callbacks += [advisor, self._memory_monitor(folder), RunReporter(folder, findings=advisor.findings)]
+        self._memory_monitor = self._monitor_memory(folder)
+        callbacks += [advisor, self._memory_monitor, RunReporter(folder, findings=advisor.findings)]
         callbacks.append(WorkerAdapter(throughput))
         callbacks += default_callbacks(folder, config.run)
         logger = combined_loggers(config.trainer.logger, default_loggers(folder, num_steps_behind))
@@ -231,20 +244,16 @@ class CommandLine(LightningCLI):
         if any(share not in (None, 0, 1) for share in shares):
             check_shares(trainer, *self.datamodule.count_batches(count_devices(trainer)))
 
-    def _memory_monitor(self, folder: Path) -> MemoryMonitor:
+    def _monitor_memory(self, folder: Path) -> MemoryMonitor:
         """The monitor of a run's memory, which shares what is known ahead and can lower the model's settings."""
-        ahead, memory = self.memory_ahead, self.model.memory
-        monitor = MemoryMonitor(
+        ahead = self.memory_ahead
+        return MemoryMonitor(
             folder,
             self.config_init.memory,
             plan=ahead.plan if ahead else None,
             budget_bytes=ahead.budget_bytes if ahead else None,
             adapt=self._adapt,
         )
-        memory.on_recovery = lambda sentence: monitor.mark(OOM_RECOVERY)
-        if ahead is not None:
-            memory.what_fits = ahead.what_fits
-        return monitor
 
     def _adapt(self) -> str:
         self.model.step.ask_for_less("VRAM is spilling")

@@ -62,6 +62,7 @@ class DetectionData(L.LightningDataModule):
         synthetic: SyntheticConfig = SyntheticConfig(),  # noqa: B008
         seed: int = 0,
         max_epochs: int = 100,
+        validation_split: Split = "val",
     ) -> None:
         """Read the description of the data set; images and labels follow in `setup`.
 
@@ -92,6 +93,7 @@ class DetectionData(L.LightningDataModule):
             synthetic: What to draw if ``root`` is ``synthetic``.
             seed: Of every random draw; from ``seed_everything``.
             max_epochs: From ``trainer.max_epochs``.
+            validation_split: Images to validate on.
         """
         super().__init__()
         check_sizes(batch_size, micro_batch_size, image_size, multi_scale)
@@ -108,7 +110,7 @@ class DetectionData(L.LightningDataModule):
         self.rectangular_validation = rectangular_validation
         self.workers = workers
         self.validation_workers: int | None = None
-        self.validation_split: Split = "val"
+        self.validation_split = validation_split
         self.cache = cache
         self.balance = balance
         self.augment = augment

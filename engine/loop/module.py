@@ -25,7 +25,7 @@ from engine.training.config import ModelConfig
 from engine.training.ema import WeightAverage
 from engine.training.nonfinite import NonFiniteGuard, find_origin
 from engine.training.optim import build_optimizer
-from engine.training.out_of_memory import MemorySettings, in_parts
+from engine.training.out_of_memory import MemorySettings, RecoveryHooks, in_parts
 from engine.training.precision import assert_fp32, build_scaler, check_precision
 from engine.training.schedule import Schedule
 from engine.training.step import StepOutcome, TrainingStep
@@ -46,6 +46,8 @@ class Detector(L.LightningModule):
         batch_size: int,
         micro_batch_size: int,
         image_size: int,
+        settings: dict[str, Any] | None = None,
+        hooks: RecoveryHooks = RecoveryHooks(),  # noqa: B008  frozen
     ) -> None:
         """Build the network.
 
@@ -55,6 +57,8 @@ class Detector(L.LightningModule):
             batch_size: Effective batch.
             micro_batch_size: Images on the device at a time.
             image_size: Side of the network's input in pixels.
+            settings: What the run was told, by key: kept in ``last.ckpt``, for those who go on from it.
+            hooks: What happens when memory runs out.
 
         Raises:
             ConfigError: If the weights cannot be used, or a value does not fit the network.
@@ -65,8 +69,7 @@ class Detector(L.LightningModule):
         self.class_names = class_names
         self.batch_size = batch_size
         self.image_size = image_size
-        self.settings: dict[str, Any] = {}
-        """What the run was told, by key: kept in ``last.ckpt``, for those who go on from it."""
+        self.settings = settings or {}
 
         self.network = build_network(config.network, len(class_names))
         if config.weights is not None:
@@ -74,7 +77,7 @@ class Detector(L.LightningModule):
         self.loss = DetectionLoss(head_strides(self.network))
         self.ema = WeightAverage(self.network, config.ema)
         use_fused_kernels(config.fused_kernels)
-        self.memory = self._memory_settings(micro_batch_size)
+        self.memory = self._memory_settings(micro_batch_size, hooks)
         self.validation_batch_size = micro_batch_size
         self.evaluation = Evaluation(self.loss, config.loss, config.nms, class_names)
         with config_key("model.freeze_layers"):
@@ -91,14 +94,14 @@ class Detector(L.LightningModule):
         self._former_steps_per_epoch: int | None = None
         self._last_window: Batch | None = None
 
-    def _memory_settings(self, micro_batch_size: int) -> MemorySettings:
+    def _memory_settings(self, micro_batch_size: int, hooks: RecoveryHooks) -> MemorySettings:
         """Apply the recompute levels."""
         level, layers = self.config.recompute, dict(self.config.recompute_layers or {})
         if level == "auto":
             raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")
         with config_key("model.recompute"):
             apply_recompute(self.network, level, layers)
-        return MemorySettings(self.network, self.batch_size, micro_batch_size, level, layers)
+        return MemorySettings(self.network, self.batch_size, micro_batch_size, level, layers, hooks)
 
     @property
     def micro_batch_size(self) -> int:

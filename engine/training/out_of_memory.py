@@ -49,6 +49,16 @@ class Lowering:
     recompute: str
 
 
+@dataclass(frozen=True)
+class RecoveryHooks:
+    """What a run adds to the recovery from running out of memory."""
+
+    on_recovery: Callable[[str], object] = lambda sentence: None
+    """Told of every recovery, in a sentence."""
+    what_fits: Callable[[], str] = lambda: "lower data.image_size or take a smaller model.network"
+    """Says what would fit, once nothing can be lowered any more."""
+
+
 @dataclass
 class MemorySettings:
     """What decides how much memory a step needs: set by the plan, lowered when reality disagrees."""
@@ -61,11 +71,8 @@ class MemorySettings:
     """Images on the device at a time."""
     recompute: Level = "none"
     recompute_layers: dict[int, Level] = field(default_factory=dict)
+    hooks: RecoveryHooks = RecoveryHooks()
     history: list[Lowering] = field(default_factory=list)
-    on_recovery: Callable[[str], None] = lambda sentence: None
-    """Told of every recovery from running out of memory, in a sentence."""
-    what_fits: Callable[[], str] = lambda: "lower data.image_size or take a smaller model.network"
-    """Says what would fit, once nothing can be lowered any more."""
 
     def __post_init__(self) -> None:
         """Remember what the settings were, to know in a later run whether the user has changed them."""
@@ -96,7 +103,7 @@ class MemorySettings:
             self._set(1, self.recompute)
         else:
             single = f"a single image at recompute {self.recompute}"
-            raise TrainingError(f"{cause}: {single} is still too much: {self.what_fits()}")
+            raise TrainingError(f"{cause}: {single} is still too much: {self.hooks.what_fits()}")
         self.history.append(Lowering(step, cause, self.micro_batch_size, self.recompute))
         sentence = f"{cause}: {before} becomes {self._text()}; the effective batch stays {self.batch_size}"
         log.warning(sentence)

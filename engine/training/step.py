@@ -187,10 +187,10 @@ class TrainingStep:
     def _make_room(self, cause: str) -> None:
         """Give back what the rest of the step can do without; the next one needs less."""
         self.micro_step.release()
-        self.memory.on_recovery(cause)
+        self.memory.hooks.on_recovery(cause)
         self.ask_for_less(cause)
         if len(self._asked_because) > MAX_FAILURES:
-            raise TrainingError(f"{cause}: a step fails {MAX_FAILURES} times over: {self.memory.what_fits()}")
+            raise TrainingError(f"{cause}: a step fails {MAX_FAILURES} times over: {self.memory.hooks.what_fits()}")
 
     def ask_for_less(self, cause: str) -> None:
         """Have all ranks lower their settings at the end of the step that is under way, or of the next one."""
@@ -203,7 +203,7 @@ class TrainingStep:
             free_memory()  # what the allocator keeps for larger micro-batches
 
     def _recover(self, cause: str) -> None:
-        self.memory.on_recovery(self._lower(cause))
+        self.memory.hooks.on_recovery(self._lower(cause))
 
     def _lower(self, cause: str) -> str:
         self.micro_step.release()

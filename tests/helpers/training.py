@@ -12,7 +12,7 @@ from engine.training.config import ModelConfig
 from engine.training.ema import EmaConfig, WeightAverage
 from engine.training.nonfinite import NonFiniteGuard
 from engine.training.optim import OptimizerConfig, build_optimizer
-from engine.training.out_of_memory import MemorySettings
+from engine.training.out_of_memory import MemorySettings, RecoveryHooks
 from engine.training.precision import Precision
 from engine.training.schedule import Schedule, ScheduleConfig
 from engine.training.step import TrainingStep
@@ -70,6 +70,7 @@ def make_step(
     max_grad_norm: float = 10.0,
     precision: Precision = "fp32",
     cuda_graphs: bool = False,
+    hooks: RecoveryHooks = RecoveryHooks(),  # noqa: B008  frozen
     **changes: object,
 ) -> TrainingStep:
     """A training step in FP32 (or the network's own dtype) with AdamW and a short schedule."""
@@ -83,7 +84,7 @@ def make_step(
         "ema": WeightAverage(network, EmaConfig()),
         "scaler": torch.amp.GradScaler("cpu", enabled=False),
         "guard": NonFiniteGuard(max_in_a_row=5),
-        "memory": MemorySettings(network, batch_size=16, micro_batch_size=micro_batch_size),
+        "memory": MemorySettings(network, batch_size=16, micro_batch_size=micro_batch_size, hooks=hooks),
     }
     return TrainingStep(**(parts | changes))
 

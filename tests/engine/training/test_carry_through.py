@@ -18,6 +18,7 @@ from data.loading.batch import Batch
 from engine.errors import TrainingError
 from engine.training.carry_through import carry_through
 from engine.training.optim import OptimizerConfig, build_optimizer
+from engine.training.out_of_memory import RecoveryHooks
 from engine.training.step import TrainingStep
 from models.detection.loss import LossSums
 from tests.helpers.faults import OutOfMemoryAt
@@ -40,13 +41,19 @@ class TinyNetwork(nn.Module):
         return self.model(x)
 
 
-def tiny_step(optimizer: str, scaled: bool, poisoned: bool = False) -> TrainingStep:
+def tiny_step(
+    optimizer: str,
+    scaled: bool,
+    poisoned: bool = False,
+    hooks: RecoveryHooks = RecoveryHooks(),  # noqa: B008  frozen
+) -> TrainingStep:
     network = TinyNetwork()
     step = make_step(
         network,
         micro_batch_size=2,
         optimizer=build_optimizer(network, OptimizerConfig(optimizer), 16),
         scaler=torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2, enabled=scaled),
+        hooks=hooks,
     )
 
     def loss_sums(batch: Batch) -> LossSums:
@@ -134,8 +141,7 @@ def test_carry_through__lets_other_errors_through() -> None:
 
 
 def test_run__ends_with_one_line_if_memory_runs_out_again_and_again() -> None:
-    step = tiny_step("adamw", False)
-    step.memory.what_fits = lambda: "use data.image_size 448"
+    step = tiny_step("adamw", False, hooks=RecoveryHooks(what_fits=lambda: "use data.image_size 448"))
 
     def never() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")

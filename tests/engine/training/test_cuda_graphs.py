@@ -14,6 +14,7 @@ from data.loading.batch import Batch
 from engine.command_line.cli import CommandLine
 from engine.training import cuda_graphs
 from engine.training.cuda_graphs import MIN_CAPACITY, RecordedMicroStep, Recording, can_record, padded
+from engine.training.out_of_memory import RecoveryHooks
 from engine.training.step import TrainingStep
 from tests.helpers.faults import OutOfMemoryAt
 from tests.helpers.training import copy_of, flat_weights, make_network, make_step, make_window, relative_error
@@ -48,8 +49,12 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-def recorded_step(network: nn.Module, micro_batch_size: int) -> TrainingStep:
-    step = make_step(network, micro_batch_size)
+def recorded_step(
+    network: nn.Module,
+    micro_batch_size: int,
+    hooks: RecoveryHooks = RecoveryHooks(),  # noqa: B008  frozen
+) -> TrainingStep:
+    step = make_step(network, micro_batch_size, hooks=hooks)
     step.micro_step = recorded(step)
     return step
 
@@ -235,9 +240,8 @@ def test_run__recovers_from_memory_that_runs_out_while_it_records(
 
 
 def test_adapt__gives_recordings_back_and_lowers_with_the_next_step(recorder: Recorder) -> None:
-    step = recorded_step(make_network(), micro_batch_size=2)
     told: list[str] = []
-    step.memory.on_recovery = told.append
+    step = recorded_step(make_network(), micro_batch_size=2, hooks=RecoveryHooks(told.append))
     for _ in range(2):
         step.run(make_window([1, 1]))
     sentence = CommandLine._adapt(SimpleNamespace(model=SimpleNamespace(step=step)))

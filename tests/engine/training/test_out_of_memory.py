@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from data.loading.batch import Batch
 from engine.errors import TrainingError
-from engine.training.out_of_memory import MemorySettings, in_parts, is_out_of_memory, retry
+from engine.training.out_of_memory import MemorySettings, RecoveryHooks, in_parts, is_out_of_memory, retry
 from engine.training.step import TrainingStep
 from models.network import batch_norms
 from tests.helpers.training import (
@@ -79,9 +79,9 @@ def undisturbed() -> Tensor:
 @pytest.mark.parametrize("calls", [{1}, {2, 3}, {3, 5}])
 @pytest.mark.parametrize("place", PLACES)
 def test_run__takes_the_same_steps_wherever_memory_runs_out(place: str, calls: set[int], undisturbed: Tensor) -> None:
-    step = make_step(make_lively_network(dtype=torch.float64), micro_batch_size=4)
     told: list[str] = []
-    step.memory.on_recovery = told.append
+    network = make_lively_network(dtype=torch.float64)
+    step = make_step(network, micro_batch_size=4, hooks=RecoveryHooks(told.append))
     faults = Faults(step, place, calls)
     weights = train(step, NUM_WINDOWS)
     assert faults.num_raised == len(calls)
@@ -128,8 +128,8 @@ def test_run__with_an_fp16_scaler_scales_once() -> None:
 
 
 def test_run__gives_up_at_a_single_image_and_says_what_would_fit() -> None:
-    step = make_step(make_network(), micro_batch_size=16)
-    step.memory.what_fits = lambda: "use data.image_size 448"
+    hooks = RecoveryHooks(what_fits=lambda: "use data.image_size 448")
+    step = make_step(make_network(), micro_batch_size=16, hooks=hooks)
     faults = Faults(step, "forward", set(range(1, 100)))
     with pytest.raises(TrainingError, match=r"tried to allocate 2\.00 GiB\).*use data\.image_size 448"):
         train(step)
