@@ -21,7 +21,6 @@ from PIL.PngImagePlugin import PngImageFile
 from data.errors import DataError
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the segments that state the size
 PNG_START, PNG_END = b"\x89PNG", b"IEND"
 PNG_HEADER_BYTES = 8
 TAIL_BYTES = 4096  # some programs append a few bytes of their own after the end
@@ -136,20 +135,6 @@ def _read_header(path: Path | str) -> tuple[int, int] | None:
         return None
     width, height = image.size
     return (width, height) if orientation in TURNED else (height, width)
-
-
-def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Height and width that a JPEG file's header states (not turned by EXIF); None if it is no JPEG file."""
-    if not content.startswith(JPEG_START):
-        return None
-    position = len(JPEG_START)
-    while position + 9 <= len(content) and content[position] == 0xFF and content[position + 1] != JPEG_SCAN:
-        if content[position + 1] in JPEG_FRAMES:
-            height, width = struct.unpack(">HH", content[position + 5 : position + 9])
-            return (height, width) if height and width else None
-        is_fill_byte = content[position + 1] == 0xFF
-        position += 1 if is_fill_byte else 2 + int.from_bytes(content[position + 2 : position + 4])
-    return None
 
 
 def _is_file_truncated(path: Path | str) -> bool:

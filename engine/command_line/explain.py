@@ -28,21 +28,16 @@ REFUSED_KEYS = {
 """Keys that users of other trainers or of older versions look for, and why there are none."""
 FORMER_DEFAULTS = {"data.reduced_decoding": False}
 """Keys of older versions: the ``config.yaml`` of a run that holds such a key with this value is still accepted."""
-ULTRALYTICS_KEYS = {
+ULTRALYTICS_KEYS = {key: RENAMED[key][0] for key in ("data", "epochs", "lrf", "patience", "seed")} | {
     "amp": "model.precision",
     "batch": "data.batch_size",
     "accumulate": "data.micro_batch_size",
-    "data": "data.root",
     "device": "trainer.devices",
-    "epochs": "trainer.max_epochs",
     "freeze": "model.freeze_layers",
     "imgsz": "data.image_size",
     "lr0": "model.optimizer.lr",
-    "lrf": "model.schedule.final_lr_fraction",
     "name": "run.folder",
-    "patience": "run.patience",
     "project": "run.folder",
-    "seed": "seed_everything",
 }
 KEYS_ELSEWHERE: dict[str, str] = (
     {theirs: ours for theirs, (ours, _) in RENAMED.items()}
@@ -168,9 +163,8 @@ class Words:
                 self.options.append((name, value))
             else:
                 self.options.append((name, rest.pop(0) if rest and self._takes(name, rest[0]) else None))
-            value = self.options[-1][1]
-            if name in CONFIG_OPTIONS and value:
-                files += [name, _without_former_keys(value)]
+            if name in CONFIG_OPTIONS and (config := self.options[-1][1]):
+                files += [name, _without_former_keys(config)]
             else:
                 others += given[: len(given) - len(rest)]
         self.in_order: list[str] = files + others

@@ -21,14 +21,13 @@ import yaml
 from engine.errors import ConfigError
 from engine.migration.python_calls import Unread
 from models.network import NetworkName
-from models.weights.saved_weights import WeightsError, read_weights
+from models.weights.saved_weights import DOWNLOADS, WeightsError, read_weights
 
 BATCH, NOMINAL_BATCH, IMAGE_SIZE, EPOCHS, LR, MOMENTUM, BIAS_LR = 16, 64, 640, 100, 0.01, 0.937, 0.1
 """Ultralytics' defaults where several keys are reckoned with; a test holds them."""
 MAX_STRIDE_PX = 32
 ADAMW_STEPS = 10_000
 """Most steps of a run for which ``optimizer=auto`` takes AdamW."""
-ASSETS = "https://github.com/ultralytics/assets/releases"
 RENAMED: dict[str, tuple[str, Any]] = {
     "data": ("data.root", None),
     "epochs": ("trainer.max_epochs", EPOCHS),
@@ -279,7 +278,7 @@ def _where(weights: str) -> str:
     """What to say of a file of weights that is not here."""
     if Path(weights).is_file():
         return ""
-    return f"the file is not here, and nothing is downloaded: put it there, for instance from {ASSETS}"
+    return f"the file is not here, and nothing is downloaded: put it there, for instance from {DOWNLOADS}"
 
 
 def _batch(given: dict[str, Any], run: Run, result: Translation) -> None:

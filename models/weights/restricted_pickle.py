@@ -1,11 +1,12 @@
 """Reads the files that ``torch.save`` writes without running anything that is in them.
 
 A pickle is a small program: unpickling it calls whatever it names. Here the program is never given to the `pickle`
-module. `pickletools` splits it into instructions, and a short interpreter carries out those that move plain values
-about. Every name is a `Name`, every call of one an `Inert` record of what would have been called, every tensor a
-`PickledTensor`, read from the file only when somebody asks for it. What is called is the allow-list `REBUILD`: four
-functions of this file. So even a file that pickles whole Python objects, as those of Ultralytics do, can be looked
-through for its tensors and names.
+module: before `pickle.Unpickler` asks any method of a subclass, the number of a memo can make it take 64 GiB, and the
+hash of a deep tuple can end the process. `pickletools` splits the program into instructions, and a short interpreter
+carries out those that move plain values about. Every name is a `Name`, every call of one an `Inert` record of what
+would have been called, every tensor a `PickledTensor`, read from the file only when somebody asks for it. What is
+called is the allow-list `REBUILD`: four functions of this file. So even a file that pickles whole Python objects, as
+those of Ultralytics do, can be looked through for its tensors and names.
 
 Time and memory are bounded by the size of the file: records must be stored as they are, not compressed, as
 ``torch.save`` does, and a tensor must lie within its storage.
@@ -254,8 +255,7 @@ class _Machine:
     def do_proto(self, _: int) -> None:
         pass
 
-    def do_frame(self, _: int) -> None:
-        pass
+    do_frame = do_proto
 
     def do_stop(self, _: None) -> None:
         (self.result,) = self.take(1)
@@ -284,14 +284,6 @@ class _Machine:
 
     def do_tuple(self, _: None) -> None:
         self.stack.append(tuple(self.take_marked()))
-
-    def do_list(self, _: None) -> None:
-        self.stack.append(self.take_marked())
-
-    def do_dict(self, _: None) -> None:
-        values = self.take_marked()
-        self.stack.append({})
-        self.set_items(values)
 
     def do_setitem(self, _: None) -> None:
         self.set_items(self.take(2))
@@ -349,15 +341,6 @@ class _Machine:
     def do_newobj_ex(self, _: None) -> None:
         called, args, _ = self.take(3)
         self.stack.append(Inert(called, args))
-
-    def do_inst(self, argument: str) -> None:
-        self.do_global(argument)
-        (called,) = self.take(1)
-        self.stack.append(Inert(called, tuple(self.take_marked())))
-
-    def do_obj(self, _: None) -> None:
-        called, *args = self.take_marked()
-        self.stack.append(Inert(called, tuple(args)))
 
     def do_build(self, _: None) -> None:
         """Keep an object's state; what a plain value would be told (an OrderedDict's metadata) is dropped."""

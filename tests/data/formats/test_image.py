@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from data.errors import DataError
-from data.formats.image import jpeg_size, read_image, read_size
+from data.formats.image import read_image, read_size
 
 
 @pytest.fixture
@@ -103,9 +103,3 @@ def test_read_image__rejects_what_is_no_image(tmp_path: Path) -> None:
             read_image(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"b\.png: cannot be read \(No such file"):
         read_image(tmp_path / "b.png")
-
-
-def test_jpeg_size__is_that_of_the_header() -> None:
-    content = cv2.imencode(".jpg", np.zeros((12, 16, 3), np.uint8))[1].tobytes()
-    assert jpeg_size(content) == (12, 16)
-    assert jpeg_size(cv2.imencode(".png", np.zeros((12, 16, 3), np.uint8))[1].tobytes()) is None

@@ -137,6 +137,11 @@ def test_saved_file__survives_a_recursion(tmp_path: Path) -> None:
         pytest.param(b"\x80\x02\x8b\xff\xff\xff\x7f1.", id="number of two billion bytes"),
         pytest.param(b"\x80\x05\x97.", id="buffer out of band"),
         pytest.param(b"\x80\x02\x82\x01.", id="extension registry"),
+        pytest.param(b"\x80\x02\x84\xff\xff\xff\x7f.", id="extension registry, four bytes"),
+        pytest.param(b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.", id="bytearray of 2**63 bytes"),
+        pytest.param(b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN.", id="frame of 2**63 bytes"),
+        pytest.param(b"\x80\x021t(1.", id="marks that are not there"),
+        pytest.param(b"Pa name\n.", id="persistent id as text"),
         pytest.param(b"\x80\x02" + b"]q\x00" + b"h\x00a" * 10**5 + b".", id="list that holds itself"),
     ],
 )
@@ -228,6 +233,22 @@ def test_content__of_a_pickled_module(tmp_path: Path) -> None:
         assert isinstance(file.content, Inert)
         assert file.content.called == Name("torch.nn.modules.linear", "Linear")
         assert isinstance(file.content.attributes["_parameters"]["bias"], PickledTensor)
+
+
+def test_content__of_classes_that_are_not_installed_or_not_imported() -> None:
+    """The class of a file is a name and a state: its ``__setstate__``, its slots and its module are never asked."""
+    sys.modules.pop("this", None)  # prints when it is imported
+    program = b"\x80\x02cthis\nModel\n)\x81N}U\x05namesK\x03s\x86b."
+    found = interpret(program)
+    assert (found.called, found.state) == (Name("this", "Model"), (None, {"names": 3}))
+    assert found.attributes == {} and "this" not in sys.modules
+    assert interpret(program.replace(b"N}", b"}").replace(b"\x86", b"")).attributes == {"names": 3}
+
+
+@pytest.mark.parametrize("program", [b"(lp0\n.", b"(dp0\n.", b"(ios\ngetcwd\n.", b"(cos\ngetcwd\no."])
+def test_interpret__refuses_instructions_that_torch_save_does_not_use(program: bytes) -> None:
+    with pytest.raises(RestrictedPickleError, match=r"^uses the pickle instruction \w+, which torch\.save does not$"):
+        interpret(program)
 
 
 STORAGE = Storage(torch.float32, "0", 4)
