@@ -155,7 +155,7 @@ def gap_text(gap: dict[str, Any]) -> str:
 
 
 def fidelity_table() -> list[list[str]]:
-    """yolofit beside Ultralytics: mAP50-95 of both, the gap and what follows from it."""
+    """Yolofit beside Ultralytics: mAP50-95 of both, the gap and what follows from it."""
     rows = [["", "seeds", "Ultralytics", "yolofit", "gap and 95 % interval", ""]]
     for (name, pair), label in COMPARISONS.items():
         found = _last(name)
