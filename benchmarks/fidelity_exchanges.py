@@ -133,7 +133,10 @@ def our_batches(run: Run) -> AbstractContextManager[Any]:
 
 
 class TheirWindows:
-    """Batches of Ultralytics' training data set as our windows; an iteration is an epoch."""
+    """Batches of Ultralytics' training data set as our windows; an iteration is an epoch.
+
+    Here and in `OurWindows` an epoch begins with its first window: trainers also ask for iterators that they never use.
+    """
 
     def __init__(self, run: Run) -> None:
         from ultralytics.cfg import get_cfg
@@ -157,7 +160,7 @@ class TheirWindows:
         if self.epoch == self.first_plain_epoch:
             self.dataset.close_mosaic(hyp=self.config)
         self.epoch += 1
-        return map(as_window, self.loader)
+        yield from map(as_window, self.loader)
 
 
 def as_window(batch: dict[str, Any]) -> Batch:
@@ -192,7 +195,7 @@ class OurWindows:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         loader = build_train_loader(self.dataset, self.run.batch, 0, epoch=self.epoch)
         self.epoch += 1
-        return map(as_their_batch, loader)
+        yield from map(as_their_batch, loader)
 
 
 def as_their_batch(window: Batch) -> dict[str, Any]:
