@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fidelity_exchanges import (
-    WHOLE_SET,
     Exchange,
     hsv_of_8_bits,
     no_small_window,
@@ -52,8 +51,8 @@ ARMS: dict[str, Arm] = {
     "ultralytics, our batches": Arm("ultralytics", ("ultralytics", "yolofit"), our_batches),
     # what mosaics are made of
     "yolofit, pools of 16": _ours(pools_of(16)),
+    "yolofit, pools of 64": _ours(pools_of(64)),
     "yolofit, pools of 256": _ours(pools_of(256)),
-    "yolofit, partners from the whole set": _ours(pools_of(WHOLE_SET)),
     "yolofit, no close mosaic": _ours(data__augment__close_mosaic=0),
     # pixels
     "yolofit, warpAffine": _ours(warp_as_theirs),

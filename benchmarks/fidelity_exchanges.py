@@ -25,15 +25,12 @@ from data.loading import partners
 from data.loading.batch import Batch
 from data.loading.dataset import TrainDataset
 from data.loading.loader import build_train_loader
+from data.loading.partners import PartnerPools
 from data.loading.ram_plan import Host, measure_volume, open_caches, plan_loading
 from data.loading.sampler import WindowSampler
 from models.detection.loss import MIN_NORMALISER, LossGains, LossSums
 
 Exchange = Callable[[Run], AbstractContextManager[Any]]
-
-WHOLE_SET = 1_000_000_000
-"""A pool size that no data set reaches: all of it is one pool."""
-
 
 def nothing(run: Run) -> AbstractContextManager[Any]:
     """The trainer as it is."""
@@ -41,8 +38,14 @@ def nothing(run: Run) -> AbstractContextManager[Any]:
 
 
 def pools_of(size: int) -> Exchange:
-    """Mosaic partners from pools of so many images."""
-    return lambda run: mock.patch.object(partners, "POOL_SIZE", size)
+    """Mosaic partners from pools of so many images, although all are kept decoded."""
+
+    @contextmanager
+    def exchange(run: Run) -> Iterator[None]:
+        with mock.patch("data.loading.ram_plan.PartnerPools", lambda num, seed, _: PartnerPools(num, seed)), mock.patch.object(partners, "POOL_SIZE", size):
+            yield
+
+    return exchange
 
 
 def warp_as_theirs(run: Run) -> AbstractContextManager[Any]:

@@ -1,10 +1,12 @@
-"""Which images a sample may be mixed with: the ones that are read at about the same time.
+"""Which images a sample may be mixed with: all, where all are kept decoded; else those read at about that time.
 
-A mosaic needs four images. Drawn from the whole data set, each sample would read four files where Ultralytics reads
-one: it draws from a buffer of the images that the worker happens to have read, so its mosaics depend on the number
-of workers and the batch size, and the first one is a single image four times.
+A mosaic needs four images. Partners from the whole data set are best: networks learn faster from windows that share
+few images (docs/fidelity.md has the measurement). But without a cache each sample would read four
+files. Ultralytics draws from the images that a worker happens to have read, so its mosaics depend on the number of
+workers and the batch size.
 
-Here each epoch's order is cut into pools of `POOL_SIZE` images, and an image's partners are drawn from its own pool:
+Without a cache for all images, each epoch's order is cut into pools of `POOL_SIZE` images here, and an image's partners
+are drawn from its own pool:
 
 - who may meet whom follows from (seed, epoch) alone, not from workers, devices or batch size;
 - within an epoch every image has the same chance of being a partner; over the epochs, as each has a new order, every
@@ -30,9 +32,17 @@ class PartnerPools:
     Memory: 16 bytes an image, in each process.
     """
 
-    def __init__(self, num_images: int, seed: int) -> None:
+    def __init__(self, num_images: int, seed: int, is_whole: bool = False) -> None:
+        """Prepare the pools.
+
+        Args:
+            num_images: Images of the data set.
+            seed: Of the epochs' orders.
+            is_whole: All images are one pool.
+        """
         self.num_images = num_images
         self.seed = seed
+        self.is_whole = is_whole
         self._epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -49,6 +59,8 @@ class PartnerPools:
 
     def pool(self, image: int) -> np.ndarray:
         """The images that an image may be mixed with, itself included; the last pool takes the remainder too."""
+        if self.is_whole:
+            return self._order
         last = max(self.num_images // POOL_SIZE - 1, 0)
         number = min(self.position(image) // POOL_SIZE, last)
         stop = self.num_images if number == last else (number + 1) * POOL_SIZE
@@ -56,4 +68,4 @@ class PartnerPools:
 
     def __getstate__(self) -> dict[str, object]:
         """Without the epoch's arrays: a worker makes its own."""
-        return {"num_images": self.num_images, "seed": self.seed, "_epoch": None}
+        return {"num_images": self.num_images, "seed": self.seed, "is_whole": self.is_whole, "_epoch": None}

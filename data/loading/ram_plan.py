@@ -19,7 +19,7 @@ from data.formats.image import read_size
 from data.indexing.index import ImageIndex
 from data.loading.cache import DecodedCache, FileCache, RecentImages
 from data.loading.dataset import TrainDataset
-from data.loading.partners import POOL_SIZE
+from data.loading.partners import POOL_SIZE, PartnerPools
 from data.loading.ring import blocks_per_worker
 
 CacheMode = Literal["none", "ram", "disk", "auto"]
@@ -95,6 +95,8 @@ class LoadPlan:
     """Images that the cache has room for."""
     recent_images: int
     """Decoded pictures kept for mosaics; 0 where the cache does that."""
+    keeps_all_decoded: bool
+    """The cache has room for every image, decoded: then mosaic partners come from the whole data set."""
     window_bytes: int
     """RAM of all windows in flight."""
     cache_bytes: int
@@ -106,12 +108,17 @@ class LoadPlan:
     reason: str
     """Why this cache, and this number of workers."""
 
+    @property
+    def partners(self) -> str:
+        """Where mosaic partners come from, in words."""
+        return "the whole data set" if self.keeps_all_decoded else f"pools of {POOL_SIZE} images"
+
     def describe(self) -> str:
         """One line for the user."""
         return (
             f"loader: {self.workers} workers, {self.prefetch} windows ahead each, cache {self.cache}, "
             f"{self.ram_bytes / GIB:.1f} GiB of RAM ({self.window_bytes / GIB:.2f} windows, "
-            f"{self.cache_bytes / GIB:.2f} cache): {self.reason}"
+            f"{self.cache_bytes / GIB:.2f} cache), mosaic partners from {self.partners}: {self.reason}"
         )
 
 
@@ -171,7 +178,8 @@ def plan_loading(
     recent = min(count * prefetch * volume.batch_size + 2 * POOL_SIZE, volume.num_images)
     recent = min(recent, left_bytes // 2 // volume.slot_bytes)
     chosen, images, why_cache = _choose_cache(host, volume, cache, left_bytes - recent * volume.slot_bytes)
-    if chosen in ("ram", "disk") and images == volume.num_images:
+    keeps_all_decoded = chosen in ("ram", "disk") and images == volume.num_images
+    if keeps_all_decoded:
         recent = 0
     image_bytes = {"ram": volume.picture_bytes, "files": volume.file_bytes}.get(chosen, 0)
     cache_bytes = recent * volume.slot_bytes + images * image_bytes
@@ -181,6 +189,7 @@ def plan_loading(
         cache=chosen,
         cached_images=images,
         recent_images=recent,
+        keeps_all_decoded=keeps_all_decoded,
         window_bytes=windows,
         cache_bytes=cache_bytes,
         ram_bytes=windows + cache_bytes + count * WORKER_BYTES,
@@ -281,6 +290,7 @@ def open_caches(
     source = dataset.source
     slot_bytes = 3 * source.image_size**2
     source.cache, source.files = None, None
+    dataset.pools = PartnerPools(len(dataset), dataset.seed, plan.keeps_all_decoded)
     if plan.cache in ("ram", "disk"):
         file = None
         if plan.cache == "disk":

@@ -10,6 +10,7 @@ from typing import Literal
 
 import albumentations as A
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from data.augmentation.augment import AugmentConfig
@@ -142,6 +143,16 @@ class DetectionData(L.LightningDataModule):
             self._plan_loading()
         index = self._index(self.validation_split)
         self.validation_dataset = ValidationDataset(index, self.image_size, self.rectangular_validation)
+
+    def state_dict(self) -> dict[str, str]:
+        """Where mosaic partners come from, for ``last.ckpt``."""
+        return {"mosaic_partners": self.loading.partners}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        """Say it if the rest of the run has other mosaic partners, because more or fewer images fit into the cache."""
+        before, now = state.get("mosaic_partners"), self.loading.partners
+        if before not in (None, now):
+            rank_zero_only(print)(f"note: mosaic partners come from {now} from here on, before from {before}")
 
     def count_batches(self, num_devices: int) -> tuple[int, int]:
         """Optimizer steps of an epoch, and batches of a validation, before the run begins."""

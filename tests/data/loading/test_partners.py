@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from scipy.stats import chisquare
@@ -31,6 +33,12 @@ def test_pool__is_a_stretch_of_the_epochs_order() -> None:
     assert pools.pool(order[10]).tolist() == order[:64].tolist()
     assert pools.pool(order[299]).tolist() == order[192:].tolist()
     assert [pools.position(image) for image in order[:5]] == [0, 1, 2, 3, 4]
+
+
+def test_pool__of_a_whole_data_set_has_all_images() -> None:
+    pools = pickle.loads(pickle.dumps(PartnerPools(300, seed=7, is_whole=True)))  # as a worker gets it
+    pools.set_epoch(4)
+    assert all(pools.pool(image).tolist() == epoch_order(300, seed=7, epoch=4).tolist() for image in (0, 150, 299))
 
 
 def test_partners__of_an_epoch_are_evenly_spread() -> None:

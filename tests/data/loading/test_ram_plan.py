@@ -232,6 +232,18 @@ def test_open_caches__are_those_of_the_plan(index: ImageIndex, tmp_path: Path) -
     assert dataset.source.files is not None and len(list(build_train_loader(dataset, 3))) == 3
 
 
+def test_partners__come_from_all_images_where_all_are_kept_decoded(tmp_path: Path) -> None:
+    volume = Volume(300, 64, 4, 4, picture_bytes=3 * 64 * 64, file_bytes=2_000)
+    index = ImageIndex(np.empty(0, np.uint8), np.zeros(301, np.int64), *[np.empty(0)] * 4)
+    for ram_bytes, mode, is_whole in ((8 * GIB, "ram", True), (8 * GIB, "none", False), (4 * 2**20, "ram", False)):
+        plan = plan_loading(Host(ram_bytes, cores=1), volume, mode, 0)
+        dataset = make_train(index)
+        open_caches(dataset, plan, tmp_path)
+        dataset.pools.set_epoch(0)
+        assert (len(dataset.pools.pool(7)) == 300) is is_whole, plan.describe()
+        assert ("partners from the whole data set" in plan.describe()) is is_whole
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux' memory statistics")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 @pytest.mark.parametrize("mode", ["ram", "none"])
