@@ -146,7 +146,9 @@ class TrainingStep:
         self.batch_statistics.save()
         accumulation = AccumulationWindow(len(window), len(window.classes), self.device)
         for micro_batch in copied_ahead(micro_batches, self.device):
-            totals = self.micro_step.run(coloured(micro_batch), accumulation.scale, self.memory.settings)
+            totals = self.micro_step.run(
+                coloured(micro_batch, self.config.fused_kernels), accumulation.scale, self.memory.settings
+            )
             accumulation.add(totals)
         if is_parallel():
             fill_missing_gradients(self.optimizer)
@@ -228,8 +230,9 @@ class TrainingStep:
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
         """Forward pass and un-normalised loss of one micro-batch on the device, its colours changed already."""
-        with autocast(self.config.precision, self.device):
-            predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
+        how = self._input_dtype, self.config.fused_kernels
+        with autocast(self.config.precision, self.device):  # no name keeps the network's input
+            predictions = raw_predictions(self.network(network_input(micro_batch.images, *how)))
         return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
 
     def settle(self) -> StepOutcome | None:

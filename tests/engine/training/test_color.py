@@ -52,8 +52,9 @@ def test_coloured__takes_the_kernel_where_it_works(works: bool, monkeypatch: pyt
     calls = []
     monkeypatch.setattr(fused_color, "shift_hsv", lambda *arguments: calls.append(arguments) or arguments[0] + 1)
     batch = window(torch.full((4, 3), 0.1, device=DEVICE))
-    result = color.coloured(batch)
+    assert color.coloured(batch, fused_kernels=False).hsv_gains_B3 is None and calls == []
+    result = color.coloured(batch, fused_kernels=True)
     assert len(calls) == works and result.hsv_gains_B3 is None
     assert torch.equal(result.images, batch.images + 1) == works
     unchanged = window(None)
-    assert color.coloured(unchanged) is unchanged
+    assert color.coloured(unchanged, fused_kernels=True) is unchanged
