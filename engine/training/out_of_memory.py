@@ -122,7 +122,7 @@ class MemorySettings:
         log.info("the devices have planned differently: all take %s", self._text())
 
     @property
-    def settings(self) -> tuple:
+    def settings(self) -> tuple[object, ...]:
         """What the kernels of a micro-step depend on, beside its size."""
         return self.recompute, *sorted(self.recompute_layers.items())
 

@@ -233,7 +233,9 @@ class TrainingStep:
         how = self._input_dtype, self.config.fused_kernels
         with autocast(self.config.precision, self.device):  # no name keeps the network's input
             predictions = raw_predictions(self.network(network_input(micro_batch.images, *how)))
-        return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
+        targets = micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
+        sums: LossSums = self.loss(predictions, *targets)
+        return sums
 
     def settle(self) -> StepOutcome | None:
         """Read the outcome of the last window, if it has not been read, and count its step.
@@ -268,7 +270,7 @@ class TrainingStep:
             copied.record()
         return _Readback(values, copied, names)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside weights and optimizer, as plain values; settles first."""
         self.settle()
         return {
@@ -278,7 +280,7 @@ class TrainingStep:
             "memory": self.memory.state_dict(),
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.num_steps_taken = state["num_steps_taken"]
         self.guard.num_skipped = state["num_skipped"]
