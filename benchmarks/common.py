@@ -65,11 +65,12 @@ def training_step(
     """A training step on the network's device, as `engine.loop.module` builds it."""
     config = ModelConfig(precision=precision)
     device = next(network.parameters()).device
-    memory = MemorySettings(network, window_size, micro_batch_size, hooks=hooks)
+    fused = config.fused_kernels
+    memory = MemorySettings(network, window_size, micro_batch_size, fused_kernels=fused, hooks=hooks)
     memory._set(micro_batch_size, recompute)
     return TrainingStep(
         network=network,
-        loss=DetectionLoss(head_strides(network)),
+        loss=DetectionLoss(head_strides(network), fused),
         config=config,
         optimizer=build_optimizer(network, config.optimizer, window_size),
         schedule=Schedule(config.schedule, max_epochs=100, steps_per_epoch=100),

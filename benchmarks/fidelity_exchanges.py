@@ -42,7 +42,8 @@ def pools_of(size: int) -> Exchange:
 
     @contextmanager
     def exchange(run: Run) -> Iterator[None]:
-        with mock.patch("data.loading.ram_plan.PartnerPools", lambda num, seed, _: PartnerPools(num, seed)), mock.patch.object(partners, "POOL_SIZE", size):
+        pools = mock.patch("data.loading.ram_plan.PartnerPools", lambda num, seed, _: PartnerPools(num, seed))
+        with pools, mock.patch.object(partners, "POOL_SIZE", size):
             yield
 
     return exchange

@@ -39,7 +39,6 @@ from engine.planning.predict import predict
 from engine.planning.simulation import StepSpec
 from engine.training.config import ModelConfig
 from engine.training.out_of_memory import is_out_of_memory
-from models.kernels.switch import use_fused_kernels
 from models.recompute.levels import Level
 
 CARDS_GIB = (8, 12, 16, 24)
@@ -95,7 +94,6 @@ class Trials:
 
     def __init__(self, rival: str, image_size: int, most: int) -> None:
         """Load all kernels and libraries, so that what CUDA holds grows no more; ``most``: images at a time."""
-        use_fused_kernels(True)
         self.rival, self.window = rival, random_window(most, image_size)
         if DEVICE == "cuda":
             self.window = self.window.pin_memory()

@@ -35,7 +35,6 @@ from step_time import UltralyticsLoop
 from data.loading.batch import Batch
 from engine.training.out_of_memory import RecoveryHooks
 from engine.training.precision import Precision
-from models.kernels.switch import use_fused_kernels
 from models.network import NetworkName, build_network
 
 LEVELS = ("none", "elementwise", "block")
@@ -173,7 +172,6 @@ def main() -> None:
     if DEVICE == "cuda":
         pynvml.nvmlInit()
         torch.zeros(1, device=DEVICE)
-    use_fused_kernels(True)
     results: dict[str, Any] = {"used_bytes_of_an_empty_process": used_bytes(), "rows": []}
     what = "YOLO11l: memory and time of an optimizer step of one micro-batch, beside Ultralytics' trainer"
     names, rivals = (COMPILED_CELLS, COMPILED_RIVALS) if arguments.compiled else (CELLS, RIVALS)

@@ -35,7 +35,6 @@ from data.loading.batch import Batch
 from engine.training.optim import clip_gradients, step_if
 from engine.training.precision import AUTOCAST_DTYPE, autocast
 from engine.training.step import TrainingStep
-from models.kernels.switch import use_fused_kernels
 from models.network import build_network, network_input, raw_predictions
 
 FORWARD_AND_BACKWARD = 3  # passes of arithmetic: forward, gradient of the input, gradient of the weights
@@ -118,7 +117,8 @@ class Parts:
     def predict(self) -> dict:
         """The network's forward pass."""
         with autocast(self.step.config.precision, self.step.device):
-            return raw_predictions(self.step.network(network_input(self.batch.images, self.step._input_dtype)))
+            how = self.step._input_dtype, self.step.config.fused_kernels
+            return raw_predictions(self.step.network(network_input(self.batch.images, *how)))
 
     def backward(self, predictions: dict) -> None:
         """The loss, and backward from it."""
@@ -235,7 +235,6 @@ def main() -> None:
     network = build_network(arguments.network, NUM_CLASSES).to(device)
     window = random_window(arguments.images, arguments.image_size)
     if device.type == "cuda":
-        use_fused_kernels(True)
         window = window.pin_memory()
     step = training_step(
         copy.deepcopy(network), arguments.images, arguments.images, arguments.precision, arguments.recompute

@@ -40,12 +40,13 @@ def raw_predictions(output: dict | tuple) -> dict:
     return output[1] if isinstance(output, tuple) else output
 
 
-def network_input(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def network_input(images: Tensor, dtype: torch.dtype = torch.float32, fused_kernels: bool = False) -> Tensor:
     """Bytes to network input: uint8 (B, 3, H, W) in 0..255 to ``dtype`` in [0, 1], channels_last as the network is.
 
-    Every integer up to 256 is exact in fp16 and bf16, so converting first costs no accuracy and half the memory.
+    Every integer up to 256 is exact in fp16 and bf16, so converting first costs no accuracy and half the memory. With
+    ``fused_kernels`` one Triton kernel does it, where Triton works.
     """
-    if fused_kernels_work(images):
+    if fused_kernels and fused_kernels_work(images):
         from models.kernels import fused_copies  # only where there is Triton
 
         return fused_copies.scale_bytes(images, dtype)

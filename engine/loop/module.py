@@ -31,7 +31,6 @@ from engine.training.schedule import Schedule
 from engine.training.step import StepOutcome, TrainingStep
 from engine.validation.evaluation import Evaluation
 from models.detection.loss import DetectionLoss
-from models.kernels.switch import use_fused_kernels
 from models.network import batch_norms, build_network, freeze_batch_norms, freeze_layers, head_strides
 from models.recompute.levels import apply_recompute
 
@@ -74,9 +73,8 @@ class Detector(L.LightningModule):
         self.network = build_network(config.network, len(class_names))
         if config.weights is not None:
             self._load_weights(config.weights)
-        self.loss = DetectionLoss(head_strides(self.network))
+        self.loss = DetectionLoss(head_strides(self.network), config.fused_kernels)
         self.ema = WeightAverage(self.network, config.ema)
-        use_fused_kernels(config.fused_kernels)
         self.memory = self._memory_settings(micro_batch_size, hooks)
         self.validation_batch_size = micro_batch_size
         self.evaluation = Evaluation(self.loss, config.loss, config.nms, class_names)
@@ -100,8 +98,9 @@ class Detector(L.LightningModule):
         if level == "auto":
             raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")
         with config_key("model.recompute"):
-            apply_recompute(self.network, level, layers)
-        return MemorySettings(self.network, self.batch_size, micro_batch_size, level, layers, hooks)
+            apply_recompute(self.network, level, layers, self.config.fused_kernels)
+        sizes = self.batch_size, micro_batch_size
+        return MemorySettings(self.network, *sizes, level, layers, self.config.fused_kernels, hooks)
 
     @property
     def micro_batch_size(self) -> int:
@@ -228,7 +227,8 @@ class Detector(L.LightningModule):
         if self._last_window is None:
             return ""
         self.step.micro_step.release()  # whose memory the ordinary way needs, and whose gradients are dropped
-        parts = [colored(part.to(self.device)) for part in self._last_window.split(self.micro_batch_size)]
+        parts = self._last_window.split(self.micro_batch_size)
+        parts = [colored(part.to(self.device), self.config.fused_kernels) for part in parts]
         found = find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
         return next(filter(None, self.step.ranks.gather(found)), "")
 

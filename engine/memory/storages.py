@@ -85,9 +85,11 @@ class StorageTracker(TorchDispatchMode):
         self._log_start = 0
         self._categories: list[str] = []  # by storage number
         self._requested_bytes: list[int] = []  # by storage number, before rounding
-        self._alive: dict[int, tuple[int, int, weakref.ref]] = {}  # by address
+        self._alive: dict[int, tuple[int, int, weakref.ref[torch.UntypedStorage]]] = {}  # by address
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Run the operator and log each storage that it returns for the first time."""
         result = func(*args, **(kwargs or {}))
         self.track((result,) if isinstance(result, Tensor) else tree_iter(result), category=None)
@@ -182,7 +184,8 @@ class cuda_autocast_on_meta(TorchFunctionMode):
     def __enter__(self) -> cuda_autocast_on_meta:
         """Start to cast; may be nested and entered again."""
         self._depth += 1
-        return super().__enter__()
+        super().__enter__()
+        return self
 
     def __exit__(self, *exception: Any) -> None:
         """Stop to cast; the outermost exit drops the cached weight casts."""
@@ -191,7 +194,9 @@ class cuda_autocast_on_meta(TorchFunctionMode):
             self._weight_casts.clear()
         super().__exit__(*exception)
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Cast the arguments by the operator's name, then run it."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")

@@ -247,7 +247,7 @@ def _forward_flops(spec: StepSpec) -> int:
     images = torch.empty(1, 3, spec.image_size, spec.image_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _elementwise_extra_time(spec: StepSpec) -> float:

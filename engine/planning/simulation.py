@@ -80,7 +80,9 @@ class kernels_left_out(TorchDispatchMode):
     results matter: a map and two FP32 numbers per channel, and three gradients.
     """
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Run every operator but those."""
         if func.name().startswith(("aten::_fused_", "aten::_foreach_mul_")):
             return None
@@ -101,7 +103,7 @@ class kernels_left_out(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _is_like_first(args: tuple) -> bool:
+def _is_like_first(args: tuple[Any, ...]) -> bool:
     """Whether all arguments are alike: float tensors of one shape and dtype, and numbers."""
     first, *others = args
     if not first.is_floating_point():
@@ -227,9 +229,12 @@ class _Simulation:
             if isinstance(autocast, cuda_autocast_on_meta):
                 self.tracker.track(autocast.weight_casts, "autocast_copies")
         with self.tracker.phase("loss"):
-            return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
+            sums: LossSums = self.loss(
+                predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
+            )
+        return sums
 
-    def _autocast(self) -> AbstractContextManager:
+    def _autocast(self) -> AbstractContextManager[object]:
         if self.spec.model.precision == "fp32":
             return nullcontext()
         return cuda_autocast_on_meta(AUTOCAST_DTYPE[self.spec.model.precision])

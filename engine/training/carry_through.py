@@ -51,7 +51,9 @@ class _Notes(TorchDispatchMode):
         with self:
             return work()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Do an operation, or tell what it has given."""
         # Views cost nothing and change nothing, and autograd wants new ones; the profiler's brackets close on failure.
         if func.is_view or func.namespace == "profiler":

@@ -8,9 +8,9 @@ from data.loading.batch import Batch
 from models.kernels.switch import fused_kernels_work
 
 
-def colored(batch: Batch) -> Batch:
-    """`Batch.colored`, in one kernel where fused kernels are used: see `models.kernels.fused_color`."""
-    if batch.hsv_gains_B3 is None or not fused_kernels_work(batch.images):
+def colored(batch: Batch, fused_kernels: bool) -> Batch:
+    """`Batch.colored`, in one kernel if ``fused_kernels`` and they work: see `models.kernels.fused_color`."""
+    if batch.hsv_gains_B3 is None or not (fused_kernels and fused_kernels_work(batch.images)):
         return batch.colored()
     from models.kernels.fused_color import shift_hsv  # only where there is Triton
 

@@ -110,7 +110,7 @@ def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:
     Returns:
         Scalar on the device: the norm before clipping; inf or NaN when any element is.
     """
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if max_norm > 0:
         torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm

@@ -71,6 +71,8 @@ class MemorySettings:
     """Images on the device at a time."""
     recompute: Level = "none"
     recompute_layers: dict[int, Level] = field(default_factory=dict)
+    fused_kernels: bool = False
+    """Whether layers that recompute take Triton kernels."""
     hooks: RecoveryHooks = RecoveryHooks()
     history: list[Lowering] = field(default_factory=list)
 
@@ -120,7 +122,7 @@ class MemorySettings:
         log.info("the devices have planned differently: all take %s", self._text())
 
     @property
-    def settings(self) -> tuple:
+    def settings(self) -> tuple[object, ...]:
         """What the kernels of a micro-step depend on, beside its size."""
         return self.recompute, *sorted(self.recompute_layers.items())
 
@@ -152,7 +154,7 @@ class MemorySettings:
         if recompute == "block":
             self.recompute_layers = {}  # which had only raised some layers to it
         self.recompute = recompute
-        apply_recompute(self.network, recompute, self.recompute_layers)
+        apply_recompute(self.network, recompute, self.recompute_layers, self.fused_kernels)
 
     def _text(self) -> str:
         return f"micro-batch {self.micro_batch_size} at recompute {self.recompute}"

@@ -26,7 +26,7 @@ FIRST_SCALE = 2.0**10
 """fp16 loss scale to begin with. With torch's own 2**16 the first nine steps of a new YOLO11l overflow and are lost."""
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """The context in which the network runs, in training and in validation alike."""
     if precision == "fp32":
         return nullcontext()

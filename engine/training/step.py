@@ -146,7 +146,9 @@ class TrainingStep:
         self.batch_statistics.save()
         accumulation = AccumulationWindow(len(window), len(window.classes), self.device)
         for micro_batch in copied_ahead(micro_batches, self.device):
-            totals = self.micro_step.run(colored(micro_batch), accumulation.scale, self.memory.settings)
+            totals = self.micro_step.run(
+                colored(micro_batch, self.config.fused_kernels), accumulation.scale, self.memory.settings
+            )
             accumulation.add(totals)
         if is_parallel():
             fill_missing_gradients(self.optimizer)
@@ -228,9 +230,12 @@ class TrainingStep:
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
         """Forward pass and un-normalised loss of one micro-batch on the device, its colors changed already."""
-        with autocast(self.config.precision, self.device):
-            predictions = raw_predictions(self.network(network_input(micro_batch.images, self._input_dtype)))
-        return self.loss(predictions, micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index)
+        how = self._input_dtype, self.config.fused_kernels
+        with autocast(self.config.precision, self.device):  # no name keeps the network's input
+            predictions = raw_predictions(self.network(network_input(micro_batch.images, *how)))
+        targets = micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
+        sums: LossSums = self.loss(predictions, *targets)
+        return sums
 
     def settle(self) -> StepOutcome | None:
         """Read the outcome of the last window, if it has not been read, and count its step.
@@ -265,7 +270,7 @@ class TrainingStep:
             copied.record()
         return _Readback(values, copied, names)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside weights and optimizer, as plain values; settles first."""
         self.settle()
         return {
@@ -275,7 +280,7 @@ class TrainingStep:
             "memory": self.memory.state_dict(),
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.num_steps_taken = state["num_steps_taken"]
         self.guard.num_skipped = state["num_skipped"]

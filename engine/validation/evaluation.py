@@ -22,10 +22,10 @@ from models.network import head_strides, network_input, raw_predictions
 log = logging.getLogger(__name__)
 
 
-def predict_raw(network: nn.Module, images: Tensor, precision: Precision) -> dict:
+def predict_raw(network: nn.Module, images: Tensor, precision: Precision, fused_kernels: bool = False) -> dict:
     """Raw predictions of a network in evaluation mode for uint8 images (B, 3, H, W), in the precision of training."""
     with torch.inference_mode(), autocast(precision, images.device):
-        return raw_predictions(network(network_input(images, AUTOCAST_DTYPE[precision])))
+        return raw_predictions(network(network_input(images, AUTOCAST_DTYPE[precision], fused_kernels)))
 
 
 class Evaluation:
@@ -76,10 +76,10 @@ class Evaluation:
     def update(self, network: nn.Module, batch: Batch, precision: Precision) -> list[Detections]:
         """Add one batch, which lies on the network's device, and return its detections in original pixels."""
         assert batch.geometry is not None, "a training batch"
-        predictions = predict_raw(network, batch.images, precision)
+        predictions = predict_raw(network, batch.images, precision, self.loss.fused_kernels)
         sums = self.loss(predictions, batch.boxes_xyxy_px, batch.classes, batch.image_index)
 
-        boxes_xyxy_px = decode_boxes(predictions, head_strides(network))
+        boxes_xyxy_px = decode_boxes(predictions, head_strides(network), self.loss.fused_kernels)
         found = detections(boxes_xyxy_px, predictions["scores"], self.nms)
         found = [
             Detections(to_original_px(image.boxes_xyxy_px, batch.geometry[i]), image.scores, image.classes)

@@ -71,7 +71,7 @@ def distance_bins(like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_boxes(predictions: dict, strides: Sequence[int]) -> Tensor:
+def decode_boxes(predictions: dict, strides: Sequence[int], fused_kernels: bool = False) -> Tensor:
     """Boxes out of raw predictions, without gradients.
 
     The distance to a side is the mean of its predicted distribution (Generalized Focal Loss, arXiv
@@ -80,6 +80,7 @@ def decode_boxes(predictions: dict, strides: Sequence[int]) -> Tensor:
     Args:
         predictions: Raw output of the network: ``boxes`` (B, D, A) logits of any float dtype, and ``feats``.
         strides: Pixels per cell of each feature map.
+        fused_kernels: Decode in one Triton kernel, where Triton works.
 
     Returns: ``boxes_xyxy_px`` (B, A, 4), FP32 (FP64 for FP64 predictions), pixels of the network input. A
         transposed
@@ -91,7 +92,7 @@ def decode_boxes(predictions: dict, strides: Sequence[int]) -> Tensor:
     dtype = working_dtype(logits_BDA.dtype)
     points_A2, strides_A = anchor_points(feature_sizes(predictions), strides, logits_BDA.device, dtype)
     points_2A = points_A2.T
-    if fused_kernels_work(logits_BDA) and dtype == torch.float32:
+    if fused_kernels and fused_kernels_work(logits_BDA) and dtype == torch.float32:
         from models.kernels import fused_boxes  # only where there is Triton
 
         return fused_boxes.decode(logits_BDA, points_2A, strides_A, NUM_BINS).transpose(1, 2)

@@ -84,11 +84,13 @@ class DetectionLoss(nn.Module):
 
     Args:
         strides: Pixels per cell of the head's feature maps, finest first.
+        fused_kernels: As for `decode_boxes`.
     """
 
-    def __init__(self, strides: Sequence[int]) -> None:
+    def __init__(self, strides: Sequence[int], fused_kernels: bool = False) -> None:
         super().__init__()
         self.strides = tuple(strides)
+        self.fused_kernels = fused_kernels
 
     def forward(self, predictions: dict, boxes_xyxy_px: Tensor, classes: Tensor, image_index: Tensor) -> LossSums:
         """Un-normalised loss of a batch.
@@ -113,7 +115,7 @@ class DetectionLoss(nn.Module):
             points_A2, strides_A = anchor_points(sizes, self.strides, boxes_N4.device, dtype)
             scene = Scene(
                 logits_BCA=logits_BCA.detach(),
-                predicted_BA4=decode_boxes(predictions, self.strides),
+                predicted_BA4=decode_boxes(predictions, self.strides, self.fused_kernels),
                 points_A2=points_A2,
                 boxes_N4=boxes_N4,
                 classes_N=classes,

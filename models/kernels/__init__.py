@@ -1,4 +1,4 @@
-"""Everything that is written in Triton, and the switch that says whether it is used.
+"""Everything that is written in Triton, and `switch`, which says whether it works on this machine.
 
 Imports nothing of yolofit. Begin with `switch`. Each other file holds the kernels of one operation and imports
 Triton, so it is imported only where `switch` says that Triton works.

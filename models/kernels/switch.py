@@ -1,4 +1,4 @@
-"""Whether kernels written in Triton are used: the switch, and whether they work on this machine.
+"""Whether kernels written in Triton work on this machine. Whether they are wanted, each caller is told.
 
 They serve what does little but move memory: see `models.kernels.fused_norm_act`, `models.kernels.fused_copies`,
 `models.kernels.fused_pooling`, `models.kernels.fused_boxes` and `models.kernels.fused_color`. Each has a counterpart of
@@ -15,18 +15,11 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
-_is_wanted = False
-
-
-def use_fused_kernels(enabled: bool) -> None:
-    """Whether this process takes them for tensors on a GPU, where Triton works; not at first."""
-    global _is_wanted
-    _is_wanted = enabled
 
 
 def fused_kernels_work(x: Tensor) -> bool:
-    """Whether they are wanted, and work on the device of ``x``."""
-    return _is_wanted and x.is_cuda and _work_on(x.device)
+    """Whether they work on the device of ``x``."""
+    return x.is_cuda and _work_on(x.device)
 
 
 @cache

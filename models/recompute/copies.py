@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from models.recompute import norm_act
 
 
-def is_fused(x_BCHW: Tensor) -> bool:
+def is_fused(x_BCHW: Tensor, fused_kernels: bool) -> bool:
     """Whether operations on a map take the fused kernels."""
-    return norm_act.kernels_for(x_BCHW) is not norm_act
+    return norm_act.kernels_for(x_BCHW, fused_kernels) is not norm_act
 
 
 def place(x_BCHW: Tensor, out_BCHW: Tensor) -> None:
@@ -83,10 +83,18 @@ class Upsample(torch.autograd.Function):
 class FusedConcatenation(TorchFunctionMode):
     """While active, ``torch.cat`` of maps along their channels is `Concatenate`, where kernels are fused."""
 
+    def __init__(self, fused_kernels: bool) -> None:
+        super().__init__()
+        self.fused_kernels = fused_kernels
+
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Divert it; leave all other operators alone."""
         if func is torch.cat and not kwargs and len(args) == 2 and args[1] == 1:
             parts = args[0]
-            if parts[0].dim() == 4 and len({part.dtype for part in parts}) == 1 and is_fused(parts[0]):
+            if (
+                parts[0].dim() == 4
+                and len({part.dtype for part in parts}) == 1
+                and is_fused(parts[0], self.fused_kernels)
+            ):
                 return Concatenate.apply(*parts)
         return func(*args, **(kwargs or {}))

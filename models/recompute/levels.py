@@ -19,9 +19,10 @@ repeats the layer's forward pass in backward, one layer at a time and at level `
 Layers without a convolution have nothing to gain from it, nor has the detection head, whose backward comes first,
 while everything else is still held; both get `elementwise`. `rank` tells where `block` saves most for its price.
 
-On a GPU, where `models.kernels.switch` work, layers that recompute also take fewer passes over memory: a unit whose
-output is halved at once writes two maps (`_Halves`), a bottleneck's residual is added where the unit's output is
-written (`_bottleneck`), maps are joined and enlarged by `copies`, and pooled by `pooling`.
+On a GPU, where fused kernels are wanted and `models.kernels.switch` finds that they work, layers that recompute also
+take fewer passes over memory: a unit whose output is halved at once writes two maps (`_Halves`), a bottleneck's
+residual is added where the unit's output is written (`_bottleneck`), maps are joined and enlarged by `copies`, and
+pooled by `pooling`.
 
 The levels change memory and time only. On a CPU, loss and running statistics are the same bit for bit; gradients
 differ by rounding. In evaluation mode and under ``torch.no_grad()`` the original code runs. As with all saved tensor
@@ -53,7 +54,7 @@ Level = Literal["none", "elementwise", "block"]
 
 
 def apply_recompute(
-    network: DetectionModel, level: Level, per_layer: Mapping[int, Level] | None = None
+    network: DetectionModel, level: Level, per_layer: Mapping[int, Level] | None = None, fused_kernels: bool = False
 ) -> Callable[[], None]:
     """Make the training passes of a network keep less; replaces what an earlier call did.
 
@@ -64,6 +65,7 @@ def apply_recompute(
         network: An Ultralytics ``DetectionModel``; its top-level layers are ``network.model``.
         level: For all layers.
         per_layer: Other levels, by index into ``network.model``.
+        fused_kernels: Take Triton kernels for layers that recompute, where Triton works.
 
     Returns:
         A function that undoes it, as ``remove_recompute(network)`` does.
@@ -81,7 +83,7 @@ def apply_recompute(
     remove_recompute(network)
     for index, layer_level in levels.items():
         if layer_level != "none":
-            _transform(network.model[index], layer_level)
+            _transform(network.model[index], layer_level, fused_kernels)
     return partial(remove_recompute, network)
 
 
@@ -97,23 +99,23 @@ def can_repeat(layer: nn.Module) -> bool:
     return not isinstance(layer, Detect) and any(isinstance(module, nn.Conv2d) for module in layer.modules())
 
 
-def _transform(layer: nn.Module, level: Level) -> None:
+def _transform(layer: nn.Module, level: Level, fused: bool) -> None:
     module: Any  # whose method is replaced
     for module in layer.modules():
         is_pooling, is_attention = isinstance(module, nn.MaxPool2d), isinstance(module, Attention)
         if is_conv_unit(module):
-            module.forward = partial(_conv_unit, module)
+            module.forward = partial(_conv_unit, module, fused=fused)
         elif is_pooling:
-            module.forward = partial(_max_pool, module)
+            module.forward = partial(_max_pool, module, fused=fused)
         elif is_attention:
             module.forward = partial(_keep_inputs_only, module)
     for module in layer.modules():
         if isinstance(module, C2f | C2PSA) and is_conv_unit(module.cv1):  # whose output they halve at once
-            module.cv1.forward = partial(_conv_unit, module.cv1, is_halved=True)
+            module.cv1.forward = partial(_conv_unit, module.cv1, fused=fused, is_halved=True)
         elif isinstance(module, Bottleneck) and module.add and is_conv_unit(module.cv2):
-            module.forward = partial(_bottleneck, module)
+            module.forward = partial(_bottleneck, module, fused=fused)
     forward = _block if level == "block" and can_repeat(layer) else _elementwise
-    layer.forward = partial(forward, layer)
+    layer.forward = partial(forward, layer, fused=fused)
 
 
 def is_conv_unit(module: nn.Module) -> bool:
@@ -146,26 +148,26 @@ class _Halves(NamedTuple):
         return self
 
 
-def _conv_unit(module: Any, x: Tensor, is_halved: bool = False) -> Tensor | _Halves:
+def _conv_unit(module: Any, x: Tensor, fused: bool, is_halved: bool = False) -> Tensor | _Halves:
     if not _is_training(module):
         return type(module).forward(module, x)
     raw, norm, is_silu = module.conv(x), module.bn, isinstance(module.act, nn.SiLU)
-    if is_halved and (is_fused(raw) or raw.is_meta):
+    if is_halved and (is_fused(raw, fused) or raw.is_meta):
         # On a GPU a convolution would copy a slice of channels first, each time it gets it.
-        return _Halves(*BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, 2))
-    return BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu)
+        return _Halves(*BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, 2, None, fused))
+    return BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, 1, None, fused)
 
 
-def _bottleneck(module: Any, x: Tensor) -> Tensor:
-    if not (_is_training(module) and is_fused(x)):
+def _bottleneck(module: Any, x: Tensor, fused: bool) -> Tensor:
+    if not (_is_training(module) and is_fused(x, fused)):
         return type(module).forward(module, x)
     unit = module.cv2
     norm, is_silu = unit.bn, isinstance(unit.act, nn.SiLU)
-    return BatchNormAct.apply(unit.conv(module.cv1(x)), norm.weight, norm.bias, norm, is_silu, 1, x)
+    return BatchNormAct.apply(unit.conv(module.cv1(x)), norm.weight, norm.bias, norm, is_silu, 1, x, fused)
 
 
-def _max_pool(module: Any, x: Tensor) -> Tensor:
-    if _is_training(module) and is_fused(x) and is_fusible(module):
+def _max_pool(module: Any, x: Tensor, fused: bool) -> Tensor:
+    if _is_training(module) and is_fused(x, fused) and is_fusible(module):
         return MaxPool.apply(x, module.kernel_size)
     return _keep_inputs_only(module, x)
 
@@ -177,30 +179,30 @@ def _keep_inputs_only(module: nn.Module, x: Tensor) -> Tensor:
         return type(module).forward(module, x)
 
 
-def _elementwise(layer: nn.Module, x: Any) -> Any:
+def _elementwise(layer: nn.Module, x: Any, fused: bool) -> Any:
     if not _is_training(layer):
         return type(layer).forward(layer, x)
     with saved_tensors_hooks(recipes.pack, recipes.unpack):
-        return layer_forward(layer, x)
+        return layer_forward(layer, x, fused)
 
 
-def _block(layer: nn.Module, x: Tensor) -> Tensor:
+def _block(layer: nn.Module, x: Tensor, fused: bool) -> Tensor:
     if not _is_training(layer):
         return type(layer).forward(layer, x)
-    return DroppedLayer(partial(layer_forward, layer), x).run(x)
+    return DroppedLayer(partial(layer_forward, layer, fused=fused), x).run(x)
 
 
-def layer_forward(layer: nn.Module, x: Any) -> Any:
+def layer_forward(layer: nn.Module, x: Any, fused: bool) -> Any:
     """Forward of a top-level layer that is not `none`, without the saved tensor hooks around it."""
     if is_conv_unit(layer):
-        return _conv_unit(layer, x)
+        return _conv_unit(layer, x, fused)
     if isinstance(layer, nn.Upsample):
         scale = layer.scale_factor
-        if is_fused(x) and layer.mode == "nearest" and isinstance(scale, float) and scale.is_integer():
+        if is_fused(x, fused) and layer.mode == "nearest" and isinstance(scale, float) and scale.is_integer():
             return Upsample.apply(x, int(scale))
         with autocast_disabled(x.device):  # it copies values; in float32, twice the bytes
             return type(layer).forward(layer, x)
-    with FusedConcatenation():
+    with FusedConcatenation(fused):
         return type(layer).forward(layer, x)
 
 

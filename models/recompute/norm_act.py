@@ -26,9 +26,9 @@ _silu_backward_into = torch.ops.aten.silu_backward.grad_input
 _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
-def kernels_for(x: Tensor) -> ModuleType:
-    """The module whose functions work on ``x``: this one or `fused_norm_act`."""
-    if fused_kernels_work(x):
+def kernels_for(x: Tensor, fused_kernels: bool) -> ModuleType:
+    """The module whose functions work on ``x``: this one, or `fused_norm_act` if ``fused_kernels`` and it works."""
+    if fused_kernels and fused_kernels_work(x):
         from models.kernels import fused_norm_act  # only where there is Triton
 
         if x.dtype in fused_norm_act.DTYPES:
@@ -133,13 +133,15 @@ class BatchNormAct(torch.autograd.Function):
         silu: bool,
         num_parts: int = 1,
         residual_BCHW: Tensor | None = None,
+        fused_kernels: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """Normalise by the batch's statistics, or by the running ones if ``norm`` is in eval mode (frozen).
 
         With several parts the output comes in as many tensors, each with its share of the channels. A residual is
         added to an output in one part.
         """
-        ctx.kernels, ctx.by_batch, ctx.silu, ctx.num_parts = kernels_for(x_BCHW), norm.training, silu, num_parts
+        ctx.kernels = kernels_for(x_BCHW, fused_kernels)
+        ctx.by_batch, ctx.silu, ctx.num_parts = norm.training, silu, num_parts
         ctx.scale_shift = weight_C, bias_C
         if not norm.training:
             statistics = norm.running_mean, norm.running_var + norm.eps
@@ -181,7 +183,7 @@ class BatchNormAct(torch.autograd.Function):
             grads = grad_x_BCHW, *map(torch.cat, zip(*parts, strict=True))
         wanted = zip(grads, ctx.needs_input_grad[:3], strict=True)
         grad_residual_BCHW = grads_BCHW[0] if any(ctx.needs_input_grad[6:]) else None
-        return *(grad if is_wanted else None for grad, is_wanted in wanted), None, None, None, grad_residual_BCHW
+        return *(grad if is_wanted else None for grad, is_wanted in wanted), None, None, None, grad_residual_BCHW, None
 
 
 def _parts(ctx: Any, *tensors: Tensor, dim: int = 1) -> list[tuple[Tensor, ...]]:

@@ -86,7 +86,7 @@ def measure_layers(
     network = copy.deepcopy(network).to("meta", images_BCHW.dtype if autocast is None else None).train()
     with autocast or nullcontext():
         apply_recompute(network, "elementwise")
-        lean = _Pass(network, layer_forward, recipes.pack, images_BCHW)
+        lean = _Pass(network, partial(layer_forward, fused=False), recipes.pack, images_BCHW)
         remove_recompute(network)
         plain = _Pass(network, lambda layer, x: type(layer).forward(layer, x), lambda tensor: tensor, images_BCHW)
     return [

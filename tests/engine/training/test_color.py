@@ -52,8 +52,9 @@ def test_colored__takes_the_kernel_where_it_works(works: bool, monkeypatch: pyte
     calls = []
     monkeypatch.setattr(fused_color, "shift_hsv", lambda *arguments: calls.append(arguments) or arguments[0] + 1)
     batch = window(torch.full((4, 3), 0.1, device=DEVICE))
-    result = color.colored(batch)
+    assert color.colored(batch, fused_kernels=False).hsv_gains_B3 is None and calls == []
+    result = color.colored(batch, fused_kernels=True)
     assert len(calls) == works and result.hsv_gains_B3 is None
     assert torch.equal(result.images, batch.images + 1) == works
     unchanged = window(None)
-    assert color.colored(unchanged) is unchanged
+    assert color.colored(unchanged, fused_kernels=True) is unchanged

@@ -91,7 +91,7 @@ class TestDecodeBoxes:
         predictions = {"boxes": predictions["boxes"].to(DEVICE), "feats": predictions["feats"]}
         expected = decode_boxes(predictions, STRIDES)
         monkeypatch.setattr(boxes_module, "fused_kernels_work", lambda logits: True)
-        decoded = decode_boxes(predictions, STRIDES)
+        decoded = decode_boxes(predictions, STRIDES, fused_kernels=True)
         assert decoded.stride() == expected.stride() and decoded.dtype == torch.float32
         torch.testing.assert_close(decoded, expected, rtol=1e-6, atol=1e-4)  # pixels
 

@@ -44,7 +44,7 @@ def test_scale_bytes__every_byte_in_every_channel(dtype: torch.dtype, monkeypatc
     images = torch.arange(256, dtype=torch.uint8).repeat(15).view(2, 3, 32, 20).flip(1).to(DEVICE)
     expected = network_input(images, dtype)
     monkeypatch.setattr("models.network.fused_kernels_work", lambda images: True)
-    found = network_input(images, dtype)
+    found = network_input(images, dtype, fused_kernels=True)
     assert found.is_contiguous(memory_format=torch.channels_last) and found.dtype == dtype
     assert torch.allclose(found.float(), expected.float(), rtol=2**-7 if dtype == torch.bfloat16 else 0, atol=0)
 
@@ -61,12 +61,12 @@ def test_concatenate__not_finite_values_are_copied() -> None:
 
 
 def test_functions__have_pytorchs_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_act, "kernels_for", lambda x: fused_norm_act)
+    monkeypatch.setattr(norm_act, "kernels_for", lambda *_: fused_norm_act)
     a, b = (make_map((2, channels, 4, 6), torch.channels_last).requires_grad_() for channels in (3, 5))
     weight = make_map((2, 8, 8, 12), torch.channels_last)
     theirs = interpolate(torch.cat([a, b], 1), scale_factor=2) * weight
     expected = torch.autograd.grad(theirs.sum(), (a, b))
-    with copies.FusedConcatenation():
+    with copies.FusedConcatenation(True):
         joined = torch.cat([a, b], 1)
     assert joined.grad_fn.name() == "ConcatenateBackward"
     ours = copies.Upsample.apply(joined, 2) * weight
@@ -78,9 +78,9 @@ def test_functions__have_pytorchs_gradients(monkeypatch: pytest.MonkeyPatch) -> 
 def test_fused_concatenation__leaves_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = [make_map((1, 2, 3, 3), torch.contiguous_format).requires_grad_() for _ in range(2)]
     mixed = [maps[0], maps[1].half()]
-    with copies.FusedConcatenation():
+    with copies.FusedConcatenation(True):
         on_cpu = torch.cat(maps, 1)
-        monkeypatch.setattr(norm_act, "kernels_for", lambda x: fused_norm_act)
+        monkeypatch.setattr(norm_act, "kernels_for", lambda *_: fused_norm_act)
         others = (
             torch.cat(maps, 0),
             torch.cat(maps, dim=-1),

@@ -252,7 +252,7 @@ def test_recompute__trains_alike_with_fused_kernels(level: str, frozen: bool, mo
 
     expected, expected_gradient = loss_and_gradient(plain)
     calls = []
-    monkeypatch.setattr(norm_act, "kernels_for", lambda x: calls.append(x) or fused_norm_act)
+    monkeypatch.setattr(norm_act, "kernels_for", lambda x, _: calls.append(x) or fused_norm_act)
     loss, gradient = loss_and_gradient(lean)
     num_units = len(list(batch_norms(plain)))
     assert len(calls) >= num_units * (2 if level == "block" else 1) > 6
@@ -267,7 +267,7 @@ def test_recompute__trains_alike_with_fused_kernels(level: str, frozen: bool, mo
 @pytest.mark.parametrize("kernels", [norm_act, fused_norm_act], ids=["pytorch", "fused"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_batch_norm_act__in_two_parts(kernels: object, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_act, "kernels_for", lambda x: kernels)
+    monkeypatch.setattr(norm_act, "kernels_for", lambda *_: kernels)
     norms = [nn.BatchNorm2d(6).to(DEVICE).train(not frozen) for _ in range(2)]
     x = make_map((3, 6, 5, 4), torch.float32, torch.channels_last).requires_grad_()
     grads = []
@@ -292,7 +292,7 @@ def test_batch_norm_act__in_two_parts(kernels: object, frozen: bool, monkeypatch
 def test_batch_norm_act__with_a_residual(
     kernels: object, frozen: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norm_act, "kernels_for", lambda x: kernels)
+    monkeypatch.setattr(norm_act, "kernels_for", lambda *_: kernels)
     norms = [nn.BatchNorm2d(6).to(DEVICE).train(not frozen) for _ in range(2)]
     x = make_map((3, 6, 5, 4), dtype, torch.channels_last).requires_grad_()
     residual = make_map((3, 9, 5, 4), dtype, torch.channels_last)[:, 1:7].requires_grad_()
@@ -310,7 +310,7 @@ def test_batch_norm_act__with_a_residual(
 
 
 def test_recompute__convolutions_get_maps_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_act, "kernels_for", lambda x: fused_norm_act)
+    monkeypatch.setattr(norm_act, "kernels_for", lambda *_: fused_norm_act)
     network = Stack().to(DEVICE, memory_format=torch.channels_last)
     apply_recompute(network, "elementwise")
     are_dense: list[bool] = []
@@ -336,12 +336,12 @@ def test_recompute__attention_and_larger_maps_train_alike(monkeypatch: pytest.Mo
     for network in (plain, lean):
         network.model(images).square().mean().backward()
         gradients.append(flat_gradient(network))
-        monkeypatch.setattr(norm_act, "kernels_for", lambda x: fused_norm_act)
+        monkeypatch.setattr(norm_act, "kernels_for", lambda *_: fused_norm_act)
     assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 1e-4
 
 
 def test_recompute__parts_are_made_at_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_act, "kernels_for", lambda x: fused_norm_act)
+    monkeypatch.setattr(norm_act, "kernels_for", lambda *_: fused_norm_act)
     network = Stack().to(DEVICE, memory_format=torch.channels_last)
     apply_recompute(network, "elementwise")
     loss = network(make_map((2, 3, 24, 16), torch.float32, torch.channels_last)).sum()
@@ -358,7 +358,7 @@ def test_recompute__parts_are_made_at_their_places(monkeypatch: pytest.MonkeyPat
 
 
 def test_kernels_for__cpu_and_float64_take_pytorchs_kernels() -> None:
-    assert norm_act.kernels_for(torch.zeros(1)) is norm_act
+    assert norm_act.kernels_for(torch.zeros(1), True) is norm_act
     assert torch.float64 not in fused_norm_act.DTYPES
 
 
@@ -369,42 +369,40 @@ class OnCuda:
 
 
 @pytest.fixture
-def fused_on_demand(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(switch, "_is_wanted", True)
+def forgotten() -> Iterator[None]:
+    """Whether Triton works is looked at anew."""
     switch._work_on.cache_clear()
     yield
     switch._work_on.cache_clear()
 
 
-def test_kernels_for__are_fused_only_on_demand(fused_on_demand: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert norm_act.kernels_for(OnCuda()) is fused_norm_act
-    monkeypatch.setattr(switch, "_is_wanted", False)
-    assert norm_act.kernels_for(OnCuda()) is norm_act
+def test_kernels_for__are_fused_only_on_demand(forgotten: None) -> None:
+    assert norm_act.kernels_for(OnCuda(), True) is fused_norm_act
+    assert norm_act.kernels_for(OnCuda(), False) is norm_act
 
 
-def test_kernels_for__are_pytorchs_without_triton(fused_on_demand: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_for__are_pytorchs_without_triton(forgotten: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert norm_act.kernels_for(OnCuda()) is norm_act
+    assert norm_act.kernels_for(OnCuda(), True) is norm_act
 
 
 def test_kernels_for__are_pytorchs_where_triton_cannot_compile(
-    fused_on_demand: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    forgotten: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*args: object) -> None:
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(fused_norm_act, "normalise_activate", fail)
-    assert norm_act.kernels_for(OnCuda()) is norm_act
+    assert norm_act.kernels_for(OnCuda(), True) is norm_act
     assert "Failed to find C compiler" in caplog.text
 
 
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_step__trains_on_a_gpu_with_fused_kernels(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(switch, "_is_wanted", True)
+def test_step__trains_on_a_gpu_with_fused_kernels(precision: str) -> None:
     network = make_network(frozen=False).cuda()
-    apply_recompute(network, "elementwise")
+    apply_recompute(network, "elementwise", fused_kernels=True)
     before = flat_weights(network)
     step = make_step(network, 2, precision=precision, scaler=torch.amp.GradScaler("cuda", enabled=precision == "fp16"))
     for seed in range(3):

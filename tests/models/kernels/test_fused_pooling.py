@@ -85,7 +85,7 @@ def test_sppf__trains_alike_and_pools_by_triton(monkeypatch: pytest.MonkeyPatch)
     inputs, slopes = (x, *network.parameters()), torch.randn(2, 16, 6, 5, device=DEVICE)
     expected = torch.autograd.grad((network.model(x) * slopes).sum(), inputs)
     apply_recompute(network, "elementwise")
-    monkeypatch.setattr(norm_act, "kernels_for", lambda x: fused_norm_act)
+    monkeypatch.setattr(norm_act, "kernels_for", lambda *_: fused_norm_act)
     sizes = []
 
     def spy(grad: Tensor, x: Tensor, kernel_size: int) -> Tensor:
@@ -103,7 +103,7 @@ def test_sppf__keeps_no_pooled_map(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Module()
     network.model = nn.Sequential(SPPF(8, 16)).to(DEVICE, memory_format=torch.channels_last)
     apply_recompute(network, "elementwise")
-    monkeypatch.setattr(norm_act, "kernels_for", lambda x: fused_norm_act)
+    monkeypatch.setattr(norm_act, "kernels_for", lambda *_: fused_norm_act)
     x = torch.randn(2, 8, 12, 10, device=DEVICE).to(memory_format=torch.channels_last)
     with StorageMeter(existing=[x, *network.parameters(), *network.buffers()]) as meter:
         out = network.model(x)
