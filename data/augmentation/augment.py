@@ -72,9 +72,9 @@ class AugmentConfig:
         for key, (lowest, highest) in _RANGES.items():
             value = getattr(self, key)
             if not lowest <= value <= highest:
-                raise DataError(f"data.augment.{key} is {value}: give a number from {lowest} to {highest}")
+                raise DataError(f"data.augment.{key}: {value}: out of range. Give a number from {lowest} to {highest}.")
         if self.close_mosaic < 0:
-            raise DataError(f"data.augment.close_mosaic is {self.close_mosaic}: give 0 or more epochs")
+            raise DataError(f"data.augment.close_mosaic: {self.close_mosaic}: negative. Give 0 or more epochs.")
 
     def in_epoch(self, epoch: int, max_epochs: int) -> AugmentConfig:
         """What holds in one epoch of a run: single pictures in the last ``close_mosaic`` epochs."""

@@ -31,12 +31,12 @@ class BalanceConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.repeat_threshold <= 1:
             raise DataError(
-                f"data.balance.repeat_threshold is {self.repeat_threshold}: give a share of the images, 0 to 1"
+                f"data.balance.repeat_threshold: {self.repeat_threshold}: not a share of the images. Give 0 to 1."
             )
         for name, weight in self.class_weights.items():
             if not 0 < weight <= MAX_FACTOR:
                 raise DataError(
-                    f"data.balance.class_weights.{name} is {weight}: give a number above 0 and up to {MAX_FACTOR}"
+                    f"data.balance.class_weights.{name}: {weight}: out of range. Give above 0 to {MAX_FACTOR}."
                 )
 
 
@@ -48,7 +48,7 @@ def check_weighted_classes(config: BalanceConfig, names: tuple[str, ...]) -> Non
     """
     for name in config.class_weights:
         if name not in names:
-            raise DataError(f"data.balance.class_weights: no class {name!r}: the classes are {', '.join(names)}")
+            raise DataError(f"data.balance.class_weights: {name!r}: no such class. The classes are {', '.join(names)}.")
 
 
 def image_repeats(index: ImageIndex, names: tuple[str, ...], config: BalanceConfig) -> np.ndarray | None:

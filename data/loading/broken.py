@@ -39,10 +39,10 @@ class BrokenImages:
         """
         if image not in self.images:
             self.images.add(image)
-            logger.warning("%s: shown as a gray image without objects", error)
+            logger.warning("%s It is shown as a gray image without objects.", error)
         if len(self.images) > self.max_images:
             raise DataError(
-                f"{error}: with it {len(self.images)} images have become unreadable since the start: check the "
-                "disk or network drive"
+                f"{error} With it, {len(self.images)} images have become unreadable since the start. Check the "
+                "disk or the network drive."
             ) from None
         return np.full((*self.index.sizes_hw[image], 3), PAD_VALUE, np.uint8)
