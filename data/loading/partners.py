@@ -1,16 +1,16 @@
-"""Which images a sample may be mixed with: the ones that are read at about the same time.
+"""Pools of images from which mosaic, mixup and cutmix take their partners.
 
-A mosaic needs four images. Drawn from the whole data set, each sample would read four files where Ultralytics reads
-one: it draws from a buffer of the images that the worker happens to have read, so its mosaics depend on the number
-of workers and the batch size, and the first one is a single image four times.
+A mosaic needs four images. With partners from the whole data set, each sample would read four files. Ultralytics reads
+one file: it takes partners from a buffer of the images that the worker has read. Its mosaics therefore depend on the
+number of workers and on the batch size, and the first mosaic is a single image four times.
 
-Here each epoch's order is cut into pools of `POOL_SIZE` images, and an image's partners are drawn from its own pool:
+Here the order of each epoch is cut into pools of `POOL_SIZE` images. The partners of an image come from its own pool:
 
-- who may meet whom follows from (seed, epoch) alone, not from workers, devices or batch size;
-- within an epoch every image has the same chance of being a partner; over the epochs, as each has a new order, every
-  pair is equally likely;
-- a pool's images are used within a few consecutive windows, so each file is read and decoded about once an epoch, if
-  the last ones are kept (`data.loading.cache.RecentImages`).
+- The possible partners follow from (seed, epoch) alone, not from workers, devices or batch size.
+- Within an epoch every image is equally likely to be a partner. Each epoch has a new order, so over the epochs every
+  pair is equally likely.
+- The images of a pool are used within a few consecutive windows. Each file is therefore read and decoded about once an
+  epoch, if the last images are kept (`data.loading.cache.RecentImages`).
 
 The pool is larger than a common window: the tiles of one window come from more images than the window has.
 """
@@ -36,7 +36,7 @@ class PartnerPools:
         self._epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; cheap if it is the one of before."""
+        """Choose the epoch; this costs nothing if the epoch does not change."""
         if epoch != self._epoch:
             self._order = epoch_order(self.num_images, self.seed, epoch)
             self._position = np.empty_like(self._order)
