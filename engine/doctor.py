@@ -7,6 +7,7 @@ exit status is 0, or 2 if there is a problem; a note is none.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,9 +39,17 @@ def _finding(what: str, path: str | Path, check: Callable[[], object]) -> Findin
     try:
         check()
     except (ConfigError, DataError) as error:
-        evidence, _, remedy = str(error).rpartition(": ")
-        return Finding(what, evidence, remedy, "problem")
+        return Finding(what, *_evidence_and_remedy(str(error)), "problem")
     return Finding(what, f"{path}: can be read")
+
+
+def _evidence_and_remedy(message: str) -> tuple[str, str]:
+    """Split ``what is wrong. What to do.``; in a message of one sentence the remedy follows the last colon."""
+    evidence, *remedy = re.split(r"\. (?=[A-Z])", message, maxsplit=1)
+    if remedy:
+        return evidence, remedy[0]
+    evidence, _, last = message.rpartition(": ")
+    return evidence, last
 
 
 def main(args: list[str] | None = None) -> None:

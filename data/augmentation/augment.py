@@ -37,32 +37,33 @@ _RANGES = {  # key: (lowest, highest) that makes sense
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training images are varied; the defaults are the Ultralytics recipe."""
+    """Ranges and probabilities of the augmentation; the defaults are the Ultralytics recipe."""
 
     mosaic: float = 1.0
-    """Probability of putting four images together into one."""
+    """Probability of making one image from four."""
     mixup: float = 0.0
-    """Probability of blending a second picture in: as much time again, and 50 * image_size**2 bytes for a moment."""
+    """Probability of blending in a second image. It takes as much time again, and 50 * image_size**2 bytes for a
+    moment."""
     cutmix: float = 0.0
-    """Probability of pasting part of a second picture in: as much time again, and two pictures for a moment."""
+    """Probability of pasting in part of a second image. It takes as much time again, and two images for a moment."""
     close_mosaic: int = 10
-    """Epochs at the end of the run without mosaic, mixup and cutmix; a shorter run than this has none at all."""
+    """Epochs at the end of the run without mosaic, mixup and cutmix. A run of no more epochs never uses them."""
     degrees: float = 0.0
-    """Rotation by up to so many degrees, either way (0 to 180). A canvas of 12 * image_size**2 bytes in each worker."""
+    """Largest rotation in degrees, either way (0 to 180). Each worker needs a canvas of 12 * image_size**2 bytes."""
     translate: float = 0.1
     """Shift by up to this part of the image size, either way."""
     scale: float = 0.5
     """Scale by 1 - scale to 1 + scale (0 to 0.95)."""
     shear: float = 0.0
-    """Shear by up to so many degrees along each axis, either way (0 to 80). Costs what ``degrees`` costs."""
+    """Largest shear in degrees along each axis, either way (0 to 80). It needs the same canvas as ``degrees``."""
     perspective: float = 0.0
-    """Perspective distortion, per pixel (0 to 0.001). Costs what ``degrees`` costs."""
+    """Perspective distortion, per pixel (0 to 0.001). It needs the same canvas as ``degrees``."""
     hsv_h: float = 0.015
-    """Hue is turned by up to this part of the circle, either way."""
+    """Largest turn of the hue as a part of the circle, either way."""
     hsv_s: float = 0.7
-    """Saturation is scaled by 1 - hsv_s to 1 + hsv_s."""
+    """Scale the saturation by 1 - hsv_s to 1 + hsv_s."""
     hsv_v: float = 0.4
-    """Brightness is scaled by 1 - hsv_v to 1 + hsv_v."""
+    """Scale the brightness by 1 - hsv_v to 1 + hsv_v."""
     flipud: float = 0.0
     """Probability of turning the image upside down."""
     fliplr: float = 0.5
@@ -72,12 +73,12 @@ class AugmentConfig:
         for key, (lowest, highest) in _RANGES.items():
             value = getattr(self, key)
             if not lowest <= value <= highest:
-                raise DataError(f"data.augment.{key} is {value}: give a number from {lowest} to {highest}")
+                raise DataError(f"data.augment.{key}: {value}: out of range. Give a number from {lowest} to {highest}.")
         if self.close_mosaic < 0:
-            raise DataError(f"data.augment.close_mosaic is {self.close_mosaic}: give 0 or more epochs")
+            raise DataError(f"data.augment.close_mosaic: {self.close_mosaic}: negative. Give 0 or more epochs.")
 
     def in_epoch(self, epoch: int, max_epochs: int) -> AugmentConfig:
-        """What holds in one epoch of a run: single pictures in the last ``close_mosaic`` epochs."""
+        """The settings of one epoch: the last ``close_mosaic`` epochs have single images only."""
         is_closed = epoch >= max_epochs - self.close_mosaic
         return replace(self, mosaic=0.0, mixup=0.0, cutmix=0.0) if is_closed else self
 
@@ -115,7 +116,7 @@ def augment_without_color(
     pool: np.ndarray | None = None,
     output_size: int = 0,
 ) -> tuple[LabelledImage, np.ndarray]:
-    """As `augment`, but only tells how the colors are to be changed: the gains of hue, saturation and value."""
+    """As `augment`, but return the gains of hue, saturation and value instead of changing the colors."""
     partners = np.arange(len(source)) if pool is None else pool
     output_size = output_size or source.image_size
     picture = _compose(source, index, rng, config, partners, output_size)
@@ -180,7 +181,7 @@ def _draw_matrix(
 
 
 def flip(picture: LabelledImage, axis: int) -> LabelledImage:
-    """Mirror a picture, in its place, and its boxes: top to bottom (axis 0) or left to right (axis 1)."""
+    """Mirror an image in place, and its boxes: top to bottom (axis 0) or left to right (axis 1)."""
     length = picture.image.shape[axis]
     low, high = (1, 3) if axis == 0 else (0, 2)
     boxes = picture.boxes_xyxy_px.copy()

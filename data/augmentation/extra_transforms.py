@@ -41,12 +41,12 @@ class ExtraTransforms:
             result = self.compose(image=picture.image, bboxes=picture.boxes_xyxy_px, classes=picture.classes)
         except Exception as error:  # whatever the user's transforms raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise DataError(f"data.transforms fails ({reason}): correct or leave out the transform") from None
+            raise DataError(f"data.transforms: {reason}: the transform failed. Correct it or leave it out.") from None
         image = result["image"]
         if getattr(image, "shape", None) != picture.image.shape or image.dtype != np.uint8:
             raise DataError(
-                f"data.transforms turns uint8 {picture.image.shape} into {image.dtype} {tuple(image.shape)}: "
-                f"leave out transforms that resize, normalise or convert the image"
+                f"data.transforms: {image.dtype} {tuple(image.shape)}: the image was uint8 {picture.image.shape}. "
+                f"Leave out transforms that resize, normalise or convert it."
             )
         boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
         return LabelledImage(image, boxes, np.asarray(result["classes"], np.int32))

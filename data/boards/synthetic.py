@@ -45,7 +45,7 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         for key, minimum in (("num_train", 1), ("num_val", 1), ("image_size", 96), ("seed", 0)):
             if getattr(self, key) < minimum:
-                raise DataError(f"{key} is {getattr(self, key)}: give {minimum} or more")
+                raise DataError(f"{key}: {getattr(self, key)}: too small. Give {minimum} or more.")
 
 
 def generate_pcb_dataset(folder: Path | str, config: SyntheticConfig | None = None) -> Path:
@@ -68,8 +68,8 @@ def generate_pcb_dataset(folder: Path | str, config: SyntheticConfig | None = No
             _make(folder, config)
         except OSError as error:
             raise DataError(
-                f"{folder}: cannot be written ({error.strerror}): make room, or choose another folder "
-                "(YOLOFIT_CACHE, for data.root: synthetic)"
+                f"{folder}: cannot be written ({error.strerror}). Make room, or choose another folder "
+                "(YOLOFIT_CACHE, for data.root: synthetic)."
             ) from error
     return folder / "data.yaml"
 
@@ -97,7 +97,7 @@ def _is_complete(folder: Path, config: SyntheticConfig) -> bool:
     except (OSError, ValueError):
         stamp = None
     if stamp != _stamp(config):
-        raise DataError(f"{folder}: holds something else than the requested boards: give another folder")
+        raise DataError(f"{folder}: the folder contains something else than these boards. Give another folder.")
     return True
 
 

@@ -55,7 +55,7 @@ class CocoFile:
         for image_id, image in images.items():
             path = str(path_of(image["file_name"]))
             if path in self._objects:
-                raise DataError(f"{file}: image {image['file_name']!r} is listed twice: remove one of the two")
+                raise DataError(f"{file}: image {image['file_name']!r} is listed twice. Remove one of the two.")
             by_image_id[image_id] = PixelObjects(f"{file}: {image['file_name']}", _size_hw(image), [], Counter())
             self._objects[path] = by_image_id[image_id]
         for annotation in _entries(file, content, "annotations"):
@@ -79,10 +79,10 @@ def read_category_names(file: Path) -> tuple[str, ...]:
     """
     categories = _by_id(file, _load(file), "categories", "name")
     if not all(identity.isdecimal() for identity in categories):
-        raise DataError(f"{file}: the ids of its categories are not all numbers: give 'names' in data.yaml")
+        raise DataError(f"{file}: the category ids are not all numbers. Give 'names' in data.yaml.")
     names = tuple(categories[identity]["name"] for identity in sorted(categories, key=int))
     if not names or len(set(names)) < len(names):
-        raise DataError(f"{file}: its categories are missing or share a name: give 'names' in data.yaml")
+        raise DataError(f"{file}: categories are missing or share a name. Give 'names' in data.yaml.")
     return names
 
 
@@ -90,18 +90,18 @@ def _load(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}): give a readable COCO file") from None
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Give a readable COCO file.") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: is not valid JSON ({error}): give a COCO file") from None
+        raise DataError(f"{file}: not valid JSON ({error}). Give a COCO file.") from None
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise DataError(f"{file}: is no COCO file: expected the keys images, annotations and categories")
+        raise DataError(f"{file}: not a COCO file. Give a file with the keys images, annotations and categories.")
     return content
 
 
 def _entries(file: Path, content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     entries = content[key]
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(f"{file}: {key} is not a list of objects: give a COCO file")
+        raise DataError(f"{file}: {key} is not a list of objects. Give a COCO file.")
     return entries
 
 
@@ -112,10 +112,10 @@ def _by_id(file: Path, content: dict[str, Any], key: str, needed: str) -> dict[s
         identity = _identity(entry.get("id"))
         if identity is None or identity in found or not isinstance(entry.get(needed), str):
             raise DataError(
-                f"{file}: {key}: id {entry.get('id')!r} is missing or repeated, or has no {needed}: correct it"
+                f"{file}: {key}: id {entry.get('id')!r} is missing or repeated, or has no {needed}. Correct it."
             )
         if not is_encodable(entry[needed], "surrogateescape" if needed == "file_name" else "strict"):
-            raise DataError(f"{file}: {key}: {needed} is {entry[needed]!r}: half a character: write it in UTF-8")
+            raise DataError(f"{file}: {key}: {needed}: {entry[needed]!r}: half a character. Write it in UTF-8.")
         found[identity] = entry
     return found
 
@@ -147,14 +147,14 @@ def _class_ids(file: Path, content: dict[str, Any], names: tuple[str, ...]) -> d
         if name in positions:
             class_ids[identity] = positions[name]
         elif identity in used:
-            raise DataError(f"{file}: category {name!r} is not among the class names: add it to 'names'")
+            raise DataError(f"{file}: category {name!r} is not among the class names. Add it to 'names'.")
     return class_ids
 
 
 def _find_images(file: Path, root: Path, names: list[str]) -> Callable[[str], Path]:
     """What turns a name into a path: how the first image that is there is found holds for all of them."""
     if not names:
-        raise DataError(f"{file}: holds no image: give a COCO file of this split")
+        raise DataError(f"{file}: contains no image. Give a COCO file of this split.")
     split = file.stem.rpartition("_")[2]  # instances_train2017.json belongs to the folder train2017
     below = (".", split, "images", f"images/{split}")
     folders = list(dict.fromkeys(base / name for base in (file.parent, root, file.parent.parent) for name in below))
@@ -170,7 +170,7 @@ def _find_images(file: Path, root: Path, names: list[str]) -> Callable[[str], Pa
                 logger.warning("%s: image %r is found as %s, others likewise", file, name, place.path(written))
                 return functools.partial(_moved, place, decode)
     tried = ", ".join(str(folder) for folder in folders)
-    raise DataError(f"{file}: no image {names[0]!r} in any of {tried}: put the images into one of these folders")
+    raise DataError(f"{file}: no image {names[0]!r} in any of {tried}. Put the images into one of these folders.")
 
 
 def _without_host(name: str) -> str:
@@ -197,12 +197,12 @@ def _add(file: Path, annotation: dict[str, Any], images: dict[object, PixelObjec
     where = f"{file}: annotation {annotation.get('id')!r}"
     image_id, category_id = _identity(annotation.get("image_id")), _identity(annotation.get("category_id"))
     if image_id not in images:
-        raise DataError(f"{where}: there is no image {annotation.get('image_id')!r}: correct or remove it")
+        raise DataError(f"{where}: there is no image {annotation.get('image_id')!r}. Correct or remove it.")
     if _is_crowd(annotation.get("iscrowd"), where):
         images[image_id].notices[CROWD] += 1
         return
     if category_id not in class_ids:
-        raise DataError(f"{where}: there is no category {annotation.get('category_id')!r}: correct or remove it")
+        raise DataError(f"{where}: there is no category {annotation.get('category_id')!r}. Correct or remove it.")
     corners = _corners(where, annotation, images[image_id].notices)
     images[image_id].rows.append((class_ids[category_id], *corners))
 
@@ -213,7 +213,7 @@ def _is_crowd(value: Any, where: str) -> bool:
     known = {"0": False, "1": True, "false": False, "true": True}
     text = str(_identity(value) or value).lower()
     if text not in known:
-        raise DataError(f"{where}: iscrowd is {str(value)[:40]!r}, expected 0 or 1: correct it")
+        raise DataError(f"{where}: iscrowd: {str(value)[:40]!r}: not 0 or 1. Correct it.")
     return known[text]
 
 
@@ -226,7 +226,7 @@ def _corners(where: str, annotation: dict[str, Any], notices: Counter[str]) -> t
         xs, ys = points[0::2], points[1::2]
         return min(xs), min(ys), max(xs), max(ys)
     if len(numbers) != 4 or numbers[2] < 0 or numbers[3] < 0:
-        raise DataError(f"{where}: bbox is {str(box)[:60]}, not x, y, width, height in pixels: correct or remove it")
+        raise DataError(f"{where}: bbox: {str(box)[:60]}: not x, y, width, height in pixels. Correct or remove it.")
     x, y, width, height = numbers
     return x, y, x + width, y + height
 

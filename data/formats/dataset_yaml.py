@@ -68,7 +68,7 @@ class DatasetYaml:
         if split in self.missing:
             raise DataError(self.missing[split])
         if split not in self.splits:
-            raise DataError(f"{self.file}: no key '{split}': name the folder of the {split} images")
+            raise DataError(f"{self.file}: no key '{split}'. Name the folder of the {split} images.")
         return self.splits[split]
 
 
@@ -103,7 +103,7 @@ def read_dataset_yaml(file: Path | str) -> DatasetYaml:
             splits[split] = tuple(entry.path for entry in found)
             notes[split] = tuple(entry.note for entry in found if entry.note)
     if not splits and not missing:
-        raise DataError(f"{file}: no key 'train': name the folder of the training images")
+        raise DataError(f"{file}: no key 'train'. Name the folder of the training images.")
     files = [source for sources in splits.values() for source in sources]
     if content.get("names") is None and files and all(source.suffix.lower() == ".json" for source in files):
         names = read_category_names(min(files, key=lambda source: source.stat().st_size))  # the quickest to parse
@@ -116,7 +116,7 @@ def read_dataset_yaml(file: Path | str) -> DatasetYaml:
 
 def _load(file: Path) -> dict[str, Any]:
     if file.is_dir():
-        raise DataError(f"{file}: is a folder: give the data.yaml file inside it")
+        raise DataError(f"{file}: a folder. Give the data.yaml file inside it.")
     try:
         text = read_text(file)
         content = yaml.safe_load(text)
@@ -124,13 +124,13 @@ def _load(file: Path) -> dict[str, Any]:
         document = loader.get_single_node()
         written = loader.construct_document(document) if document else None
     except FileNotFoundError:
-        raise DataError(f"{file}: no such file: give the data.yaml of a data set") from None
+        raise DataError(f"{file}: no such file. Give the data.yaml of a data set.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}): give a readable UTF-8 file") from None
+        raise DataError(f"{file}: cannot be read ({error}). Give a readable UTF-8 file.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second for dates such as 2026-13-01
-        raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise DataError(f"{file}: not valid YAML ({' '.join(str(error).split())}). Correct it.") from None
     if not isinstance(content, dict) or not isinstance(document, yaml.MappingNode) or written is None:
-        raise DataError(f"{file}: holds {type(content).__name__}, expected keys such as train, val and names")
+        raise DataError(f"{file}: not a map of keys. Write keys such as train, val and names.")
     _check_keys(file, document)
     if isinstance(content.get("names"), list | dict):  # to YAML 0603 is the number 387, and no is false
         content["names"] = written["names"]
@@ -143,7 +143,7 @@ def _check_keys(file: Path, document: yaml.MappingNode) -> None:
         keys = [str(key.value) for key, _ in found.value] if isinstance(found, yaml.MappingNode) else []
         twice = next((key for key, count in Counter(keys).items() if count > 1 and key != "<<"), None)
         if twice is not None:
-            raise DataError(f"{file}: has the key {twice!r} twice: remove one of them")
+            raise DataError(f"{file}: the key {twice!r} occurs twice. Remove one of them.")
 
 
 def _names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
@@ -152,18 +152,18 @@ def _names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
         ids = [int(key) if str(key).isdecimal() else str(key) for key in names]
         if set(ids) != set(range(len(ids))):
             ids.sort(key=lambda key: (isinstance(key, str), key))
-            raise DataError(f"{file}: names has the ids {ids}, expected 0 to {len(ids) - 1} without gaps")
+            raise DataError(f"{file}: names: {ids}: the ids are not 0 to {len(ids) - 1}. Leave no gaps.")
         by_id = dict(zip(ids, names.values(), strict=True))
         names = [by_id[class_id] for class_id in range(len(ids))]
     if not isinstance(names, list) or not names:
         raise DataError(
-            f"{file}: names is {names!r}, expected a list of names or a map from id to name: write [pad, via]"
+            f"{file}: names: {names!r}: not a list of names nor a map from id to name. Write [pad, via]."
         )
     wrong = [name for name in names if not isinstance(name, str) or not name.strip() or not is_encodable(name)]
     if wrong:
-        raise DataError(f"{file}: names has the entry {wrong[0]!r}, expected a name: put quotes round it")
+        raise DataError(f"{file}: names: {wrong[0]!r}: not a name. Put quotes around it.")
     if str(content.get("nc", len(names))) not in ("None", str(len(names))):
-        raise DataError(f"{file}: nc is {content['nc']!r}, but there are {len(names)} names: make them agree")
+        raise DataError(f"{file}: nc: {content['nc']!r}: there are {len(names)} names. Make the two agree.")
     return tuple(names)
 
 
@@ -173,14 +173,14 @@ def _num_keypoint_values(file: Path, content: dict[str, Any]) -> int:
         return 0
     is_shape = isinstance(shape, list) and len(shape) == 2 and all(type(number) is int for number in shape)
     if not is_shape or shape[0] < 1 or shape[1] not in (2, 3):
-        raise DataError(f"{file}: kpt_shape is {shape!r}, expected the number of key points and 2 or 3: write [17, 3]")
+        raise DataError(f"{file}: kpt_shape: {shape!r}: not a number of key points and 2 or 3. Write [17, 3].")
     return shape[0] * shape[1]
 
 
 def _entries(file: Path, key: str, value: object) -> list[str]:
     entries: list[Any] = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
-        raise DataError(f"{file}: {key} is {value!r}, expected a path or a list of paths")
+        raise DataError(f"{file}: {key}: {value!r}: not a path. Give a path or a list of paths.")
     return entries
 
 
@@ -206,7 +206,7 @@ class _SourceFinder:
         self._file = file
         self._written_root = os.path.expanduser(str(content.get("path") or "."))  # noqa: PTH111  ~nobody stays
         self.root = file.parent / self._written_root
-        self._hint = " ('download' is not run: fetch the data set first)" if content.get("download") else ""
+        self._hint = " (yolofit does not run 'download': fetch the data set first)" if content.get("download") else ""
         self._moved: dict[Path, str] = {}
 
     def find(self, key: str, entry: str) -> _Found:
@@ -222,8 +222,8 @@ class _SourceFinder:
         if moved is not None and self._moved.setdefault(moved, written) == written:
             return _Found(moved, self._note(key, entry, moved))
         lost = (
-            f"{self._file}: {key} is {entry!r}, but {self.root / written} does not exist: give a folder, a list file "
-            f"or a COCO file, relative to 'path' or to this file{self._hint}"
+            f"{self._file}: {key}: {entry!r}: {self.root / written} does not exist. Give a folder, a list file or a "
+            f"COCO file, relative to 'path' or to this file{self._hint}."
         )
         return _Found(self.root / written, lost=lost)
 
@@ -237,7 +237,7 @@ class _SourceFinder:
         return place.path(written) if place else None
 
     def _note(self, key: str, written: str, found: Path) -> str:
-        return f"{self._file}: {key} is {written!r}, which is not there: {found} is used instead"
+        return f"{self._file}: {key}: {written!r}: does not exist. {found} is used instead."
 
 
 def _exists(path: Path) -> bool:

@@ -53,9 +53,9 @@ def read_bytes(path: Path | str) -> bytes:
     try:
         content = Path(path).read_bytes()  # cv2.imread fails on unusual characters under Windows
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}): restore or remove the image") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Restore or remove the image.") from None
     if not content:
-        raise DataError(f"{path}: the file is empty: restore or remove the image and its label file")
+        raise DataError(f"{path}: the file is empty. Restore or remove the image and its label file.")
     return content
 
 
@@ -73,13 +73,13 @@ def decode_image(content: bytes, path: Path | str) -> np.ndarray:
         DataError: If it is no image or is cut off.
     """
     if _is_truncated(content):
-        raise DataError(f"{path}: the file is cut off: restore or remove the image and its label file")
+        raise DataError(f"{path}: the file is cut off. Restore or remove the image and its label file.")
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:  # for instance more pixels than OpenCV allows
         image = None
     if image is None or image.ndim != 3:  # the latter for gray floats
-        raise DataError(f"{path}: not an image that OpenCV can read: convert or remove it and its label file")
+        raise DataError(f"{path}: not an image that OpenCV can read. Convert or remove it and its label file.")
     return image
 
 
@@ -104,11 +104,11 @@ def read_size(path: Path | str) -> tuple[int, int]:
     else:
         height, width = header
     if height * width > MAX_PIXELS:
-        raise DataError(f"{path}: has more than {MAX_PIXELS} pixels: resize it or cut it into tiles")
+        raise DataError(f"{path}: the image has more than {MAX_PIXELS} pixels. Resize it or cut it into tiles.")
     if header is not None and _is_file_truncated(path):
-        raise DataError(f"{path}: the file is cut off: restore or remove the image and its label file")
+        raise DataError(f"{path}: the file is cut off. Restore or remove the image and its label file.")
     if min(height, width) < MIN_SIDE_PX:
-        raise DataError(f"{path}: is {width} x {height} pixels: nothing can be learned below {MIN_SIDE_PX}: remove it")
+        raise DataError(f"{path}: {width} x {height} pixels: a side is below {MIN_SIDE_PX} pixels. Remove it.")
     return height, width
 
 

@@ -84,9 +84,9 @@ def read_labels(file: Path | str, num_classes: int, num_keypoint_values: int = 0
     try:
         text = read_text(file)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}): restore or remove it") from None
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Restore or remove it.") from None
     except UnicodeDecodeError:
-        raise DataError(f"{file}: is not text: expected lines of 'class cx cy width height'") from None
+        raise DataError(f"{file}: not text. Write lines of 'class cx cy width height'.") from None
     objects = ObjectList()
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
@@ -104,7 +104,7 @@ def class_ids_by_name(names: tuple[str, ...]) -> dict[str, int]:
     class_ids = {name: class_id for class_id, name in enumerate(names)}
     if len(class_ids) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"data.yaml: names has {twice!r} twice, and the labels say classes by name: rename one of them")
+        raise DataError(f"data.yaml: names: {twice!r}: occurs twice, but the labels use names. Rename one of the two.")
     return class_ids
 
 
@@ -150,7 +150,7 @@ def labels_from_pixels(objects: PixelObjects, size_hw: tuple[int, int]) -> Label
     if abs(height * size_hw[1] - width * size_hw[0]) > SHAPE_TOLERANCE * height * size_hw[1]:
         raise DataError(
             f"{objects.where}: annotated at {width} x {height} pixels, but the image has {size_hw[1]} x "
-            f"{size_hw[0]}: turn the image back or annotate it again"
+            f"{size_hw[0]}. Turn the image back or annotate it again."
         )
     collected = ObjectList()
     collected.notices.update(objects.notices)
@@ -159,7 +159,7 @@ def labels_from_pixels(objects: PixelObjects, size_hw: tuple[int, int]) -> Label
         if min(corners) < -RANGE_TOLERANCE or max(corners) > 1 + RANGE_TOLERANCE:
             raise DataError(
                 f"{objects.where}: box ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies outside the image of {width} x {height} "
-                "pixels: correct or remove it"
+                "pixels. Correct or remove it."
             )
         collected.add(class_id, *corners)
     return collected.labels()
@@ -187,7 +187,7 @@ def _parse_row(line: str, where: str, num_classes: int, num_keypoint_values: int
 def _check_columns(columns: list[str], where: str, num_keypoint_values: int) -> None:
     """Refuse what cannot be a row, before its numbers are looked at."""
     if len(columns) < BOX_COLUMNS and any(mark in column for column in columns for mark in ",;"):
-        raise DataError(f"{where}: {' '.join(columns)[:60]!r}: expected 5 numbers with spaces between: replace commas")
+        raise DataError(f"{where}: {' '.join(columns)[:60]!r}: not 5 numbers with spaces between. Replace the commas.")
     if num_keypoint_values:
         is_known = len(columns) in (BOX_COLUMNS, BOX_COLUMNS + num_keypoint_values)
     else:
@@ -200,18 +200,18 @@ def _wrong_columns(columns: list[str], where: str, num_keypoint_values: int) -> 
     expected = "expected 5 (class cx cy width height)"
     if num_keypoint_values:
         num_expected = BOX_COLUMNS + num_keypoint_values
-        rule = f"{expected} or, by kpt_shape in data.yaml, {num_expected}: correct the line or kpt_shape"
+        rule = f"{expected} or, by kpt_shape in data.yaml, {num_expected}. Correct the line or kpt_shape."
     elif len(columns) == BOX_COLUMNS + 1:
-        rule = f"{expected}: remove the confidence or angle at the end of the line"
+        rule = f"{expected}. Remove the confidence or angle at the end of the line."
     else:
-        rule = f"{expected} or a polygon (class and at least 3 points): correct or remove the line"
+        rule = f"{expected} or a polygon (class and at least 3 points). Correct or remove the line."
     return f"{where}: {len(columns)} columns, {rule}"
 
 
 def _corners_of_box(numbers: list[float], where: str) -> tuple[float, float, float, float]:
     cx, cy, width, height = _check_range(numbers, where)
     if width < 0 or height < 0:
-        raise DataError(f"{where}: size {width:g} x {height:g} is negative: correct or remove the line")
+        raise DataError(f"{where}: size {width:g} x {height:g} is negative. Correct or remove the line.")
     return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
 
 
@@ -219,8 +219,8 @@ def _check_range(values: list[float], where: str) -> list[float]:
     for value in values:
         if not -RANGE_TOLERANCE <= value <= 1 + RANGE_TOLERANCE:
             raise DataError(
-                f"{where}: coordinate {value:g} is not between 0 and 1: give fractions of the image's width "
-                f"and height (pixels divided by the size)"
+                f"{where}: coordinate {value:g} is not between 0 and 1. Give fractions of the image's width "
+                f"and height (pixels divided by the size)."
             )
     return values
 
@@ -253,7 +253,7 @@ def _parse_number(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{where}: {text[:40]!r} is not a finite number: correct or remove the line")
+        raise DataError(f"{where}: {text[:40]!r} is not a finite number. Correct or remove the line.")
     return value
 
 
@@ -262,7 +262,7 @@ def _check_class(value: float, where: str, num_classes: int) -> int:
         can_be_named = value.is_integer() and value >= 0
         raise DataError(
             f"{where}: class {value:g}, but data.yaml names {num_classes} classes (ids 0 to "
-            f"{num_classes - 1}): correct the line{' or add the name' if can_be_named else ''}"
+            f"{num_classes - 1}). Correct the line{' or add the name' if can_be_named else ''}."
         )
     return int(value)
 

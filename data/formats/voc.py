@@ -52,15 +52,15 @@ def read_voc(file: Path | str, class_ids: Mapping[str, int]) -> PixelObjects:
     try:
         root = fromstring(_decode(Path(file).read_bytes()), forbid_dtd=True)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}): restore or remove it") from None
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Restore or remove it.") from None
     except DefusedXmlException:
-        raise DataError(f"{file}: declares a document type, which is not safe to expand: remove the DOCTYPE") from None
+        raise DataError(f"{file}: it declares a document type, which is not safe. Remove the DOCTYPE.") from None
     except (ParseError, ValueError, LookupError) as error:  # the latter two for encodings
-        raise DataError(f"{file}: is not valid XML ({error}): restore or remove it") from None
+        raise DataError(f"{file}: not valid XML ({error}). Restore or remove it.") from None
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2].lower()  # without its namespace
     if root.tag != "annotation":
-        raise DataError(f"{file}: begins with <{root.tag}>, expected <annotation>: give a Pascal VOC file or remove it")
+        raise DataError(f"{file}: begins with <{root.tag}>, not <annotation>. Give a Pascal VOC file or remove it.")
     notices: Counter[str] = Counter()
     rows = [
         _read_object(item, f"{file}: object {number}", class_ids, notices)
@@ -92,7 +92,7 @@ def _read_size(root: Element, where: str) -> tuple[int, int] | None:
 def _read_object(item: Element, where: str, class_ids: Mapping[str, int], notices: Counter[str]) -> Row:
     name = (item.findtext("name") or "").strip()
     if name not in class_ids:
-        raise DataError(f"{where}: class {name!r} is not among the names of data.yaml: correct it or add the name")
+        raise DataError(f"{where}: class {name!r} is not among the names of data.yaml. Correct it or add the name.")
     if item.find("bndbox") is not None:
         x1, y1, x2, y2 = (_number(item, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
     elif item.find("robndbox") is not None:
@@ -102,9 +102,9 @@ def _read_object(item: Element, where: str, class_ids: Mapping[str, int], notice
         notices[REDUCED] += 1
         x1, y1, x2, y2 = _around_polygon(item, where)
     else:
-        raise DataError(f"{where}: has no bndbox, robndbox or polygon: add its box or remove it")
+        raise DataError(f"{where}: no bndbox, robndbox or polygon. Add its box or remove it.")
     if x2 < x1 or y2 < y1:
-        raise DataError(f"{where}: size {x2 - x1:g} x {y2 - y1:g} is negative: correct or remove it")
+        raise DataError(f"{where}: size {x2 - x1:g} x {y2 - y1:g} is negative. Correct or remove it.")
     return class_ids[name], x1, y1, x2, y2
 
 
@@ -124,7 +124,7 @@ def _around_polygon(item: Element, where: str) -> tuple[float, float, float, flo
             values[point.tag[0]].append(_parse(point.text, f"polygon/{point.tag}", where))
     xs, ys = values["x"], values["y"]
     if len(xs) < 3 or len(xs) != len(ys):
-        raise DataError(f"{where}: its polygon has {len(xs)} x and {len(ys)} y, not 3 points or more: correct it")
+        raise DataError(f"{where}: the polygon has {len(xs)} x and {len(ys)} y, not 3 points or more. Correct it.")
     return min(xs), min(ys), max(xs), max(ys)
 
 
@@ -138,5 +138,5 @@ def _parse(text: str | None, key: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{where}: {key} is {(text or '')[:40]!r}, not a finite number: correct or remove it")
+        raise DataError(f"{where}: {key}: {(text or '')[:40]!r}: not a finite number. Correct or remove it.")
     return value

@@ -116,7 +116,7 @@ def check_split(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
     """
     labels = [reject.message for reject in table.rejects.values() if reject.is_label]
     if labels:
-        others = f" (and {len(labels) - 1} more label files are wrong: {_hint(dataset)})" if len(labels) > 1 else ""
+        others = f" {len(labels) - 1} more label files are wrong: {_hint(dataset)}." if len(labels) > 1 else ""
         raise DataError(f"{labels[0]}{others}")
     if len(table.rejects) == len(table):
         first_reject = next(iter(table.rejects.values())).message
@@ -125,8 +125,8 @@ def check_split(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
         first = next(row for row in range(len(table)) if row not in table.rejects)
         expected = label_candidates(table.path(first))[0]
         raise DataError(
-            f"{dataset.file}: no {split} image has a label file: {table.path(first)} needs {expected} (or a .xml file "
-            "of Pascal VOC; COCO: name the .json file in data.yaml)"
+            f"{dataset.file}: no {split} image has a label file. {table.path(first)} needs {expected} (or a .xml file "
+            "of Pascal VOC; for COCO, name the .json file in data.yaml)."
         )
 
 
@@ -138,8 +138,8 @@ def check_objects(dataset: DatasetYaml, index: ImageIndex) -> None:
     """
     if not len(index.classes):
         raise DataError(
-            f"{dataset.file}: no object in any of the {len(index)} train images: there is nothing to learn: label some "
-            f"(python -m engine.inspect --root {dataset.file} shows what was read)"
+            f"{dataset.file}: no object in any of the {len(index)} train images. Label some of them "
+            f"(python -m engine.inspect --root {dataset.file} shows what was read)."
         )
 
 
@@ -168,7 +168,7 @@ def scan_split(dataset: DatasetYaml, split: str, cache_folder: Path | None = Non
         save_table(file, table, key)
         return load_table(file, key)  # mapped now, and shared between processes
     except (OSError, IndexFileError) as error:
-        logger.warning("%s: cannot keep the index (%s): labels will be read again at each start", file, error)
+        logger.warning("%s: the index cannot be written (%s). Each start reads the labels again.", file, error)
         return table
 
 
@@ -178,7 +178,7 @@ def _load_if_valid(file: Path | None, key: str) -> ScanTable | None:
     try:
         return load_table(file, key)
     except IndexFileError as error:
-        logger.warning("%s: it is made again", error)
+        logger.warning("%s. The index is made again.", error)
         return None
 
 
@@ -267,7 +267,7 @@ def _warn(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
         logger.warning("%s", note)
     if table.rejects:
         first = next(iter(table.rejects.values())).message
-        logger.warning("%s: %d images left out: %s (%s)", split, len(table.rejects), first, _hint(dataset))
+        logger.warning("%s: %d images left out: %s %s.", split, len(table.rejects), first, _hint(dataset))
     if counts := notice_counts(table):
         logger.warning("%s: %s", split, ", ".join(f"{count} {kind}" for kind, count in counts.items()))
 

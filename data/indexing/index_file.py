@@ -89,7 +89,7 @@ def load_table(file: Path, key: str) -> ScanTable:
     except (OSError, ValueError) as error:
         raise IndexFileError(f"{file}: {error}") from None
     if header.get("version") != VERSION or header.get("key") != key:
-        raise IndexFileError(f"{file}: is of another version or data set")
+        raise IndexFileError(f"{file}: made for another version or data set")
     try:
         arrays = _map_arrays(content, start, header["lengths"])
         intact = header["crc32"] == _checksum(arrays)
@@ -100,9 +100,9 @@ def load_table(file: Path, key: str) -> ScanTable:
             origin=Origin(file, key, header["crc32"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # cut off, or not what save_table writes
-        raise IndexFileError(f"{file}: is damaged ({error})") from None
+        raise IndexFileError(f"{file}: damaged ({error})") from None
     if not intact or not _is_consistent(table):
-        raise IndexFileError(f"{file}: is damaged (its checksum differs)")
+        raise IndexFileError(f"{file}: damaged (its checksum differs)")
     return table
 
 
@@ -115,9 +115,9 @@ def reload_table(origin: Origin) -> ScanTable:
     try:
         table = load_table(origin.file, origin.key)
     except IndexFileError as error:
-        raise DataError(f"{error}, since this run has started: start it again") from None
+        raise DataError(f"{error} since this run started. Start the run again.") from None
     if table.origin != origin:
-        raise DataError(f"{origin.file}: was made again by another run since this one has started: start it again")
+        raise DataError(f"{origin.file}: another run has made the file again. Start this run again.")
     return table
 
 
@@ -125,10 +125,10 @@ def _read_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
     magic, size, checksum = stream.read(8), stream.read(8), stream.read(8)
     num_bytes = int.from_bytes(size, "little")
     if magic != MAGIC or num_bytes > os.fstat(stream.fileno()).st_size:
-        raise ValueError("is damaged or no index file")
+        raise ValueError("damaged, or not an index file")
     encoded = stream.read(num_bytes)
     if zlib.crc32(encoded) != int.from_bytes(checksum, "little"):
-        raise ValueError("is damaged (the checksum of its header differs)")
+        raise ValueError("damaged (the checksum of its header differs)")
     return json.loads(encoded), stream.tell()
 
 

@@ -69,9 +69,9 @@ class _PassedOver(NamedTuple):
     def tell(self, folder: Path) -> None:
         """One line for each kind."""
         for paths, line in (
-            (self.links, "linked folders are not followed, such as %s: name them in data.yaml"),
-            (self.unreadable, "pictures are passed over, such as %s: OpenCV cannot read them: convert them to JPEG"),
-            (self.twins, "images share their label file with another, such as %s: remove or rename one of the two"),
+            (self.links, "linked folders are not followed, such as %s. Name them in data.yaml."),
+            (self.unreadable, "images are passed over, such as %s: OpenCV cannot read them. Convert them to JPEG."),
+            (self.twins, "images share their label file with another, such as %s. Remove or rename one of them."),
         ):
             if paths:
                 _tell_once(f"{folder}: {len(paths)} {line % paths[0]}")
@@ -113,11 +113,11 @@ def list_file(file: Path, root: Path) -> Listing:
         DataError: If an image does not exist, the file is no text or names no image.
     """
     if file.suffix.lower() != ".txt":
-        raise DataError(f"{file}: expected a folder of images, a list of images (.txt) or a COCO file (.json)")
+        raise DataError(f"{file}: unknown kind. Give a folder of images, a list file (.txt) or a COCO file (.json).")
     try:
         lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}): give a list of image paths in UTF-8") from None
+        raise DataError(f"{file}: cannot be read ({error}). Give a list of image paths in UTF-8.") from None
     paths: list[str] = []
     place: Place | None = None
     for number, line in enumerate(lines, start=1):
@@ -128,10 +128,10 @@ def list_file(file: Path, root: Path) -> Listing:
                 place = place or find_place((file.parent, root), entry, num_kept)
                 image = place.path(entry) if place and is_file(place.path(entry)) else None
             if image is None:
-                raise DataError(f"{file}:{number}: no image {entry[:200]!r}: correct or remove the line")
+                raise DataError(f"{file}:{number}: no image {entry[:200]!r}. Correct or remove the line.")
             paths.append(str(image))
     if place:
-        _tell_once(f"{file}: names images of another machine: they are taken from {place.folder}")
+        _tell_once(f"{file}: the paths are of another machine. Images are read from {place.folder} instead.")
     _check_not_empty(file, paths)
     return Listing(paths, _with_labels(paths, _stamps(paths)))
 
@@ -189,7 +189,7 @@ def _walk(folder: str, passed_over: _PassedOver) -> Iterator[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror}): allow reading it, or leave it out") from None
+        raise DataError(f"{folder}: cannot be read ({error.strerror}). Allow reading it or leave it out.") from None
     folders = []
     stems: set[str] = set()
     for entry in found:
@@ -223,7 +223,7 @@ def _list_candidates(file: Path, root: Path, entry: str) -> list[Path]:
 def _check_not_empty(source: Path, paths: list[str]) -> None:
     if not paths:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{source}: holds no image: expected files ending in {suffixes}")
+        raise DataError(f"{source}: contains no image. Give files that end in {suffixes}.")
 
 
 def _with_labels(paths: list[str], stamps: list[tuple[int, int]]) -> np.ndarray:

@@ -78,7 +78,7 @@ def scan_chunk(tasks: Sequence[ScanTask], rules: LabelRules) -> ScanTable:
         size_hw, found = (0, 0), _no_labels()
         try:
             if task.stamps[0] < 0:
-                raise DataError(f"{task.path}: is not there or is no file: restore or remove it")
+                raise DataError(f"{task.path}: missing, or not a file. Restore or remove it.")
             size_hw = read_size(task.path)
         except DataError as error:
             rejects[row] = Reject(is_label=False, message=str(error))

@@ -19,36 +19,37 @@ MAX_FACTOR = 1000
 
 @dataclass(frozen=True)
 class BalanceConfig:
-    """Which images are shown more than once in an epoch; the default is each image once."""
+    """How often an epoch shows each image; once by default."""
 
     repeat_threshold: float = 0.0
-    """Classes in a smaller share of the images are repeated, LVIS's rule: 0.001 for a thousand classes, 0.1 to 0.3
-    for ten. 0 is off. Costs 8 bytes of RAM an image; epochs grow longer, by what is logged."""
+    """Repeat the images of classes that are in a smaller share of the images than this, by the rule of LVIS. Use 0.001
+    for a thousand classes and 0.1 to 0.3 for ten; 0 is off. It takes 8 bytes of RAM an image. Epochs become longer; a
+    line says by how much."""
     class_weights: dict[str, float] = field(default_factory=dict)
-    """Class name to how often its images are shown per epoch, on average: 3.0 three times, 0.5 every other epoch.
-    An image takes the largest of its classes; those that are not named count 1."""
+    """How often an epoch shows the images of each class, on average: 3.0 is three times, 0.5 is every other epoch. An
+    image takes the largest number of its classes. Classes without a number count 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.repeat_threshold <= 1:
             raise DataError(
-                f"data.balance.repeat_threshold is {self.repeat_threshold}: give a share of the images, 0 to 1"
+                f"data.balance.repeat_threshold: {self.repeat_threshold}: not a share of the images. Give 0 to 1."
             )
         for name, weight in self.class_weights.items():
             if not 0 < weight <= MAX_FACTOR:
                 raise DataError(
-                    f"data.balance.class_weights.{name} is {weight}: give a number above 0 and up to {MAX_FACTOR}"
+                    f"data.balance.class_weights.{name}: {weight}: out of range. Give above 0 to {MAX_FACTOR}."
                 )
 
 
 def check_weighted_classes(config: BalanceConfig, names: tuple[str, ...]) -> None:
-    """Refuse a weight for a class that the data set has not.
+    """Refuse a weight for a class that the data set does not have.
 
     Raises:
-        DataError: Naming it and the classes that there are.
+        DataError: The message names the class and the known classes.
     """
     for name in config.class_weights:
         if name not in names:
-            raise DataError(f"data.balance.class_weights: no class {name!r}: the classes are {', '.join(names)}")
+            raise DataError(f"data.balance.class_weights: {name!r}: no such class. The classes are {', '.join(names)}.")
 
 
 def image_repeats(index: ImageIndex, names: tuple[str, ...], config: BalanceConfig) -> np.ndarray | None:

@@ -1,11 +1,11 @@
-"""What happens to an image that turns out unreadable while training: it becomes gray and has no objects.
+"""Replaces an image that cannot be read during training by a gray image without objects.
 
-The scan (`data.indexing.scan`) has left out what can be seen from outside: empty, cut-off and foreign files. What is
-left is damage in the middle of a file, and files that vanish. A run must not end for one such picture after an hour,
-and must not go on without its data either: each is logged, and too many of them are an error.
+The scan (`data.indexing.scan`) leaves out empty, cut-off and foreign files before training. It does not find damage in
+the middle of a file, nor a file that vanishes later. One such image must not end a run after an hour, and a run must
+not continue without its data either. So each of them is logged, and too many of them are an error.
 
-A JPEG that is damaged in the middle is mostly decoded all the same, with the wrong colors below the damage; that
-is used as it is, as image viewers do.
+OpenCV decodes most JPEG files that are damaged in the middle, with wrong colors below the damage. Training uses these
+images as they are, as image viewers do.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class BrokenImages:
         """
         if image not in self.images:
             self.images.add(image)
-            logger.warning("%s: shown as a gray image without objects", error)
+            logger.warning("%s It is shown as a gray image without objects.", error)
         if len(self.images) > self.max_images:
             raise DataError(
-                f"{error}: with it {len(self.images)} images have become unreadable since the start: check the "
-                "disk or network drive"
+                f"{error} With it, {len(self.images)} images have become unreadable since the start. Check the "
+                "disk or the network drive."
             ) from None
         return np.full((*self.index.sizes_hw[image], 3), PAD_VALUE, np.uint8)

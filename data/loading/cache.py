@@ -1,12 +1,12 @@
-"""Decoded pictures that are kept, once for all worker processes.
+"""Caches of decoded images or files, shared by all worker processes.
 
-Pictures lie in slots of one shared block, each with a tag that says what is in it. Whoever needs a picture first
-decodes it and writes it, then its tag; everybody else finds it there. Nothing is locked: two workers may decode the
-same picture and write the same bytes. A slot can be overwritten while somebody reads it, so who has read asks
-`SlotCache.is_intact` afterwards, and reads again if not.
+An image lies in a slot of one shared block, with a tag that says which image it is. The first worker that needs an
+image decodes it, writes it into its slot and then writes the tag. Other workers read it from the slot. There is no
+lock: two workers may decode the same image and write the same bytes. A slot can be overwritten while a worker reads
+it. A reader therefore calls `SlotCache.is_intact` afterwards and reads again if it is false.
 
-`DecodedCache` keeps every picture of the data set, as many as there are slots; `RecentImages` the last few hundred;
-`FileCache` what the files hold.
+`DecodedCache` keeps the images of the whole data set, as far as there are slots. `RecentImages` keeps the last few
+hundred images. `FileCache` keeps the content of the files.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class SlotCache:
         return CachedImage(self._slot(slot, height, width), tuple(original_hw))
 
     def put(self, image: int, picture: np.ndarray, original_hw: tuple[int, int]) -> None:
-        """Keep a picture, unless there is no place for it or memory is short."""
+        """Keep an image, unless it has no slot or memory is short."""
         address = self.address(image)
         if address is None or picture.nbytes > self.slot_bytes or not self._has_memory():
             return
@@ -114,11 +114,11 @@ class SlotCache:
 
     @property
     def is_closed(self) -> bool:
-        """Whether memory was so short that the cache was given up."""
+        """Whether the cache was dropped because memory was short."""
         return bool(self._rows[-1, 0])
 
     def drop(self) -> None:
-        """Give the memory of all pictures back, for all processes, and take no more."""
+        """Return the memory of all images, for all processes, and keep no more."""
         self._rows[-1, 0] = 1
         self._rows[:-1, 0] = EMPTY
         self._pictures.release()
@@ -218,7 +218,7 @@ class FileCache:
 
     @property
     def is_closed(self) -> bool:
-        """Whether memory was so short that the cache was given up."""
+        """Whether the cache was dropped because memory was short."""
         return bool(self._is_here.array[-1])
 
     def _drop_if_short(self) -> None:

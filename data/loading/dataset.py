@@ -173,7 +173,7 @@ class ValidationDataset(Dataset[Sample]):
         picture, original_hw = self.source.load_with_size(key.index)
         path, size_hw = self.source.index.path(key.index), self._input_hw(key)
         if any(side > limit for side, limit in zip(picture.image.shape, size_hw, strict=False)):
-            error = DataError(f"{path}: has another shape than when the data set was indexed")
+            error = DataError(f"{path}: its shape has changed since the data set was indexed. Start the run again.")
             gray = self.source.broken.replace(key.index, error)
             original_hw = gray.shape[:2]
             gray = resize_long_side(gray, self.source.image_size)

@@ -1,18 +1,18 @@
-"""Which images a sample may be mixed with: all, where all are kept decoded; else those read at about that time.
+"""The images from which mosaic, mixup and cutmix take their partners: all of them, or the pool of an image.
 
-A mosaic needs four images. Partners from the whole data set are best: networks learn faster from windows that share
-few images (docs/fidelity.md has the measurement). But without a cache each sample would read four
-files. Ultralytics draws from the images that a worker happens to have read, so its mosaics depend on the number of
-workers and the batch size.
+A mosaic needs four images. Where all images are kept decoded, partners come from the whole data set: networks learn
+faster from windows that share few images (docs/fidelity.md has the measurement). Without such a cache each sample would
+read four files. Ultralytics then reads one file: it takes partners from a buffer of the images that the worker has
+read. Its mosaics therefore depend on the number of workers and on the batch size.
 
-Without a cache for all images, each epoch's order is cut into pools of `POOL_SIZE` images here, and an image's partners
-are drawn from its own pool:
+Without a cache of all images, yolofit cuts the order of each epoch into pools of `POOL_SIZE` images. The partners of an
+image come from its own pool:
 
-- who may meet whom follows from (seed, epoch) alone, not from workers, devices or batch size;
-- within an epoch every image has the same chance of being a partner; over the epochs, as each has a new order, every
-  pair is equally likely;
-- a pool's images are used within a few consecutive windows, so each file is read and decoded about once an epoch, if
-  the last ones are kept (`data.loading.cache.RecentImages`).
+- The possible partners follow from (seed, epoch) alone, not from workers, devices or batch size.
+- Within an epoch every image is equally likely to be a partner. Each epoch has a new order, so over the epochs every
+  pair is equally likely.
+- The images of a pool are used within a few consecutive windows. Each file is therefore read and decoded about once an
+  epoch, if the last images are kept (`data.loading.cache.RecentImages`).
 
 The pool is larger than a common window: the tiles of one window come from more images than the window has.
 """
@@ -46,7 +46,7 @@ class PartnerPools:
         self._epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; cheap if it is the one of before."""
+        """Choose the epoch; this costs nothing if the epoch does not change."""
         if epoch != self._epoch:
             self._order = epoch_order(self.num_images, self.seed, epoch)
             self._position = np.empty_like(self._order)

@@ -1,8 +1,9 @@
-"""How much RAM the loader takes: planned before the run from what there is, and adapted between epochs.
+"""Plans the RAM of the loader before the run, and adapts the plan between epochs.
 
-Three things take RAM: windows that wait to be used, decoded pictures that mosaics are drawn from, and the cache; all of
-them in /dev/shm where workers are not forked. `plan_loading` fits them into a budget and says what it chose and why;
-`open_caches` carries it out. What a machine has is given to it as numbers: this package does not look at the machine.
+Three things take RAM: windows that wait for training, decoded images that mosaics are made of, and the cache. If
+workers are not forked, all three lie in /dev/shm. `plan_loading` fits them into a budget and says what it chose and
+why. `open_caches` carries out the plan. The caller gives the RAM and cores of the machine as numbers: this package
+does not look at the machine.
 """
 
 from __future__ import annotations

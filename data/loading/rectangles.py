@@ -1,8 +1,9 @@
-"""Rectangular validation: every picture is padded to a rectangle of its own shape rather than to a square.
+"""Rectangular validation: pads every image to a rectangle of its own shape instead of a square.
 
-A picture's rectangle follows from its own size alone: its two sides at the image size, each rounded up to a multiple
-of the stride. Only pictures of one rectangle share a batch. So what the network sees of a picture, and every metric,
-is the same for any batch size and any number of devices; in trainers that pad a batch to its widest picture it is not.
+The rectangle of an image follows from its own size alone: its two sides at the image size, each rounded up to a
+multiple of the stride. Only images of one rectangle share a batch. What the network sees of an image, and every metric,
+is therefore the same for any batch size and any number of devices. This is not so in trainers that pad a batch to its
+widest image.
 """
 
 from __future__ import annotations

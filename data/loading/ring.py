@@ -1,11 +1,11 @@
-"""Blocks of shared memory in which workers make windows, each used again once nobody has its window any more.
+"""The ring: blocks of shared memory in which a worker makes windows, and which it uses again.
 
-New shared memory is zeroed by the system page by page, which takes a fifth of a worker's time. So each worker gets some
-blocks of its own, and a window travels as the number of its block. The process that receives it looks at the block in
-place, and marks it as free when the last tensor that looks at it is gone: whoever keeps a batch, or a part of one, sees
-no change. A worker that finds no free block takes new shared memory instead; nobody ever waits for a block.
+The system clears new shared memory page by page, which takes a fifth of a worker's time. Each worker therefore has some
+blocks of its own. It sends a window as the number of its block. The receiving process uses the block in place. It marks
+the block as free when the last tensor on it is gone. Code that keeps a batch, or a part of it, sees no change. If a
+worker finds no free block, it takes new shared memory. No process ever waits for a block.
 
-Forked workers inherit the blocks without a name (`data.loading.shared`): they are not in /dev/shm.
+Forked workers inherit the blocks without a name (`data.loading.shared`): the blocks are not in /dev/shm.
 """
 
 from __future__ import annotations

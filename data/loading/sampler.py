@@ -1,15 +1,15 @@
-"""Which images make up which window, in one process or in several.
+"""Divides the images of an epoch into windows, for one process or several.
 
-An epoch is one ordering of all images (`EpochOrder`), cut into *windows* of ``batch_size`` images
-(`WindowSampler`): a window is what one optimizer step sees, over all processes. Each process gets its share
-of every window, so all of them take the same number of steps and together see every image exactly once.
+An epoch is one order of all images (`EpochOrder`), cut into *windows* of ``batch_size`` images (`WindowSampler`). A
+window is the images of one optimizer step over all processes. Each process gets its share of every window. All
+processes therefore take the same number of steps, and together they see every image exactly once.
 
-With ``repeats`` (`data.loading.balance`) an epoch shows some images several times: it has as many places as the repeats
-add up to, rounded up, in every epoch; which images with a fraction get the odd place is drawn anew each time.
-Windows keep their size, so an epoch has more of them.
+With ``repeats`` (`data.loading.balance`) an epoch shows some images several times. Every epoch has as many places as
+the repeats add up to, rounded up. Each epoch draws anew which images with a fraction get one place more. Windows keep
+their size, so an epoch has more windows.
 
-The sampler hands out ``SampleKey(epoch, index)`` rather than plain numbers: a sample's random draws then
-follow from its key alone, and worker processes that outlive an epoch need not be told which epoch it is.
+The sampler yields ``SampleKey(epoch, index)`` instead of plain numbers. The random draws of a sample then follow from
+its key alone, and a worker that outlives an epoch need not know which epoch it is.
 
 The two classes are split as `torch.utils.data.BatchSampler` is: whoever sets the epoch of a DataLoader's
 ``batch_sampler.sampler`` (Lightning does, before every epoch) reaches `EpochOrder.set_epoch`.

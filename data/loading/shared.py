@@ -1,9 +1,9 @@
 """A block of memory that the processes of a loader share, whether they are forked or spawned.
 
-Forked processes inherit an anonymous mapping: it has no name, cannot be left behind after a crash, and does not count
-against /dev/shm, which containers limit to 64 MiB. Spawned ones (Windows) receive torch's shared memory. Or the block
-is a file that all of them map. Memory is only taken for what has been written, but in /dev/shm; disk space is taken at
-once, as a disk that is full later would end whoever writes there with a signal.
+Forked processes inherit an anonymous mapping. It has no name, a crash cannot leave it behind, and it does not count
+against /dev/shm, which containers limit to 64 MiB. Spawned processes (Windows) receive torch's shared memory. The block
+can also be a file that all processes map. A block takes memory only for written bytes, except in /dev/shm. A file takes
+its disk space at once: on a disk that becomes full later, a write would end the process with a signal.
 """
 
 from __future__ import annotations

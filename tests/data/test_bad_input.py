@@ -74,7 +74,7 @@ LEFT_OUT = {
     "zeros.png": (bytes(5000), "not an image that OpenCV can read"),
     "cut_off_with_tail.png": (PNG[:-200] + b"tail" * 5000, "the file is cut off"),
     "floats.png": (b"Pf\n16 16\n-1\n" + bytes(4 * 256), "not an image that OpenCV can read"),
-    "tiny.png": (cv2.imencode(".png", PIXELS[:9])[1].tobytes(), "is 80 x 9 pixels: nothing can be learned below 10"),
+    "tiny.png": (cv2.imencode(".png", PIXELS[:9])[1].tobytes(), "80 x 9 pixels: a side is below 10 pixels"),
     "cut_off.bmp": (cv2.imencode(".bmp", PIXELS)[1].tobytes()[:40], "not an image that OpenCV can read"),
 }
 
@@ -119,7 +119,7 @@ def test_decompression_bomb__is_left_out_without_decoding(
     add(folder, "bomb.png", bytes(header))
     monkeypatch.setattr(cv2, "imdecode", lambda *args: pytest.fail("decoded"))
     assert names_of(index_of(folder)) == ["good.jpg"]
-    assert f"bomb.png: has more than {MAX_PIXELS} pixels: resize it" in caplog.text
+    assert f"bomb.png: the image has more than {MAX_PIXELS} pixels. Resize it" in caplog.text
 
 
 def save(mode: str, **options: object) -> Callable[[Path], None]:
@@ -215,7 +215,7 @@ def test_bad_label__is_refused_with_file_and_line(folder: Path, kind: str) -> No
 def test_bad_label__says_how_many_more_there_are(folder: Path) -> None:
     for number in range(3):
         add(folder, f"bad{number}.jpg", JPEG, "7 0.5 0.5 0.1 0.1")
-    with pytest.raises(DataError, match=r"bad0\.txt:1: class 7.* \(and 2 more label files are wrong: python -m engine"):
+    with pytest.raises(DataError, match=r"bad0\.txt:1: class 7.* 2 more label files are wrong: python -m engine"):
         index_of(folder)
 
 
@@ -242,20 +242,20 @@ def test_repaired_labels__are_counted(folder: Path, caplog: pytest.LogCaptureFix
 
 def test_missing_label_files__of_every_image_are_refused(folder: Path) -> None:
     (folder / "labels/good.txt").unlink()
-    with pytest.raises(DataError, match=r"no train image has a label file: .*good\.jpg needs .*labels/good\.txt \(or"):
+    with pytest.raises(DataError, match=r"no train image has a label file\. .*good\.jpg needs .*labels/good\.txt \(or"):
         index_of(folder)
 
 
 def test_empty_folder__is_refused(folder: Path) -> None:
     (folder / "images/good.jpg").unlink()
-    with pytest.raises(DataError, match=r"images: holds no image: expected files ending in"):
+    with pytest.raises(DataError, match=r"images: contains no image\. Give files that end in"):
         index_of(folder)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
 def test_unreadable_folder__is_refused(folder: Path) -> None:
     (folder / "images/sub").mkdir(mode=0)
-    with pytest.raises(DataError, match=r"images/sub: cannot be read \(Permission denied\): allow reading it"):
+    with pytest.raises(DataError, match=r"images/sub: cannot be read \(Permission denied\)\. Allow reading it"):
         index_of(folder)
 
 
@@ -269,7 +269,7 @@ def test_unreadable_folder__is_refused__injected(folder: Path, monkeypatch: pyte
         return original(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(DataError, match=r"images/sub: cannot be read \(Permission denied\): allow reading it"):
+    with pytest.raises(DataError, match=r"images/sub: cannot be read \(Permission denied\)\. Allow reading it"):
         index_of(folder)
 
 
@@ -281,15 +281,15 @@ def test_links__loops_are_not_followed_and_files_are(folder: Path, caplog: pytes
     (folder / "labels/linked.txt").write_text(BOX)
     index = index_of(folder)
     assert names_of(index) == ["good.jpg", "linked.jpg"]
-    assert "1 linked folders are not followed" in caplog.text and "name them in data.yaml" in caplog.text
-    assert "nowhere.jpg: is not there or is no file" in caplog.text
+    assert "1 linked folders are not followed" in caplog.text and "Name them in data.yaml" in caplog.text
+    assert "nowhere.jpg: missing, or not a file" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
 def test_pipe_with_the_name_of_an_image__is_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     os.mkfifo(folder / "images/pipe.jpg")
     assert names_of(index_of(folder)) == ["good.jpg"]
-    assert "pipe.jpg: is not there or is no file" in caplog.text
+    assert "pipe.jpg: missing, or not a file" in caplog.text
 
 
 def test_read_size__does_not_call_what_ultralytics_puts_in_the_place_of_pillow(

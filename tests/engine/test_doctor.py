@@ -41,7 +41,7 @@ def test_diagnose_throughput__tells_waiting_from_computing() -> None:
 @pytest.mark.parametrize(
     ("option", "evidence", "remedy"),
     [
-        ("--data.root=/none/data.yaml", "/none/data.yaml: no such file", "give the data.yaml of a data set"),
+        ("--data.root=/none/data.yaml", "/none/data.yaml: no such file", "→ Give the data.yaml of a data set."),
         ("--model.weights=/none.pt", "model.weights: /none.pt: no such file", "assets/releases"),
         ("--model.weights=README.md", "model.weights: README.md: ", "save it again"),
     ],

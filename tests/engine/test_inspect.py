@@ -283,7 +283,7 @@ def test_main__without_any_label_file_says_that_training_refuses(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root.parent / "valid/labels").rename(root.parent / "valid/annotated")
-    with pytest.raises(DataError, match=r"no val image has a label file: .*6\.png needs .*labels/6\.txt"):
+    with pytest.raises(DataError, match=r"no val image has a label file\. .*6\.png needs .*labels/6\.txt"):
         main([f"--root={root}", "--workers=1"])
     said = " ".join(capsys.readouterr().out.split())
     assert "problem val images" in said and "2 images and their labels can be read" not in said

@@ -147,7 +147,7 @@ def test_new__names_what_was_written_by_whom_in_errors(args_yaml: Callable[..., 
     output = tmp_path / "my.yaml"
     source = args_yaml()
     source.write_text(source.read_text().replace("perspective: 0.0", "perspective: 0.1"))
-    rule = r"^perspective=0\.1: data\.augment\.perspective.*: give a number from 0 to"
+    rule = r"^perspective=0\.1: data\.augment\.perspective: 0\.1: out of range\. Give a number from 0 to"
     with pytest.raises(ConfigError, match=rule) as error:
         main(["--from-args", str(source), "--output", str(output)])
     assert "my.yaml" not in str(error.value) and "new.yaml" not in str(error.value) and not output.exists()

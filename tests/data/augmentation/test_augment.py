@@ -34,12 +34,12 @@ def make_image() -> LabelledImage:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": 1.0}, r"data\.augment\.scale is 1\.0: give a number from 0 to 0\.95"),
-        ({"mosaic": -0.1}, r"data\.augment\.mosaic is -0\.1: give a number from 0 to 1"),
-        ({"fliplr": 2}, r"data\.augment\.fliplr is 2: "),
-        ({"hsv_h": float("nan")}, r"data\.augment\.hsv_h is nan: "),
-        ({"perspective": 0.1}, r"data\.augment\.perspective is 0\.1: give a number from 0 to 0\.001"),
-        ({"close_mosaic": -1}, r"data\.augment\.close_mosaic is -1: give 0 or more epochs"),
+        ({"scale": 1.0}, r"data\.augment\.scale: 1\.0: out of range\. Give a number from 0 to 0\.95"),
+        ({"mosaic": -0.1}, r"data\.augment\.mosaic: -0\.1: out of range\. Give a number from 0 to 1"),
+        ({"fliplr": 2}, r"data\.augment\.fliplr: 2: "),
+        ({"hsv_h": float("nan")}, r"data\.augment\.hsv_h: nan: "),
+        ({"perspective": 0.1}, r"data\.augment\.perspective: 0\.1: out of range\. Give a number from 0 to 0\.001"),
+        ({"close_mosaic": -1}, r"data\.augment\.close_mosaic: -1: negative\. Give 0 or more epochs"),
     ],
 )
 def test_augment_config__rejects(changes: dict[str, float], message: str) -> None:

@@ -137,22 +137,22 @@ class TestGeneratePcbDataset:
 
     def test_rejects_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
-        with pytest.raises(DataError, match=r"x: cannot be written \(.+\): make room, or choose another"):
+        with pytest.raises(DataError, match=r"x: cannot be written \(.+\)\. Make room, or choose another"):
             generate_pcb_dataset(tmp_path / "file" / "x", SMALL)
 
     def test_rejects_a_folder_with_a_stamp_of_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "synthetic.json").write_text("{")
-        with pytest.raises(DataError, match="holds something else"):
+        with pytest.raises(DataError, match="contains something else"):
             generate_pcb_dataset(tmp_path, SMALL)
 
     def test_rejects_a_folder_with_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "thesis.txt").write_text("precious")
-        with pytest.raises(DataError, match="a: holds something else than the requested boards: give another"):
+        with pytest.raises(DataError, match=r"a: the folder contains something else than these boards\. Give another"):
             generate_pcb_dataset(tmp_path / "a", SMALL)
         assert contents(tmp_path) == {"a/thesis.txt": b"precious"}
         generate_pcb_dataset(tmp_path / "b", SMALL)
-        with pytest.raises(DataError, match="holds something else"):
+        with pytest.raises(DataError, match="contains something else"):
             generate_pcb_dataset(tmp_path / "b", SyntheticConfig(num_train=4, num_val=2, image_size=96))
 
     def test_interruption_leaves_nothing_behind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,10 +192,10 @@ class TestGeneratePcbDataset:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_train": 0}, "num_train is 0: give 1 or more"),
-        ({"num_val": -1}, "num_val is -1: give 1 or more"),
-        ({"image_size": 32}, "image_size is 32: give 96 or more"),
-        ({"seed": -1}, "seed is -1: give 0 or more"),
+        ({"num_train": 0}, "num_train: 0: too small. Give 1 or more"),
+        ({"num_val": -1}, "num_val: -1: too small. Give 1 or more"),
+        ({"image_size": 32}, "image_size: 32: too small. Give 96 or more"),
+        ({"seed": -1}, "seed: -1: too small. Give 0 or more"),
     ],
 )
 def test_synthetic_config__rejects(changes: dict[str, int], message: str) -> None:

@@ -220,33 +220,33 @@ def test_build_index__coco_image_that_is_missing_is_left_out(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": []}, "holds no image"),
+        ({"images": []}, "contains no image"),
         ({"images": "x"}, "images is not a list of objects"),
         ({"images": [{"id": 1}]}, "images: id 1 is missing or repeated, or has no file_name"),
         ({"images": [IMAGES[0], IMAGES[0]]}, "images: id 5 is missing or repeated"),
         ({"images": [{**IMAGES[0], "id": i} for i in (5, "six", 9)]}, r"image 'x\.png' is listed twice"),
-        ({"images": [{"id": 5, "file_name": "n.png"}]}, r"no image 'n\.png' in any of .*: put the images into one"),
+        ({"images": [{"id": 5, "file_name": "n.png"}]}, r"no image 'n\.png' in any of .*\. Put the images into one"),
         ({"annotations": [{"id": 4, "image_id": 77}]}, "annotation 4: there is no image 77"),
         ({"annotations": [{"id": 4, "image_id": [5]}]}, r"annotation 4: there is no image \[5\]"),
         ({"annotations": [{"id": 4, "image_id": 5, "category_id": 1}]}, "annotation 4: there is no category 1"),
-        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, 2, 3]}]}, r"annotation 2: bbox is \[1, 2, 3\], not x, y"),
-        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, 2, -3, 4]}]}, r"bbox is \[1, 2, -3, 4\], not x, y"),
-        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, float("nan"), 3, 4]}]}, r"bbox is \[1, nan, 3, 4\]"),
-        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, 10**400, 3, 4]}]}, r"bbox is \[1, 1000"),
-        ({"annotations": [{**ANNOTATIONS[1], "bbox": None}]}, "bbox is None"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, 2, 3]}]}, r"annotation 2: bbox: \[1, 2, 3\]: not x, y"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, 2, -3, 4]}]}, r"bbox: \[1, 2, -3, 4\]: not x, y"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, float("nan"), 3, 4]}]}, r"bbox: \[1, nan, 3, 4\]"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": [1, 10**400, 3, 4]}]}, r"bbox: \[1, 1000"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": None}]}, "bbox: None"),
         ({"annotations": [{**ANNOTATIONS[1], "bbox": [70, 0, 20, 9]}]}, r"x\.png: box \(70, 0, 90, 9\) lies outside"),
         ({"images": [{**IMAGES[0], "width": 40, "height": 80}], "annotations": []}, r"x\.png: annotated at 40 x 80"),
         ({"categories": [{"id": 1}]}, "categories: id 1 is missing or repeated, or has no name"),
-        ({"categories": [{"id": 7, "name": "a"}, {"id": "b", "name": "b"}]}, "ids of its categories"),
-        ({"images": [{"id": 5, "file_name": "\ud83d.png"}, *IMAGES[1:]]}, "file_name is '.ud83d.png': half a"),
-        ({"categories": [{"id": 7, "name": "\udc80"}, CATEGORIES[0]]}, "name is '.udc80': half a character"),
+        ({"categories": [{"id": 7, "name": "a"}, {"id": "b", "name": "b"}]}, "the category ids are not all numbers"),
+        ({"images": [{"id": 5, "file_name": "\ud83d.png"}, *IMAGES[1:]]}, "file_name: '.ud83d.png': half a"),
+        ({"categories": [{"id": 7, "name": "\udc80"}, CATEGORIES[0]]}, "name: '.udc80': half a character"),
         ({"images": [{"id": True, "file_name": "x.png"}]}, "images: id True is missing or repeated"),
         ({"images": [{**IMAGES[0], "id": 5}, {**IMAGES[1], "id": "5"}]}, "images: id '5' is missing or repeated"),
-        ({"annotations": [{**ANNOTATIONS[1], "iscrowd": "maybe"}]}, "2: iscrowd is 'maybe', expected 0 or 1"),
-        ({"annotations": [{**ANNOTATIONS[1], "bbox": ["1", "x", 3, 4]}]}, "bbox is .'1', 'x', 3, 4., not x, y"),
-        ({"annotations": [{**ANNOTATIONS[1], "bbox": "[1, 2, 3, 4]"}]}, r"bbox is \[1, 2, 3, 4\], not x, y"),
-        ({"annotations": [{**ANNOTATIONS[1], "bbox": None, "segmentation": {"counts": []}}]}, "bbox is None, not x, y"),
-        ({"categories": []}, "its categories are missing or share a name: give 'names'"),
+        ({"annotations": [{**ANNOTATIONS[1], "iscrowd": "maybe"}]}, "2: iscrowd: 'maybe': not 0 or 1"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": ["1", "x", 3, 4]}]}, "bbox: .'1', 'x', 3, 4.: not x, y"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": "[1, 2, 3, 4]"}]}, r"bbox: \[1, 2, 3, 4\]: not x, y"),
+        ({"annotations": [{**ANNOTATIONS[1], "bbox": None, "segmentation": {"counts": []}}]}, "bbox: None: not x, y"),
+        ({"categories": []}, "categories are missing or share a name. Give 'names'"),
     ],
 )
 def test_build_index__coco_rejects(tmp_path: Path, changes: dict, message: str) -> None:
@@ -258,7 +258,7 @@ def test_build_index__coco_rejects(tmp_path: Path, changes: dict, message: str) 
 def test_build_index__coco_rejects_an_unknown_category(tmp_path: Path) -> None:
     file = write(tmp_path)
     file.write_text(file.read_text() + "names: [a, c]\n")
-    with pytest.raises(DataError, match=r"category 'b' is not among the class names: add it to 'names'"):
+    with pytest.raises(DataError, match=r"category 'b' is not among the class names\. Add it to 'names'"):
         index_of(file)
 
 
@@ -266,7 +266,7 @@ def test_build_index__coco_rejects_an_unknown_category(tmp_path: Path) -> None:
 def test_read_dataset_yaml__rejects_json_of_another_kind(tmp_path: Path, text: str) -> None:
     file = write(tmp_path)
     (tmp_path / "train.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(DataError, match=r"train\.json: (is not valid JSON|is no COCO file)"):
+    with pytest.raises(DataError, match=r"train\.json: (not valid JSON|not a COCO file)"):
         read_dataset_yaml(file)
 
 

@@ -115,13 +115,13 @@ def test_sources__of_a_split_that_is_not_there(folder: Path, split: str, entry: 
     dataset = read(folder, base(test="extra") | {split: entry})
     for other in {"train", "val", "test"} - {split}:
         assert dataset.sources(other)
-    with pytest.raises(DataError, match=rf"data\.yaml: {split} is '{entry}', but .* does not exist: give a folder"):
+    with pytest.raises(DataError, match=rf"data\.yaml: {split}: '{entry}': .* does not exist\. Give a folder"):
         dataset.sources(split)
 
 
 def test_sources__of_a_split_that_would_be_downloaded(folder: Path) -> None:
     dataset = read(folder, base(val="nothing", download="https://example.org/x.zip"))
-    with pytest.raises(DataError, match=r"\('download' is not run: fetch the data set first\)"):
+    with pytest.raises(DataError, match=r"\(yolofit does not run 'download': fetch the data set first\)"):
         dataset.sources("val")
 
 
@@ -147,7 +147,7 @@ def test_sources__of_another_machine_are_found_and_told(folder: Path, path: str 
     dataset = read(folder, base(path=path, train=entry))
     assert dataset.sources("train") == (folder / "images/train",)
     [note] = dataset.notes["train"]
-    assert f"which is not there: {folder / 'images/train'} is used instead" in note and "\n" not in note
+    assert f"does not exist. {folder / 'images/train'} is used instead" in note and "\n" not in note
 
 
 def test_sources__of_another_machine_below_the_working_directory(folder: Path, tmp_path_factory, monkeypatch) -> None:
@@ -191,7 +191,7 @@ def test_read_dataset_yaml__key_points(folder: Path) -> None:
 
 
 def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.yaml: no key 'test': name the folder of the test images"):
+    with pytest.raises(DataError, match=r"data\.yaml: no key 'test'. Name the folder of the test images"):
         read(folder, base(test="")).sources("test")
 
 
@@ -199,29 +199,29 @@ def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
     ("content", "message"),
     [
         ("names: [a", "not valid YAML"),
-        ("names: [2026-13-01]", "not valid YAML: month must be in 1..12"),  # read as a date, of no month
+        ("names: [2026-13-01]", "not valid YAML \\(month must be in 1..12"),  # read as a date, of no month
         ("names: " + "[" * 5000, "not valid YAML"),
-        ("- a\n- b", "holds list, expected keys such as train, val and names"),
-        ("", "holds NoneType, expected keys"),
+        ("- a\n- b", r"not a map of keys\. Write keys such as train, val and names"),
+        ("", "not a map of keys"),
         ("train: !!python/object/apply:os.getcwd []", "not valid YAML"),
-        (base(names=None), "names is None, expected a list of names or a map"),
-        (base(names="a b"), "names is 'a b', expected a list"),
-        (base(names={0: "a", 2: "b"}), r"names has the ids \[0, 2\], expected 0 to 1 without gaps"),
-        (base(names={"a": 0}), r"names has the ids \['a'\], expected 0 to 0"),
-        (base(names=["a", {"b": 1}]), "names has the entry {'b': '1'}, expected a name: put quotes round it"),
-        (base(nc=3), "nc is 3, but there are 2 names: make them agree"),
-        ({"names": ["a"]}, "no key 'train': name the folder of the training images"),
+        (base(names=None), "names: None: not a list of names nor a map"),
+        (base(names="a b"), "names: 'a b': not a list"),
+        (base(names={0: "a", 2: "b"}), r"names: \[0, 2\]: the ids are not 0 to 1"),
+        (base(names={"a": 0}), r"names: \['a'\]: the ids are not 0 to 0"),
+        (base(names=["a", {"b": 1}]), "names: {'b': '1'}: not a name. Put quotes around it"),
+        (base(nc=3), "nc: 3: there are 2 names. Make the two agree"),
+        ({"names": ["a"]}, "no key 'train'. Name the folder of the training images"),
         (base(train=None, val=""), "no key 'train'"),
-        (base(train={"a": 1}), "train is {'a': 1}, expected a path or a list of paths"),
-        (base(train=[3]), r"train is \[3\], expected a path"),
-        (base(names=["a", " "]), "names has the entry ' ', expected a name"),
-        (base(names=["a", "\ud83d"]), "names has the entry '.ud83d', expected a name"),
-        (base(names="pad, via"), r"names is 'pad, via', expected .*: write \[pad, via\]"),
-        (base(kpt_shape=17), "kpt_shape is 17, expected the number of key points and 2 or 3"),
-        (base(kpt_shape=[17, 4]), r"kpt_shape is \[17, 4\], expected"),
-        ("train: images/train\nnames: [a]\ntrain: images/val\n", "has the key 'train' twice: remove one of them"),
-        ("train: images/train\nnames: {0: a, 1: b, 0: c}\n", "has the key '0' twice"),
-        ("train: images/train\nnames: {0: a, '0': c}\n", "has the key '0' twice"),
+        (base(train={"a": 1}), "train: {'a': 1}: not a path"),
+        (base(train=[3]), r"train: \[3\]: not a path"),
+        (base(names=["a", " "]), "names: ' ': not a name"),
+        (base(names=["a", "\ud83d"]), "names: '.ud83d': not a name"),
+        (base(names="pad, via"), r"names: 'pad, via': not a list of names .*\. Write \[pad, via\]"),
+        (base(kpt_shape=17), "kpt_shape: 17: not a number of key points and 2 or 3"),
+        (base(kpt_shape=[17, 4]), r"kpt_shape: \[17, 4\]: not a number"),
+        ("train: images/train\nnames: [a]\ntrain: images/val\n", "the key 'train' occurs twice. Remove one of them"),
+        ("train: images/train\nnames: {0: a, 1: b, 0: c}\n", "the key '0' occurs twice"),
+        ("train: images/train\nnames: {0: a, '0': c}\n", "the key '0' occurs twice"),
     ],
 )
 def test_read_dataset_yaml__rejects(folder: Path, content: dict | str, message: str) -> None:
@@ -233,7 +233,7 @@ def test_read_dataset_yaml__rejects(folder: Path, content: dict | str, message: 
 def test_read_dataset_yaml__rejects_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x\.yaml: no such file"):
         read_dataset_yaml(tmp_path / "x.yaml")
-    with pytest.raises(DataError, match=r"is a folder: give the data\.yaml file inside it"):
+    with pytest.raises(DataError, match=r": a folder\. Give the data\.yaml file inside it"):
         read_dataset_yaml(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\x89PNG\xff\xfe\x00\x9f")
     with pytest.raises(DataError, match=r"binary\.yaml: cannot be read"):

@@ -85,7 +85,7 @@ def test_read_image__rejects_truncated(tmp_path: Path, pixels: np.ndarray, kind:
     file.write_bytes(whole)
     assert read_image(file).shape == (200, 300, 3)
     file.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(DataError, match=r"a\.jpg: the file is cut off: restore or remove"):
+    with pytest.raises(DataError, match=r"a\.jpg: the file is cut off\. Restore or remove"):
         read_image(file)
 
 

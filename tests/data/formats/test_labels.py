@@ -101,19 +101,19 @@ def test_read_labels__drops_empty_boxes_and_repetitions(tmp_path: Path) -> None:
     [
         (
             "3 0.5 0.5 0.1 0.1",
-            r"class 3, but data\.yaml names 3 classes \(ids 0 to 2\): correct the line or add",
+            r"class 3, but data\.yaml names 3 classes \(ids 0 to 2\)\. Correct the line or add",
         ),
-        ("-1 0.5 0.5 0.1 0.1", r"class -1, but .*: correct the line$"),
-        ("0.5 0.5 0.5 0.1 0.1", r"class 0\.5, but .*: correct the line$"),
+        ("-1 0.5 0.5 0.1 0.1", r"class -1, but .*\. Correct the line\.$"),
+        ("0.5 0.5 0.5 0.1 0.1", r"class 0\.5, but .*\. Correct the line\.$"),
         ("0 0.5 0.5 0.1", r"4 columns, expected 5 \(class cx cy width height\) or a polygon"),
-        ("0 0.5 0.5 0.1 0.1 0.9", r"6 columns, expected 5 .*: remove the confidence or angle at the end"),
-        ("0,0.5,0.5,0.1,0.1", "'0,0.5,0.5,0.1,0.1': expected 5 numbers with spaces between: replace commas"),
+        ("0 0.5 0.5 0.1 0.1 0.9", r"6 columns, expected 5 .*\. Remove the confidence or angle at the end"),
+        ("0,0.5,0.5,0.1,0.1", "'0,0.5,0.5,0.1,0.1': not 5 numbers with spaces between. Replace the commas"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "8 columns, expected 5"),
         ("0 nan 0.5 0.1 0.1", "'nan' is not a finite number"),
         ("0 0.5 0.5 0.1 1e999", "'1e999' is not a finite number"),
         ("nan 0.5 0.5 0.1 0.1", "'nan' is not a finite number"),
         ("0 0,5 0.5 0.1 0.1", "'0,5' is not a finite number"),
-        ("0 320 240 64 64", "coordinate 320 is not between 0 and 1: give fractions"),
+        ("0 320 240 64 64", "coordinate 320 is not between 0 and 1. Give fractions"),
         ("0 -0.2 0.5 0.1 0.1", "coordinate -0.2 is not between 0 and 1"),
         ("0 0.5 0.5 1.2 0.1", "coordinate 1.2 is not between 0 and 1"),
         ("0 0.5 0.5 -0.005 0.1", "size -0.005 x 0.1 is negative"),
@@ -128,13 +128,13 @@ def test_read_labels__rejects(tmp_path: Path, line: str, message: str) -> None:
 
 @pytest.mark.parametrize("row", ["0 .5 .5 .1 .1 .2 .2", "0 .5 .5 .1", "0 .1 .1 .2 .2 .3 .3 .4 .4"])
 def test_read_labels__rejects_other_numbers_of_key_points(tmp_path: Path, row: str) -> None:
-    message = r"x\.txt:1: \d columns, expected 5 .* or, by kpt_shape in data\.yaml, 11: correct"
+    message = r"x\.txt:1: \d columns, expected 5 .* or, by kpt_shape in data\.yaml, 11\. Correct"
     with pytest.raises(DataError, match=message):
         parse(tmp_path, row, num_keypoint_values=6)
 
 
 def test_read_labels__rejects_what_is_not_text(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"x\.txt: is not text"):
+    with pytest.raises(DataError, match=r"x\.txt: not text"):
         parse(tmp_path, b"\x89PNG\xff\xfe")
     with pytest.raises(DataError, match="cannot be read"):
         read_labels(tmp_path, 3)

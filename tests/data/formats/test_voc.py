@@ -74,15 +74,15 @@ def test_build_index__voc_rotated_box(tmp_path: Path, caplog: pytest.LogCaptureF
     ("text", "message"),
     [
         (box("diode", 0, 0, 9, 9), "object 1: class 'diode' is not among the names of data.yaml"),
-        (box("a", 0, 0, 9, 9) + "<object><name>a</name></object>", "object 2: has no bndbox, robndbox or polygon: add"),
-        ("<object><name>a</name><bndbox/></object>", "object 1: bndbox/xmin is '', not a finite number"),
+        (box("a", 0, 0, 9, 9) + "<object><name>a</name></object>", "object 2: no bndbox, robndbox or polygon. Add"),
+        ("<object><name>a</name><bndbox/></object>", "object 1: bndbox/xmin: '': not a finite number"),
         ("<object><name>a</name><polygon><x1>1</x1><y1>2</y1></polygon></object>", "polygon has 1 x and 1 y, not 3"),
-        (box("a", "nan", 0, 9, 9), "object 1: bndbox/xmin is 'nan', not a finite number"),
+        (box("a", "nan", 0, 9, 9), "object 1: bndbox/xmin: 'nan': not a finite number"),
         (box("a", 9, 0, 3, 9), "object 1: size -6 x 9 is negative"),
         (SIZE + box("a", 0, 0, 99, 9), r"box \(0, 0, 99, 9\) lies outside the image of 80 x 40 pixels"),
         ("<size><width>40</width><height>80</height></size>", "annotated at 40 x 80 pixels, but the image has 80 x 40"),
-        ("<size><width>x</width><height>80</height></size>", "size/width is 'x'"),
-        ("<object>", "is not valid XML"),
+        ("<size><width>x</width><height>80</height></size>", "size/width: 'x'"),
+        ("<object>", "not valid XML"),
     ],
 )
 def test_build_index__voc_rejects(tmp_path: Path, text: str, message: str) -> None:
@@ -152,14 +152,14 @@ def test_read_voc__empty_lines_before_the_declaration(tmp_path: Path) -> None:
 def test_read_voc__rejects_wrong_encodings(tmp_path: Path, encoding: str) -> None:
     text = f'<?xml version="1.0" encoding="{encoding}"?><annotation>{box("日本", 1, 2, 3, 4)}</annotation>'
     (tmp_path / "x.xml").write_bytes(text.encode())
-    with pytest.raises(DataError, match=r"x\.xml: is not valid XML"):
+    with pytest.raises(DataError, match=r"x\.xml: not valid XML"):
         read_voc(tmp_path / "x.xml", {"日本": 0})
 
 
 def test_build_index__voc_rejects_two_classes_of_one_name(tmp_path: Path) -> None:
     file = write(tmp_path, box("a", 0, 0, 40, 40))
     file.write_text("train: JPEGImages\nnames: [a, a]\n")
-    with pytest.raises(DataError, match="names has 'a' twice, and the labels say classes by name: rename one of them"):
+    with pytest.raises(DataError, match=r"names: 'a': occurs twice, but the labels use names\. Rename one of the two"):
         index_of(file)
 
 
@@ -167,7 +167,7 @@ def test_build_index__voc_rejects_two_classes_of_one_name(tmp_path: Path) -> Non
 def test_read_voc__rejects_other_xml_files(tmp_path: Path, text: str) -> None:
     """Without an object that is found, the image would be one without objects."""
     (tmp_path / "x.xml").write_text(text)
-    with pytest.raises(DataError, match=r"x\.xml: begins with <.+>, expected <annotation>: give a Pascal VOC file"):
+    with pytest.raises(DataError, match=r"x\.xml: begins with <.+>, not <annotation>\. Give a Pascal VOC file"):
         read_voc(tmp_path / "x.xml", NAMES)
 
 
@@ -188,7 +188,7 @@ HARMLESS = '<!DOCTYPE a [<!ENTITY s "a">]><annotation><object><name>&s;</name></
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_read_voc__entities_are_refused_unread(tmp_path: Path, text: str, encoding: str) -> None:
     (tmp_path / "x.xml").write_text(text, encoding=encoding)
-    with pytest.raises(DataError, match=r"x\.xml: declares a document type, which is not safe to expand"):
+    with pytest.raises(DataError, match=r"x\.xml: it declares a document type, which is not safe"):
         read_voc(tmp_path / "x.xml", NAMES)
 
 

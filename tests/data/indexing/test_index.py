@@ -87,7 +87,7 @@ def test_build_index__tells_where_it_found_the_split(dataset_writer: object, cap
     file.write_text("train: /content/boards/train/images\nnames: [a]\n")
     assert len(build_index(read_dataset_yaml(file), "train")) == 1
     [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"{file}: train is '/content/boards/train/images', which is not there: {file.parent}")
+    assert line.startswith(f"{file}: train: '/content/boards/train/images': does not exist. {file.parent}")
 
 
 def test_build_index__folders_are_searched_in_depth_and_sorted(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_build_index__pictures_that_cannot_be_decoded_are_counted(
     touch(*(tmp_path / "images" / name for name in names), tmp_path / "labels/a.txt")
     assert len(build_index(dataset_of(tmp_path, tmp_path / "images"), "train")) == 1
     [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"{tmp_path / 'images'}: 2 pictures are passed over, such as {tmp_path / 'images/b.HEIC'}: ")
+    assert line.startswith(f"{tmp_path / 'images'}: 2 images are passed over, such as {tmp_path / 'images/b.HEIC'}: ")
 
 
 @pytest.mark.parametrize("folder", [".ipynb_checkpoints", "@eaDir", "__MACOSX"])
@@ -132,7 +132,7 @@ def test_build_index__images_that_share_a_label_file_are_told(tmp_path: Path, ca
     touch(tmp_path / "labels/a.txt", tmp_path / "labels/a.b.txt", tmp_path / "labels/sub/a.txt")
     build_index(dataset_of(tmp_path, tmp_path / "images"), "train")
     [line] = [record.getMessage() for record in caplog.records]
-    assert f"1 images share their label file with another, such as {tmp_path / 'images/a.png'}: remove or" in line
+    assert f"1 images share their label file with another, such as {tmp_path / 'images/a.png'}. Remove or" in line
 
 
 @pytest.mark.parametrize("start", ["/content/set", "C:\\sets\\set", ""])
@@ -144,7 +144,7 @@ def test_build_index__list_file_of_another_machine(tmp_path: Path, start: str, c
     (tmp_path / "train.txt").write_text("\n".join(entries[:2]), encoding="utf-16")
     index = build_index(dataset_of(tmp_path, tmp_path / "train.txt"), "train")
     assert [index.path(i) for i in range(2)] == [str(tmp_path / "images/train" / name) for name in ("1.jpg", "2.jpg")]
-    assert f"train.txt: names images of another machine: they are taken from {tmp_path}" in caplog.text
+    assert f"train.txt: the paths are of another machine. Images are read from {tmp_path} instead" in caplog.text
     touch(tmp_path / "3.jpg")
     touch(tmp_path / "train.txt", text="\n".join(entries))
     with pytest.raises(DataError, match=r"train\.txt:3: no image .*3\.jpg"):
@@ -200,18 +200,18 @@ def test_find_label_file__labels_folder_goes_first(tmp_path: Path) -> None:
 
 def test_build_index__rejects(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: holds no image: expected files ending in \.avif \.bmp"):
+    with pytest.raises(DataError, match=r"empty: contains no image\. Give files that end in \.avif \.bmp"):
         build_index(dataset_of(tmp_path, tmp_path / "empty"), "train")
     touch(tmp_path / "images/a.jpg")
-    with pytest.raises(DataError, match=r"no train image has a label file: .*a\.jpg needs .*labels/a\.txt"):
+    with pytest.raises(DataError, match=r"no train image has a label file\. .*a\.jpg needs .*labels/a\.txt"):
         build_index(dataset_of(tmp_path, tmp_path / "images"), "train")
     touch(tmp_path / "list.txt", text="images/a.jpg\nimages/b.jpg\n")
-    with pytest.raises(DataError, match=r"list\.txt:2: no image 'images/b\.jpg': correct or remove the line"):
+    with pytest.raises(DataError, match=r"list\.txt:2: no image 'images/b\.jpg'\. Correct or remove the line"):
         build_index(dataset_of(tmp_path, tmp_path / "list.txt"), "train")
     touch(tmp_path / "list.txt", text="images/a.jpg, b.jpg" + 99 * ", c.jpg")  # too long for a name
-    with pytest.raises(DataError, match=r"list\.txt:1: no image 'images/a\.jpg, b\.jpg, .*: correct or remove"):
+    with pytest.raises(DataError, match=r"list\.txt:1: no image 'images/a\.jpg, b\.jpg, .*\. Correct or remove"):
         build_index(dataset_of(tmp_path, tmp_path / "list.txt"), "train")
-    with pytest.raises(DataError, match=r"a\.jpg: expected a folder of images, a list of images"):
+    with pytest.raises(DataError, match=r"a\.jpg: unknown kind\. Give a folder of images, a list file"):
         build_index(dataset_of(tmp_path, tmp_path / "images/a.jpg"), "train")
     touch(tmp_path / "labels/a.txt", text="9 0.5 0.5 0.1 0.1")
     with pytest.raises(DataError, match=r"labels/a\.txt:1: class 9"):

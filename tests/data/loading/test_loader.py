@@ -147,7 +147,7 @@ def test_build_train_loader__too_many_broken_images_end_in_one_line(index: Image
     loader = build_train_loader(make_train(index), 7, num_workers)
     with pytest.raises(DataError) as caught:
         list(loader)
-    assert "not an image" in str(caught.value) and "check the disk" in str(caught.value)
+    assert "not an image" in str(caught.value) and "Check the disk" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

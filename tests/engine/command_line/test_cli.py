@@ -38,7 +38,7 @@ def message_of(*args: str) -> str:
         ("--data.batch_size=abc", "data.batch_size: abc: expected int"),
         ("--data.batch_size=0", "data.batch_size: 0: must be at least 1"),
         ("--data.image_size=650", "data.image_size: 650: must be a multiple of 32: use 640"),
-        ("--data.root=/none.yaml", "/none.yaml: no such file: give the data.yaml of a data set"),
+        ("--data.root=/none.yaml", "/none.yaml: no such file. Give the data.yaml of a data set."),
         ("--model.optimizer.lr=-1", "model.optimizer.lr: -1.0: must be above 0"),
         ("--model.freeze_layers=99", "model.freeze_layers: 99: must be between 0 and 23"),
         ("--seed_everything=-1", "seed_everything: -1: must be between 0 and 4294967295"),
@@ -191,7 +191,7 @@ def test_command_line__needs_a_place_for_the_drawn_boards(tmp_path: Path, monkey
     monkeypatch.setenv("YOLOFIT_CACHE", str(tmp_path / "file"))
     message = message_of(QUICKSTART)
     assert message.startswith(f"{tmp_path}/file/synthetic-")
-    assert ": cannot be written (File exists): make room, or choose another folder (YOLOFIT_CACHE" in message
+    assert ": cannot be written (File exists). Make room, or choose another folder (YOLOFIT_CACHE" in message
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "auto"])
