@@ -59,8 +59,11 @@ def _fidelity(report: Report, result: Result) -> str:
     """The table of gaps of one result file, what chance does, and the curves."""
     orders = result.content.get("orders", 1)
     summary = summarise(result["runs"], PAIRS, orders)
-    calls = result.content.get("earlier_calls", [])
-    parts = [result.source(), *(f"Some runs are of `{call['command']}`, commit {call['commit']}." for call in calls)]
+    parts = [result.source()]
+    for call in result.content.get("earlier_calls", []):
+        parts.append(f"Some runs are of `{call['command']}`, commit {call['commit']}.")
+    if note := result.content.get("note"):
+        parts.append(note)
     for data in sorted({run["data"] for run in result["runs"]}):
         cases = {
             case.removeprefix(f"{data}, "): found for case, found in summary.items() if case.startswith(f"{data}, ")

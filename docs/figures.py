@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from data.loading.ram_plan import RAM_SHARE, STALL_SHARE, WORKER_BYTES  # noqa: E402  from this checkout
@@ -175,6 +177,34 @@ def exchange_table() -> list[list[str]]:
         if other == "yolofit" and first.startswith("yolofit, "):
             rows.append([first.removeprefix("yolofit, "), str(gap["seeds"]), gap_text(gap)])
     return rows
+
+
+def partners_table() -> list[list[str]]:
+    """Training losses with either kind of mosaic partners, less those of Ultralytics, while mosaics are on."""
+    rows = [["partners", "seeds", "class loss in training", "box loss in training"]]
+    for arm, label in (("yolofit, pools of 64", "pools of 64 images"), ("yolofit", "the whole data set")):
+        gaps = [_training_gap(arm, loss) for loss in ("cls_loss", "box_loss")]
+        rows.append([label, gaps[0][0], *(text for _, text in gaps)])
+    return rows
+
+
+MOSAIC_EPOCHS = slice(2, 8)
+"""Of ten: after the warm-up, before mosaics end."""
+
+
+def _training_gap(arm: str, loss: str) -> tuple[str, str]:
+    """Seeds, and mean and 95 % interval of the relative gap of a training loss to Ultralytics'."""
+    losses: dict[str, dict[int, float]] = {}
+    for run in result("fidelity_boards_cpu")["runs"]:
+        losses.setdefault(run["trainer"], {})[run["seed"]] = statistics.fmean(run["curves"][loss][MOSAIC_EPOCHS])
+    theirs, orders = losses["ultralytics"], result("fidelity_boards_cpu")["orders"]
+    by_weights: dict[int, list[float]] = {}
+    for seed in losses[arm].keys() & theirs.keys():
+        by_weights.setdefault(seed // orders, []).append(losses[arm][seed] / theirs[seed] - 1)
+    values = [statistics.fmean(group) for group in by_weights.values()]
+    low, high = stats.t.interval(0.95, len(values) - 1, statistics.fmean(values), stats.sem(values))
+    seeds = str(sum(map(len, by_weights.values())))
+    return seeds, f"{statistics.fmean(values):+.1%} ({low:+.1%} to {high:+.1%})"
 
 
 def chance_table() -> list[list[str]]:

@@ -58,6 +58,7 @@ TABLES = {
     "docs/fidelity.md": {
         "fidelity": figures.fidelity_table,
         "exchanges": figures.exchange_table,
+        "partners": figures.partners_table,
         "chance": figures.chance_table,
     },
     "docs/speed.md": {"compile": figures.compile_table},
