@@ -136,7 +136,6 @@ COMPARISONS = {
     ("fidelity_boards_cpu", OURS_LESS_THEIRS): "drawn boards, same recipe, random weights",
     ("fidelity_photos_cpu", OURS_LESS_THEIRS): "photographs, same recipe, weights of drawn boards",
     ("fidelity_defaults_boards_cpu", DEFAULTS): "drawn boards, own defaults, random weights",
-    ("fidelity_defaults_uneven_cpu", DEFAULTS): "boards with 1 to 60 objects, own defaults, random weights",
     ("fidelity_defaults_photos_cpu", DEFAULTS): "photographs, own defaults, weights of drawn boards",
 }
 """By result file and pair, what was compared."""

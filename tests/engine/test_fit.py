@@ -291,7 +291,7 @@ def test_fit__without_a_split_makes_no_run_folder(data_yaml: Path, tmp_path: Pat
     content = yaml.safe_load(data_yaml.read_text()) | {"path": str(data_yaml.parent), "test": "no/such/folder"}
     file = tmp_path / "data.yaml"
     file.write_text(yaml.safe_dump(content | {split: "no/such/folder"}))
-    with pytest.raises((ConfigError, DataError), match=rf"{split} is 'no/such/folder', but .* does not exist"):
+    with pytest.raises((ConfigError, DataError), match=rf"{split}: 'no/such/folder': .* does not exist"):
         fit(arguments(file, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

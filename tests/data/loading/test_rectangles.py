@@ -93,4 +93,4 @@ def test_validation_dataset__a_file_that_changed_its_shape_is_a_gray_picture(
     sample = dataset[SampleKey(0, 2)]
     assert sample.image.unique().tolist() == [114] and len(sample.boxes_xyxy_px) == 0
     assert sample.geometry.original_size_B2.tolist() == [[height, width]]
-    assert "another shape than when the data set was indexed" in caplog.text
+    assert "shape has changed since the data set was indexed" in caplog.text
