@@ -173,7 +173,7 @@ def exchange_table() -> list[list[str]]:
     rows = [["exchanged", "seeds", "gap and 95 % interval"]]
     for pair, gap in _last("fidelity_boards_cpu")["gaps"].items():
         first, other = pair.split(" less ")
-        if other == "yolofit" and first.startswith("yolofit, "):
+        if other == "yolofit" and first.startswith("yolofit, ") and "interval_95" in gap:
             rows.append([first.removeprefix("yolofit, "), str(gap["seeds"]), gap_text(gap)])
     return rows
 
