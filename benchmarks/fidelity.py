@@ -65,6 +65,7 @@ from fidelity_statistics import summarise
 from uneven_boards import write_uneven_boards
 
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
+from data.replacing import replacing
 
 VALIDATORS = ("yolofit", "ultralytics")
 IMPORTED_ONCE = ["__main__", "engine.fit", "ultralytics.models.yolo.detect"]
@@ -98,9 +99,8 @@ def log_of(run: Run) -> str:
 def leave_result(run: Run, result: dict[str, Any]) -> None:
     """Write a run's ``result.json``, which is there as a whole or not at all."""
     run.folder.mkdir(exist_ok=True)
-    partial = run.folder / "result.partial"
-    partial.write_text(json.dumps(result))
-    partial.replace(run.folder / "result.json")
+    with replacing(run.folder / "result.json") as file:
+        file.write(json.dumps(result).encode())
 
 
 def trained_and_validated(run: Run) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from models.detection.loss import MIN_NORMALISER, LossGains, LossSums
 
 Exchange = Callable[[Run], AbstractContextManager[Any]]
 
+
 def nothing(run: Run) -> AbstractContextManager[Any]:
     """The trainer as it is."""
     return nullcontext()

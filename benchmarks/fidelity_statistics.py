@@ -67,6 +67,18 @@ def compared(values: Sequence[float]) -> dict[str, Any]:
     return found | {"verdict": verdict, "seeds_to_decide": seeds_to_decide(found["mean"], found["standard_deviation"])}
 
 
+def gap_text(gap: Mapping[str, Any], form: str = "+.4f") -> str:
+    """Mean and 95 % interval, such as ``-0.0012 (-0.0040 to +0.0016)``; the mean alone of a single value."""
+    between = gap.get("interval_95")
+    return f"{gap['mean']:{form}}" + (f" ({between[0]:{form}} to {between[1]:{form}})" if between else "")
+
+
+def verdict_text(gap: Mapping[str, Any]) -> str:
+    """The verdict of a gap; where it is open, with the seeds that would decide."""
+    needed = gap.get("seeds_to_decide") if gap["verdict"] == "undecided" else None
+    return f"undecided: {needed} seeds would decide" if needed else str(gap["verdict"])
+
+
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, float]:
     """Differences of the seeds that both have."""
     return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}

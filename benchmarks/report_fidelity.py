@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fidelity_arms import PAIRS
-from fidelity_statistics import MARGIN, summarise
+from fidelity_statistics import MARGIN, gap_text, summarise, verdict_text
 from matplotlib.axes import Axes
 from report_parts import COLOURS, SIDES, missing, table
 
@@ -28,19 +28,10 @@ AGAINST = {"yolofit less ultralytics": "", "yolofit, its defaults less ultralyti
 INTRODUCTION = f"""Both trainers start from the same weights and see as many images. The gap is mAP50-95 of the first
 network less that of the second, by seed; behind it stands its 95 % interval by Student's t. **Non-inferior**: the
 interval lies above -{MARGIN}. **Inferior**: it lies below. Otherwise **undecided**, with the number of independent
-seeds that would decide if mean and deviation stay as they are. Seeds that share their first weights count as one. A
-class loss below 0 % means that the first network has the lower one on the validation images."""
-HEAD = (
-    "epoch, validator",
-    "network",
-    "beside",
-    "seeds",
-    "mAP50-95",
-    "beside",
-    "gap and 95 % interval",
-    "class loss",
-    "",
-)
+seeds that would decide if mean and deviation stay as they are. Seeds that share random first weights count as one;
+where all runs start from one file, each seed counts. A class loss below 0 % means that the first network has the lower
+one on the validation images."""
+HEAD = ("epoch, validator", "network", "beside", "seeds", "mAP50-95", "beside", "gap, 95 % interval", "class loss", "")
 
 
 def fidelity(report: Report) -> str:
@@ -93,25 +84,9 @@ def _gap_rows(cases: dict[str, Any]) -> list[tuple]:
                 continue
             first, other = pair.split(" less ")
             maps = (f"{found['arms'][arm]['mean']:.4f}" for arm in (first, other))
-            rows.append(
-                (
-                    case,
-                    first,
-                    other,
-                    gap["seeds"],
-                    *maps,
-                    gap_text(gap),
-                    _class_loss(gap),
-                    verdict(gap) * (pair in AGAINST),
-                )
-            )
+            shown = verdict_text(gap) if pair in AGAINST else ""
+            rows.append((case, first, other, gap["seeds"], *maps, gap_text(gap), _class_loss(gap), shown))
     return rows
-
-
-def gap_text(gap: dict[str, Any]) -> str:
-    """Mean and interval, such as ``-0.0012 (-0.0040 to +0.0016)``."""
-    between = gap.get("interval_95")
-    return f"{gap['mean']:+.4f}" + (f" ({between[0]:+.4f} to {between[1]:+.4f})" if between else "")
 
 
 def _class_loss(gap: dict[str, Any]) -> str:
@@ -121,14 +96,6 @@ def _class_loss(gap: dict[str, Any]) -> str:
         return "-"
     lowest, highest = (value / loss["level"] for value in loss["interval_95"])
     return f"{lowest:+.1%} to {highest:+.1%}"
-
-
-def verdict(gap: dict[str, Any]) -> str:
-    """Of a gap, and where it is open what would decide."""
-    if gap["verdict"] != "undecided":
-        return str(gap["verdict"])
-    needed = gap.get("seeds_to_decide")
-    return f"undecided: {needed} seeds would decide" if needed else "undecided"
 
 
 def _chance(cases: dict[str, Any], orders: int) -> list[str]:
@@ -151,7 +118,7 @@ def _note_targets(report: Report, result: Result, data: str, cases: dict[str, An
     for pair, remark in AGAINST.items():
         if gap := found["gaps"].get(pair):
             text = f"{where}, {data}{remark}: mAP50-95 at most {MARGIN} below Ultralytics', with 95 % certainty"
-            report.state("7", text, f"{gap_text(gap)}, {gap['seeds']} seeds", verdict(gap))
+            report.state("7", text, f"{gap_text(gap)}, {gap['seeds']} seeds", verdict_text(gap))
 
 
 def _same_course(report: Report, result: Result) -> str:

@@ -17,10 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from fidelity_arms import PAIRS  # noqa: E402  from this checkout
+from fidelity_statistics import by_first_weights, gap_text, interval, summarise, verdict_text  # noqa: E402
+
 from data.loading.ram_plan import RAM_SHARE, STALL_SHARE, WORKER_BYTES  # noqa: E402  from this checkout
 from engine.memory.overhead import (  # noqa: E402
     CUBLAS_WORKSPACE_BYTES,
@@ -143,16 +144,12 @@ EXACTNESS = {"fidelity_exact_cpu": "random weights", "fidelity_exact_pretrained_
 """By result file, what networks start from."""
 
 
+@cache
 def _last(name: str) -> dict[str, Any]:
     """Arms and gaps of the last epoch of a result file with a single data set."""
-    (found,) = (case for title, case in result(name)["summary"].items() if title.endswith(LAST))
+    summary = summarise(result(name)["runs"], PAIRS, result(name)["orders"])
+    (found,) = (case for title, case in summary.items() if title.endswith(LAST))
     return found
-
-
-def gap_text(gap: dict[str, Any]) -> str:
-    """Mean and 95 % interval."""
-    lowest, highest = gap["interval_95"]
-    return f"{gap['mean']:+.4f} ({lowest:+.4f} to {highest:+.4f})"
 
 
 def fidelity_table() -> list[list[str]]:
@@ -161,10 +158,8 @@ def fidelity_table() -> list[list[str]]:
     for (name, pair), label in COMPARISONS.items():
         found = _last(name)
         gap, maps = found["gaps"][pair], [found["arms"][arm]["mean"] for arm in reversed(pair.split(" less "))]
-        verdict = gap["verdict"]
-        if verdict == "undecided" and gap["seeds_to_decide"]:
-            verdict += f": {gap['seeds_to_decide']} seeds would decide"
-        rows.append([label, str(gap["seeds"]), *(f"{value:.4f}" for value in maps), gap_text(gap), verdict])
+        means = (f"{value:.4f}" for value in maps)
+        rows.append([label, str(gap["seeds"]), *means, gap_text(gap), verdict_text(gap)])
     return rows
 
 
@@ -197,13 +192,9 @@ def _training_gap(arm: str, loss: str) -> tuple[str, str]:
     for run in result("fidelity_boards_cpu")["runs"]:
         losses.setdefault(run["trainer"], {})[run["seed"]] = statistics.fmean(run["curves"][loss][MOSAIC_EPOCHS])
     theirs, orders = losses["ultralytics"], result("fidelity_boards_cpu")["orders"]
-    by_weights: dict[int, list[float]] = {}
-    for seed in losses[arm].keys() & theirs.keys():
-        by_weights.setdefault(seed // orders, []).append(losses[arm][seed] / theirs[seed] - 1)
-    values = [statistics.fmean(group) for group in by_weights.values()]
-    low, high = stats.t.interval(0.95, len(values) - 1, statistics.fmean(values), stats.sem(values))
-    seeds = str(sum(map(len, by_weights.values())))
-    return seeds, f"{statistics.fmean(values):+.1%} ({low:+.1%} to {high:+.1%})"
+    gaps = {seed: losses[arm][seed] / theirs[seed] - 1 for seed in losses[arm].keys() & theirs.keys()}
+    by_weights = [statistics.fmean(group) for group in by_first_weights(gaps, orders)]
+    return str(len(gaps)), gap_text(interval(by_weights), "+.1%")
 
 
 def chance_table() -> list[list[str]]:
