@@ -35,7 +35,7 @@ from step_time import UltralyticsLoop
 from data.loading.batch import Batch
 from engine.training.out_of_memory import RecoveryHooks
 from engine.training.precision import Precision
-from models.network import NetworkName, build_network
+from models.network import build_network
 
 LEVELS = ("none", "elementwise", "block")
 RIVALS = ("ultralytics", *LEVELS)
@@ -45,7 +45,7 @@ COMPILED_RIVALS = ("ultralytics", "ultralytics compiled", "elementwise")
 CELLS = ["16x640", "32x640", "16x800", "32x800", "8x640", "64x640"]
 COMPILED_CELLS = ["16x640", "64x640"]
 TURNS, WARM_UP_STEPS = 2, 5
-NETWORK: NetworkName = "yolo11l"
+NETWORK = "yolo11l"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """A CPU only shows that the program works."""
 
@@ -113,7 +113,7 @@ def fresh_network() -> torch.nn.Module:
 
 
 @functools.cache
-def _template(name: NetworkName) -> torch.nn.Module:
+def _template(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     return build_network(name, NUM_CLASSES)
 

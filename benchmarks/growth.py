@@ -24,7 +24,7 @@ from step_time import UltralyticsLoop
 
 from engine.planning.simulation import StepSpec, simulate_step
 from engine.training.config import ModelConfig
-from models.network import NetworkName, build_network
+from models.network import build_network
 from models.recompute.levels import Level
 
 MICRO_BATCH, BASE = 16, StepSpec(ModelConfig("yolo11l", precision="fp16"))
@@ -58,7 +58,7 @@ def memory() -> dict[str, Any]:
             level: sum(simulate_step(replace(BASE, network=name), MICRO_BATCH, level, accumulates=False).values())
             for level in get_args(Level)
         }
-        for name in get_args(NetworkName)
+        for name in ("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x")
     }
     return found
 

@@ -1,6 +1,7 @@
 """Pure torch: the network, its loss, and what makes both use less memory. Knows neither `data` nor Lightning.
 
-    network      the networks of YOLO11
+    network      detectors of `ultralytics.nn`, built
+    architecture which detectors there are, by name or from a YAML file
     detection    loss, and detections from raw predictions
     recompute    less memory for activations
     kernels      everything in Triton

@@ -1,38 +1,77 @@
-"""The YOLO11 networks, as `ultralytics.nn` defines them: architecture only, no trainer, no data code, no pickle."""
+"""Detectors of `ultralytics.nn`: architecture only, no trainer, no data code, no pickle."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from copy import deepcopy
 
 import torch  # before ultralytics, which otherwise limits torch to one CPU thread
 from torch import Tensor, nn
 from ultralytics.nn.modules import Detect
-from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.nn.tasks import DetectionModel
 
+from models.architecture import CLASS_WIDTH, Architecture, ArchitectureError, check_architecture, read_architecture
 from models.kernels.switch import fused_kernels_work
 
-NetworkName = Literal["yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"]
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What `ultralytics` and torch raise of layers that do not go together."""
 
 
-def build_network(name: NetworkName, num_classes: int) -> DetectionModel:
-    """A randomly initialized YOLO11 detector in training mode, its weights in channels_last, which is faster.
+def build_network(network: str | Architecture, num_classes: int) -> DetectionModel:
+    """A randomly initialized detector in training mode, its weights in channels_last, which is faster.
 
-    In training mode it maps images (B, 3, H, W), RGB in [0, 1], H and W multiples of 32, to the raw predictions
-    ``{"boxes": (B, 64, A), "scores": (B, C, A), "feats": [3 feature maps]}`` over the A anchors of the strides 8, 16
-    and 32. In evaluation mode it returns a pair whose second item is that dictionary: see `raw_predictions`.
+    In training mode it maps images (B, 3, H, W), RGB in [0, 1], H and W multiples of the largest stride, to the raw
+    predictions ``{"boxes": (B, 4 R, A), "scores": (B, C, A), "feats": [a feature map for each level]}`` over the A
+    anchors of all levels, with R bins of the distribution over distances. In evaluation mode it returns a pair whose
+    second item is that dictionary: see `raw_predictions`. Its attribute ``yaml`` is its architecture.
 
     Args:
-        name: Which of the five sizes.
+        network: What `models.architecture.read_architecture` takes or returns.
         num_classes: Classes that the head tells apart, at least 1.
+
+    Raises:
+        ArchitectureError: If there is no such network, it is no detector, or its layers do not go together.
     """
-    architecture = yaml_model_load(f"{name}.yaml") | {"nc": num_classes}  # given as ``nc`` it would be announced
-    network = DetectionModel(architecture, verbose=False)
-    for parameter_name, parameter in network.named_parameters():
-        # The fixed projection 0..15 of the distribution focal loss; every other parameter trains.
+    if isinstance(network, str):
+        network = read_architecture(network)
+    else:
+        check_architecture(network)
+    architecture = deepcopy(network)
+    # Ultralytics announces a number of classes that is an argument. The inner width of the class branches follows it.
+    architecture["nc"] = architecture.get(CLASS_WIDTH, num_classes)
+    try:
+        detector = DetectionModel(architecture, verbose=False)
+        _set_classes(detector, num_classes)
+    except BUILD_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        name = architecture.get("yaml_file", "the architecture")
+        raise ArchitectureError(f"{name}: cannot be built ({type(error).__name__}: {reason})") from error
+    strides = detector.stride.tolist()
+    if not all(stride.is_integer() for stride in strides):
+        raise ArchitectureError(f"its feature maps have the strides {strides}: they must be whole numbers of pixels")
+    for parameter_name, parameter in detector.named_parameters():
+        # The fixed projection 0..R-1 of the distribution focal loss; every other parameter trains.
         parameter.requires_grad = ".dfl." not in parameter_name
-    return network.to(memory_format=torch.channels_last).train()
+    return detector.to(memory_format=torch.channels_last).train()
+
+
+def _set_classes(network: DetectionModel, num_classes: int) -> None:
+    """Let the last layers of the class branches tell ``num_classes`` apart, whatever the network was built for."""
+    head = detection_head(network)
+    if head.nc == num_classes:
+        return
+    for branch in head.cv3:
+        branch[-1] = nn.Conv2d(branch[-1].in_channels, num_classes, 1)
+    head.nc, head.no = num_classes, num_classes + 4 * head.reg_max
+    head.bias_init()
+    network.yaml["nc"] = num_classes
+    network.names = {number: str(number) for number in range(num_classes)}
+
+
+def class_width(network: DetectionModel) -> int:
+    """Inner channels of the class branches."""
+    return detection_head(network).cv3[0][-1].in_channels
 
 
 def raw_predictions(output: dict | tuple) -> dict:
@@ -59,7 +98,7 @@ def detection_head(network: DetectionModel) -> Detect:
 
 
 def head_strides(network: nn.Module) -> list[int]:
-    """Pixels per anchor step of each head level: [8, 16, 32]."""
+    """Pixels per cell of each level of the head, finest first: [8, 16, 32] for most networks."""
     return [int(stride) for stride in detection_head(network).stride.tolist()]
 
 

@@ -26,7 +26,7 @@ LAYERS = {
         ("memory",),
         ("errors",),
     ),
-    "models": (("weights",), ("network",), ("detection", "recompute"), ("kernels", "precision")),
+    "models": (("weights",), ("network",), ("detection", "recompute"), ("kernels", "precision", "architecture")),
     "data": (
         ("synthetic",),
         ("loading", "boards"),

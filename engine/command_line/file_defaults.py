@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
 from engine.run.checkpoint import base_network
-from models.network import NetworkName
+from models.architecture import network_names
 from models.weights.saved_weights import WeightsError, read_weights
 
 PRINTING = "--print_config"
@@ -41,7 +41,7 @@ def said_by(file: Path) -> dict[str, Any]:
     except WeightsError:
         return {}
     network = base_network(saved.network) if saved.network else None
-    said = {"model.network": network if network in get_args(NetworkName) else None, "data.image_size": saved.image_size}
+    said = {"model.network": network if network in network_names() else None, "data.image_size": saved.image_size}
     return {key: value for key, value in said.items() if value is not None}
 
 

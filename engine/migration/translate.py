@@ -14,13 +14,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
 from engine.errors import ConfigError
 from engine.migration.python_calls import Unread
-from models.network import NetworkName
+from models.architecture import network_names
 from models.weights.saved_weights import DOWNLOADS, WeightsError, read_weights
 
 BATCH, NOMINAL_BATCH, IMAGE_SIZE, EPOCHS, LR, MOMENTUM, BIAS_LR = 16, 64, 640, 100, 0.01, 0.937, 0.1
@@ -269,7 +269,7 @@ def _own_weights(path: Path, uses_weights: bool) -> tuple[dict[str, Any], str]:
         network = read_weights(path).network
     except WeightsError as error:
         return weights, f"{error}; {unknown}"
-    if network in get_args(NetworkName):
+    if network in network_names():
         return {"model.network": network} | weights, f"the file holds a {network}"
     return weights, f"the file holds {'a ' + network if network else 'a network that it does not name'}: {unknown}"
 
@@ -493,7 +493,7 @@ def _quantize(given: dict[str, Any], run: Run, result: Translation) -> None:
 OTHER_NETWORKS = re.compile(
     r"(?!yolo11(?!\d))(?:yolov?\d+|yoloe|yolo_nas|rtdetr)[-_]?\d*([a-z]?)(?:u|6|6u|-p\d)?(?:-[\w-]+)?(?:\.pt|\.ya?ml)?"
 )
-ONLY = f"only {', '.join(get_args(NetworkName))} can be trained"
+ONLY = "only yolo11n, yolo11s, yolo11m, yolo11l, yolo11x can be trained"
 OPTIMIZERS = {
     "adamw": ("adamw", ""),
     "sgd": ("sgd", ""),

@@ -33,7 +33,6 @@ from engine.training.optim import build_optimizer, clip_gradients, step_if
 from engine.training.precision import AUTOCAST_DTYPE, Precision
 from models.detection.loss import DetectionLoss, LossGains, LossSums
 from models.network import (
-    NetworkName,
     batch_norms,
     build_network,
     freeze_batch_norms,
@@ -116,7 +115,7 @@ def _is_like_first(args: tuple[Any, ...]) -> bool:
 
 @cache
 def network_on_meta(
-    name: NetworkName, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
+    name: str, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
 ) -> tuple[nn.Module, WeightAverage, list[int]]:
     """A network in training mode, its average and its strides; shared, so leave it as it was."""
     with torch.random.fork_rng(devices=[]):  # a plan leaves the run's random numbers as they are

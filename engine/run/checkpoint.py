@@ -8,13 +8,14 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
 from engine.errors import ConfigError
-from models.network import NetworkName, build_network
+from models.architecture import network_names
+from models.network import build_network
 from models.weights.saved_weights import SavedWeights, WeightsError, read_weights
 from models.weights.transfer import Transfer, transfer_weights
 
@@ -112,7 +113,7 @@ def _read_weights_for(path: Path, network: str) -> SavedWeights:
     saved = read_weights(path)
     base = saved.network and base_network(saved.network)
     if base and base != network:
-        remedy = "set model.network to it" if base in get_args(NetworkName) else "use other weights"
+        remedy = "set model.network to it" if base in network_names() else "use other weights"
         raise WeightsError(f"holds a {saved.network}, the run's network is a {network}: {remedy}")
     return saved
 
@@ -149,14 +150,14 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
     """
     try:
         saved = read_weights(path)
-        if saved.network is None or saved.network not in get_args(NetworkName):
+        if saved.network is None or saved.network not in network_names():
             known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
             raise WeightsError(f"{known}: give a yolofit checkpoint or an Ultralytics file of a YOLO11 detector")
         num_classes = _num_classes(saved)
         names = saved.class_names or [f"class {number}" for number in range(num_classes)]
         if len(names) != num_classes:
             raise WeightsError(f"names {len(names)} classes, but its head tells {num_classes} apart")
-        network = build_network(cast(NetworkName, saved.network), len(names))
+        network = build_network(saved.network, len(names))
         network.load_state_dict(saved.state)
     except WeightsError as error:
         raise ConfigError(f"{key}: {path}: {error}") from error

@@ -12,16 +12,16 @@ from engine.training.precision import Precision
 from engine.training.schedule import ScheduleConfig
 from models.detection.loss import LossGains
 from models.detection.postprocess import NmsConfig
-from models.network import NetworkName
 from models.recompute.levels import Level
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A YOLO11 detector and the way it is trained."""
+    """A detector and the way it is trained."""
 
-    network: NetworkName = "yolo11l"
-    """Which YOLO11; n, s, m, l and x have 2.6, 9.5, 20.1, 25.4 and 57.0 million parameters."""
+    network: str = "yolo11l"
+    """A detector of Ultralytics by name, such as ``yolov8n``, ``yolov8m-p2``, ``yolov9c``, ``yolo12l``, or the path of
+    a YAML file in Ultralytics' form. YOLO11 n, s, m, l and x have 2.6, 9.5, 20.1, 25.4 and 57.0 million parameters."""
     weights: Path | None = None
     """A file to start from: an Ultralytics ``.pt``, a yolofit checkpoint, a state dict or safetensors; its classes may
     differ. Nothing in it is run. Without one, weights are random."""

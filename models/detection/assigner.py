@@ -2,8 +2,8 @@
 
 As in TOOD (arXiv 2108.07755), with the numbers of the Ultralytics recipe:
 
-1. An anchor may be a candidate of a box if its center lies inside it. Sides shorter than the second stride
-   count as that long, so that a box between the cell centers finds candidates too.
+1. An anchor may be a candidate of a box if its center lies inside it. Sides shorter than the second stride (of a head
+   with one level, the only one) count as that long, so that a box between the cell centers finds candidates too.
 2. The alignment of an anchor with a box is ``class score ** 0.5 * overlap ** 6``, where the overlap is the
    complete IoU of the box that it predicts, 0 if negative. Each box picks the `TOP_K` anchors of highest
    alignment.
@@ -26,8 +26,8 @@ pick is 0, but it counts in step 3.
 A box whose coordinates add up to 0 or less is padding and is ignored: a list of boxes may be padded with
 zeros.
 
-Shape suffixes: B images, C classes, A anchors, N ground-truth boxes of the batch, n of a chunk, K = TOP_K
-picks of a box, P = N K candidates.
+Shape suffixes: B images, C classes, A anchors, N ground-truth boxes of the batch, n of a chunk, K =
+min(TOP_K, A) picks of a box, P = N K candidates.
 """
 
 from __future__ import annotations
@@ -127,13 +127,13 @@ def _pick_anchors(scene: Scene) -> Picks:
     """Steps 1 and 2, in chunks of boxes."""
     num_boxes, (num_images, num_anchors, _) = len(scene.boxes_N4), scene.predicted_BA4.shape
     leader_BA = scene.classes_N.new_zeros(num_images, num_anchors)
-    anchor_NK = scene.classes_N.new_empty(num_boxes, TOP_K)
+    anchor_NK = scene.classes_N.new_empty(num_boxes, min(TOP_K, num_anchors))
     valid_NK = torch.empty_like(anchor_NK, dtype=torch.bool)
     chunk_size = max(1, CHUNK_PAIRS // num_anchors)
     for start in range(0, num_boxes, chunk_size):
         rows = slice(start, start + chunk_size)
         inside_nA, overlap_nA, alignment_nA = _align_rows(scene, rows)
-        anchor_NK[rows] = alignment_nA.topk(TOP_K, dim=1).indices
+        anchor_NK[rows] = alignment_nA.topk(anchor_NK.shape[1], dim=1).indices
         valid_NK[rows] = inside_nA.gather(1, anchor_NK[rows])
         keys_nA = _overlap_keys(overlap_nA, start, num_boxes)
         leader_BA.scatter_reduce_(0, scene.image_index_N[rows, None].expand_as(keys_nA), keys_nA, "amax")

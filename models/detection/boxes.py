@@ -1,7 +1,7 @@
 """Boxes: the anchor grid, decoding of raw predictions, and the overlap of boxes.
 
 The head predicts a box as four distances, from the center of a grid cell (the "anchor") to the left, top,
-right and bottom side, each as a distribution over `NUM_BINS` distances of 0, 1, 2, ... strides. A box is a
+right and bottom side, each as a distribution over R distances of 0, 1, ..., R - 1 strides. A box is a
 large number (the anchor's position) plus a small one (the distance), so 16 bits are not enough: bf16 rounds
 positions beyond 512 px to 4 px. Everything here therefore works in FP32, whatever the predictions' dtype and
 whatever autocast says. FP64 predictions stay FP64, for tests of exactness.
@@ -9,7 +9,7 @@ whatever autocast says. FP64 predictions stay FP64, for tests of exactness.
 Boxes are corner boxes (left, top, right, bottom); the origin is the top left corner of the network input.
 
 Shape suffixes: B images, b of a chunk, A anchors of all strides, H and W cells of a feature map, N boxes, M
-other boxes, R = NUM_BINS, D = 4 R.
+other boxes, R bins of a distribution over distances (``reg_max`` of the head), D = 4 R.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torch import Tensor
 from models.kernels.switch import fused_kernels_work
 from models.precision import autocast_disabled, working_dtype
 
-NUM_BINS = 16  # of the distribution over distances: 0 to 15 strides
 CHUNK_ELEMENTS = 2**21  # work on as many images at once as make 8 MiB of each FP32 temporary
 IOU_EPS = 1e-7  # keeps divisions finite for boxes without area; the reference's number
 
@@ -65,9 +64,9 @@ def anchor_points(
     return torch.cat(points), torch.cat(cell_sizes)
 
 
-def distance_bins(like: Tensor) -> Tensor:
-    """The distances ``bins_R`` = 0, 1, ..., 15 strides, with the dtype and device of ``like``."""
-    return torch.arange(NUM_BINS, dtype=like.dtype, device=like.device)
+def distance_bins(num_bins: int, like: Tensor) -> Tensor:
+    """The distances ``bins_R`` = 0, 1, ..., ``num_bins`` - 1 strides, with the dtype and device of ``like``."""
+    return torch.arange(num_bins, dtype=like.dtype, device=like.device)
 
 
 @torch.no_grad()
@@ -95,13 +94,14 @@ def decode_boxes(predictions: dict, strides: Sequence[int], fused_kernels: bool 
     if fused_kernels and fused_kernels_work(logits_BDA) and dtype == torch.float32:
         from models.kernels import fused_boxes  # only where there is Triton
 
-        return fused_boxes.decode(logits_BDA, points_2A, strides_A, NUM_BINS).transpose(1, 2)
-    bins_R1 = distance_bins(points_A2)[:, None]
+        return fused_boxes.decode(logits_BDA, points_2A, strides_A).transpose(1, 2)
+    num_bins = logits_BDA.shape[1] // 4
+    bins_R1 = distance_bins(num_bins, points_A2)[:, None]
     boxes_B4A = points_A2.new_empty(len(logits_BDA), 4, len(points_A2))
     chunk = images_per_chunk(logits_BDA[0].numel())
     with autocast_disabled(logits_BDA.device):
         for logits_bDA, boxes_b4A in zip(logits_BDA.split(chunk), boxes_B4A.split(chunk), strict=True):
-            probability_b4RA = logits_bDA.to(dtype).unflatten(1, (4, NUM_BINS)).softmax(2)
+            probability_b4RA = logits_bDA.to(dtype).unflatten(1, (4, num_bins)).softmax(2)
             distances_b4A = (probability_b4RA * bins_R1).sum(2) * strides_A
             boxes_b4A[:, :2] = points_2A - distances_b4A[:, :2]
             boxes_b4A[:, 2:] = points_2A + distances_b4A[:, 2:]

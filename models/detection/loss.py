@@ -15,7 +15,7 @@ of the assignment, ten a ground-truth box. Everything is computed in FP32 (FP64 
 autocast says, with static shapes, and the host never waits for the device.
 
 Shape suffixes: B images, b of a chunk, C classes, A anchors, N ground-truth boxes of the batch, P candidates,
-R = NUM_BINS, D = 4 R.
+R bins of a distribution over distances, D = 4 R.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from torch.nn import functional as F
 
 from models.detection.assigner import Assignment, Scene, assign
 from models.detection.boxes import (
-    NUM_BINS,
     aligned_ciou,
     anchor_points,
     decode_boxes,
@@ -42,7 +41,7 @@ from models.detection.boxes import (
 from models.precision import autocast_disabled, working_dtype
 
 MIN_NORMALISER = 1.0  # fewer target scores than this count as one
-MAX_DISTANCE = NUM_BINS - 1 - 0.01  # strides; a target strictly between the last two bins
+LAST_BIN_GAP = 0.01  # strides: a target lies strictly before the last bin
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class DetectionLoss(nn.Module):
                 boxes_N4=boxes_N4,
                 classes_N=classes,
                 image_index_N=image_index,
-                min_side_px=float(self.strides[1]),
+                min_side_px=float(self.strides[:2][-1]),
             )
             assignment = assign(scene)
             box, dfl = _box_sums(logits_BDA, assignment, boxes_N4, points_A2, strides_A)
@@ -138,8 +137,9 @@ def _box_sums(
     target_P4 = boxes_N4[assignment.box_P] / stride_P1
 
     logits_PD = _GatherCandidates.apply(logits_BDA, image_P, anchor_P).to(boxes_N4.dtype)
-    log_probability_P4R = logits_PD.unflatten(1, (4, NUM_BINS)).log_softmax(-1)
-    distance_P4 = (log_probability_P4R.exp() * distance_bins(boxes_N4)).sum(-1)
+    num_bins = logits_PD.shape[1] // 4
+    log_probability_P4R = logits_PD.unflatten(1, (4, num_bins)).log_softmax(-1)
+    distance_P4 = (log_probability_P4R.exp() * distance_bins(num_bins, boxes_N4)).sum(-1)
     predicted_P4 = torch.cat((center_P2 - distance_P4[:, :2], center_P2 + distance_P4[:, 2:]), dim=1)
     target_distance_P4 = torch.cat((center_P2 - target_P4[:, :2], target_P4[:, 2:] - center_P2), dim=1)
 
@@ -155,13 +155,14 @@ def distribution_focal_loss(log_probability: Tensor, distance: Tensor) -> Tensor
 
     Args:
         log_probability: (..., R) over the bins 0, 1, ..., R - 1 strides.
-        distance: (...) targets in strides, clamped to [0, `MAX_DISTANCE`].
+        distance: (...) targets in strides, clamped to [0, R - 1 - `LAST_BIN_GAP`].
 
     Returns:
         Loss (...).
     """
-    distance = distance.clamp(0, MAX_DISTANCE).unsqueeze(-1)
-    share = (1 - (distance_bins(log_probability) - distance).abs()).clamp(min=0)
+    num_bins = log_probability.shape[-1]
+    distance = distance.clamp(0, num_bins - 1 - LAST_BIN_GAP).unsqueeze(-1)
+    share = (1 - (distance_bins(num_bins, log_probability) - distance).abs()).clamp(min=0)
     return -(share * log_probability).sum(-1)
 
 

@@ -3,7 +3,7 @@
 With PyTorch's operations, `models.detection.boxes.decode_boxes` passes some ten times over float32 maps of the logits'
 size.
 
-Legend: B images, A anchors, D = 4 x ``num_bins`` logits of an anchor.
+Legend: B images, A anchors, D = 4 R logits of an anchor, R bins of a distribution over distances.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ ANCHORS = 128  # of a program
 @triton.jit
 def _decode_kernel(
     logits, logits_image, logits_row, logits_anchor, points, points_axis, points_anchor, strides, boxes, num_anchors,
-    NUM_BINS: tl.constexpr, ANCHORS: tl.constexpr,
+    NUM_BINS: tl.constexpr, PADDED_BINS: tl.constexpr, ANCHORS: tl.constexpr,
 ):  # fmt: skip
     """The four sides of some anchors' boxes in one image."""
     image = tl.cast(tl.program_id(1), tl.int64)
     anchor = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     exists = anchor < num_anchors
-    bins = tl.arange(0, NUM_BINS)[:, None]
+    bins = tl.arange(0, PADDED_BINS)[:, None]  # a power of two
+    is_logit = (bins < NUM_BINS) & exists[None, :]
     stride = tl.load(strides + anchor, exists, 0.0)
     for side in tl.static_range(4):
         source = logits + image * logits_image + (side * NUM_BINS + bins) * logits_row + anchor[None, :] * logits_anchor
-        logit = tl.load(source, exists[None, :], 0.0).to(tl.float32)
+        logit = tl.load(source, is_logit, float("-inf")).to(tl.float32)
+        logit = tl.where(exists[None, :], logit, 0.0)  # without a finite number, the maximum would give NaN
         weight = tl.exp(logit - tl.max(logit, 0)[None, :])
         distance = tl.sum(weight * bins.to(tl.float32), 0) / tl.sum(weight, 0) * stride
         center = tl.load(points + side % 2 * points_axis + anchor * points_anchor, exists, 0.0)
@@ -37,20 +39,20 @@ def _decode_kernel(
         tl.store(place, center - distance if side < 2 else center + distance, exists)
 
 
-def decode(logits_BDA: Tensor, points_2A: Tensor, strides_A: Tensor, num_bins: int) -> Tensor:
+def decode(logits_BDA: Tensor, points_2A: Tensor, strides_A: Tensor) -> Tensor:
     """Corner boxes, float32 (B, 4, A), in pixels.
 
     Args:
         logits_BDA: Of the distances to the sides, in half precision or float32.
         points_2A: Centers of the anchors, float32, in pixels.
         strides_A: Float32, in pixels.
-        num_bins: Logits of a side.
     """
     batch, num_logits, num_anchors = logits_BDA.shape
-    boxes_B4A = points_2A.new_empty(batch, num_logits // num_bins, num_anchors)
+    num_bins = num_logits // 4
+    boxes_B4A = points_2A.new_empty(batch, 4, num_anchors)
     with torch.cuda.device_of(logits_BDA):
         _decode_kernel[triton.cdiv(num_anchors, ANCHORS), batch](
             logits_BDA, *logits_BDA.stride(), points_2A, *points_2A.stride(), strides_A, boxes_B4A, num_anchors,
-            NUM_BINS=num_bins, ANCHORS=ANCHORS,
+            NUM_BINS=num_bins, PADDED_BINS=triton.next_power_of_2(num_bins), ANCHORS=ANCHORS,
         )  # fmt: skip
     return boxes_B4A

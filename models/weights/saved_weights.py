@@ -16,11 +16,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from models.architecture import NAME, Architecture, plain_name
 from models.weights.restricted_pickle import Inert, PickledTensor, RestrictedPickleError, SavedFile
 
 MAX_MODULES = 20_000  # of a pickled model; YOLO11x has about 1,000
 PREFIXES = ("ema.network.", "ema.", "network.", "module.", "model.", "")  # averaged weights first
-STRIDE_PX = 32  # Ultralytics trains at the multiple above
+STRIDE_PX = 32  # Ultralytics trains at a multiple of this, or of the network's largest stride
 DOWNLOADS = "https://github.com/ultralytics/assets/releases"
 """Where Ultralytics publishes pretrained weights."""
 EXPORTED = (".onnx", ".torchscript", ".engine")
@@ -45,6 +46,8 @@ class SavedWeights:
     """Names of its classes, where the file has them."""
     image_size: int | None = None
     """Side of the input that it was trained with, where the file says so."""
+    architecture: Architecture | None = None
+    """How to build that network, where the file says so; not checked."""
 
 
 def read_weights(path: Path) -> SavedWeights:
@@ -115,6 +118,7 @@ def _pickled_model(file: SavedFile, model: Inert, train_args: Any) -> SavedWeigh
         "an Ultralytics model",
         _strip_prefix({name: file.tensor(tensor) for name, tensor in _walk(model).items()}),
         network=_network_name(yaml) if isinstance(yaml, dict) else None,
+        architecture=_plain(yaml) if isinstance(yaml, dict) else None,
         class_names=_names(model.attributes.get("names")),
         image_size=next((size for size in sizes if size is not None), None),
     )
@@ -189,9 +193,10 @@ def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _description(about: dict[str, Any]) -> dict[str, Any]:
     """The fields of `SavedWeights` from a description that yolofit wrote; those of the wrong type are left out."""
-    network, image_size = about.get("network"), about.get("image_size")
+    network, image_size, architecture = (about.get(key) for key in ("network", "image_size", "architecture"))
     return {
         "network": network if isinstance(network, str) else None,
+        "architecture": _plain(architecture) if isinstance(architecture, dict) else None,
         "class_names": _names(about.get("class_names")),
         "image_size": image_size if type(image_size) is int else None,
     }
@@ -210,13 +215,22 @@ def _are_plain(values: list[Any]) -> bool:
     return all(isinstance(value, str | int) for value in values)
 
 
-def _network_name(yaml: dict) -> str | None:
+def _network_name(yaml: dict[Any, Any]) -> str | None:
     """``yolo11n`` of an Ultralytics model's own description, whether its file is yolo11n.yaml or yolo11.yaml."""
     file, scale = yaml.get("yaml_file"), yaml.get("scale")
     if not isinstance(file, str):
         return None
-    stem = re.split(r"[/\\]", file)[-1].removesuffix(".yaml").removesuffix(".yml")
-    match = re.fullmatch(r"(yolo11)([nsmlx]?)(-\w+)?", stem)
-    if match is None:
-        return stem
-    return f"{match[1]}{match[2] or scale or ''}{match[3] or ''}"
+    name = plain_name(file)
+    match = NAME.fullmatch(name)
+    if match is None or match["scale"] or not isinstance(scale, str):
+        return name
+    return f"{match['family']}{scale}{match['variant']}"
+
+
+def _plain(value: Any, depth: int = 8) -> Any:
+    """Dicts, lists, text and numbers as they are; None in place of everything else, such as a pickled object."""
+    if depth and isinstance(value, dict):
+        return {key: _plain(item, depth - 1) for key, item in value.items() if isinstance(key, str)}
+    if depth and isinstance(value, list | tuple):
+        return [_plain(item, depth - 1) for item in value]
+    return value if isinstance(value, str | int | float) else None

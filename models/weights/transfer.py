@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
-from models.network import detection_head
+from models.architecture import CLASS_WIDTH
+from models.network import build_network, class_width, detection_head
 from models.weights.saved_weights import SavedWeights, WeightsError
 
-MIN_LOADED_SHARE = 0.5  # of the network's tensors; less is another network
+MIN_LOADED_SHARE = 0.25  # of the network's tensors; less is another network
 
 
 @dataclass
@@ -92,6 +93,29 @@ def transfer_weights(network: DetectionModel, saved: SavedWeights, class_names: 
     )
 
 
+def with_class_width(network: DetectionModel, saved: SavedWeights) -> DetectionModel:
+    """The network with inner class branches as wide as those of a file, so that their weights can be loaded.
+
+    Their width follows from the number of classes: 80 for YOLO11n and COCO's 80 classes, 64 for up to 64. As in
+    Ultralytics' ``BaseModel.load``, the file's width is taken where the maps that enter the heads agree.
+
+    Returns:
+        The network itself, or another one with new random weights, whose architecture has the width.
+    """
+    prefix, head = f"model.{len(network.model) - 1}", detection_head(network)
+    state = {name: tensor for name, tensor in saved.state.items() if tensor.ndim == 4}
+    try:
+        inputs = [state[f"{prefix}.cv2.{level}.0.conv.weight"].shape[1] for level in range(head.nl)]
+        last_layers = [f"{prefix}.cv3.{level}.{len(branch) - 1}.weight" for level, branch in enumerate(head.cv3)]
+        (width,) = {state[name].shape[1] for name in last_layers}
+    except (KeyError, ValueError):  # the file has no such head, or branches of several widths
+        return network
+    if width == class_width(network) or inputs != [branch[0].conv.in_channels for branch in head.cv2]:
+        return network
+    other = build_network({**network.yaml, CLASS_WIDTH: width}, head.nc)
+    return other if class_width(other) == width else network
+
+
 def _copy_rows(own: dict[str, Tensor], saved: SavedWeights, layer: str, rows: dict[int, int]) -> dict[str, Tensor]:
     """Weight and bias of a class layer with some rows of the file's; nothing if that has another form."""
     new = {}
@@ -107,9 +131,10 @@ def _copy_rows(own: dict[str, Tensor], saved: SavedWeights, layer: str, rows: di
 
 
 def _check(new: dict[str, Tensor], own: dict[str, Tensor], saved: SavedWeights) -> None:
-    if len(new) < MIN_LOADED_SHARE * len(own):
+    num_loaded, num_own = (sum(own[name].numel() > 1 for name in names) for names in (new, own))  # counters always fit
+    if num_loaded < MIN_LOADED_SHARE * num_own:
         raise WeightsError(
-            f"only {len(new)} of the network's {len(own)} tensors are in it: it is {saved.origin}, of another network"
+            f"only {num_loaded} of the network's {num_own} tensors are in it: it is {saved.origin}, of another network"
         )
     for name, tensor in new.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():

@@ -61,7 +61,7 @@ def main() -> None:
     fused_copies.scale_bytes(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), x.dtype)
     fused_pooling.max_pool(x, 5)
     fused_pooling.max_pool_backward(x, x, 5)
-    decode(torch.ones(2, 64, 300, dtype=x.dtype), torch.ones(300, 2).T, torch.ones(300), 16)
+    decode(torch.ones(2, 64, 300, dtype=x.dtype), torch.ones(300, 2).T, torch.ones(300))
     shift_hsv(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 3))
     print(*sorted(compiled))
 

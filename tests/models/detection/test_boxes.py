@@ -95,6 +95,20 @@ class TestDecodeBoxes:
         assert decoded.stride() == expected.stride() and decoded.dtype == torch.float32
         torch.testing.assert_close(decoded, expected, rtol=1e-6, atol=1e-4)  # pixels
 
+    @pytest.mark.parametrize("num_bins", [2, 5, 8, 32])
+    def test_decode_boxes__any_number_of_bins(self, num_bins: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also by Triton, whose tiles have powers of two as sides, and with infinite logits of the bins beyond."""
+        num_anchors = 8 * 8 + 4 * 4 + 2 * 2
+        logits = torch.randn(2, 4 * num_bins, num_anchors, generator=torch.Generator().manual_seed(1)).to(DEVICE) * 3
+        predictions = {"boxes": logits, "feats": [torch.zeros(2, 1, side, side) for side in (8, 4, 2)]}
+        cells, strides = make_anchors(predictions["feats"], torch.tensor(STRIDES), 0.5)
+        distances = logits.cpu().transpose(1, 2).unflatten(2, (4, num_bins)).softmax(3) @ torch.arange(float(num_bins))
+        expected = dist2bbox(distances, cells, xywh=False) * strides
+        torch.testing.assert_close(decode_boxes(predictions, STRIDES).cpu(), expected, rtol=1e-5, atol=1e-4)
+        monkeypatch.setattr(boxes_module, "fused_kernels_work", lambda logits: True)
+        decoded = decode_boxes(predictions, STRIDES, fused_kernels=True).cpu()
+        torch.testing.assert_close(decoded, expected, rtol=1e-5, atol=1e-4)
+
     def test_decode_boxes__chunks_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         predictions = random_predictions(5, 64, 64)
         whole = decode_boxes(predictions, STRIDES)

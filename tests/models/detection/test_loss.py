@@ -16,7 +16,6 @@ from ultralytics.utils.ops import xywh2xyxy
 from models.detection import assigner as assigner_module
 from models.detection import boxes as boxes_module
 from models.detection.loss import (
-    MAX_DISTANCE,
     DetectionLoss,
     LossGains,
     LossSums,
@@ -79,7 +78,7 @@ def aim(predictions: dict, targets: tuple[Tensor, Tensor, Tensor], seed: int) ->
             choice = torch.randint(count, (len(points),), generator=generator)
             box_A4 = boxes[image_index == image][choice]
             distances = torch.cat([points - box_A4[:, :2], box_A4[:, 2:] - points], 1) / strides[:, None]
-            errors = torch.arange(16)[:, None] - distances.clamp(0, MAX_DISTANCE).T[:, None]  # (4, R, A)
+            errors = torch.arange(16)[:, None] - distances.clamp(0, 14.99).T[:, None]  # (4, R, A)
             logits[image] -= 2 * errors.square().flatten(0, 1)
     return cast({**predictions, "boxes": logits}, torch.float32)
 
@@ -204,6 +203,38 @@ class TestEqualToUltralytics:
         assert_equal_losses(our_loss(predictions, targets, loss), theirs)
 
 
+    @pytest.mark.parametrize("name", ["yolov8n", "yolov9t", "yolo12n", "yolov8n-p2", "yolov8n-p6", "yolov3-tiny"])
+    def test_detection_loss__of_other_families(self, name: str) -> None:
+        """Two to four levels, strides of 4 to 64 px; in FP64, in which the reference is exact, too."""
+        torch.manual_seed(0)
+        network = build_network(name, num_classes=7)
+        predictions = cast(network(torch.rand(2, 3, 128, 192)), torch.float64)
+        batch, targets = make_targets([5, 2], (128, 192), 7, smallest=0.2)
+        theirs = their_loss(cast(predictions, torch.float64), batch, ultralytics_criterion(network))
+        theirs = tuple(value.double() for value in theirs)
+        assert_equal_losses(our_loss(predictions, targets, DetectionLoss(head_strides(network))), theirs)
+
+    @pytest.mark.parametrize(("levels", "num_bins"), [([2], 16), ([2, 3], 8), ([1, 2, 3], 5)])
+    def test_detection_loss__of_other_numbers_of_levels_and_bins(self, levels: list[int], num_bins: int) -> None:
+        backbone = [[-1, 1, "Conv", [16 * 2**i, 3, 2]] for i in range(4)]
+        architecture = {"backbone": backbone, "head": [[levels, 1, "Detect", ["nc"]]], "reg_max": num_bins}
+        torch.manual_seed(0)
+        network = build_network(architecture, num_classes=2)
+        predictions = cast(network(torch.rand(2, 3, 64, 64)), torch.float64)
+        batch, targets = make_targets([3, 1], (64, 64), 2, smallest=0.2)
+        theirs = their_loss(cast(predictions, torch.float64), batch, ultralytics_criterion(network))
+        theirs = tuple(value.double() for value in theirs)
+        assert_equal_losses(our_loss(predictions, targets, DetectionLoss(head_strides(network))), theirs)
+
+    def test_detection_loss__fewer_anchors_than_picks(self) -> None:
+        """Four anchors; the reference refuses to pick its ten."""
+        backbone = [[-1, 1, "Conv", [16, 3, 2]]] * 5
+        network = build_network({"backbone": backbone, "head": [[[4], 1, "Detect", ["nc"]]]}, 2)
+        _, targets = make_targets([3, 1], (64, 64), 2, smallest=0.2)
+        sums = DetectionLoss(head_strides(network))(network(torch.rand(2, 3, 64, 64)), *targets)
+        assert sums.normaliser >= 0 and sums.cls.isfinite() and sums.box.isfinite()
+
+
 def near_perfect_predictions(image_size: int, box: Tensor) -> dict:
     """Predictions, exact in bf16, of one box by each anchor inside it, confident; nothing elsewhere."""
     predictions = make_predictions(1, (image_size, image_size), 1)
@@ -211,7 +242,7 @@ def near_perfect_predictions(image_size: int, box: Tensor) -> dict:
     points, strides = boxes_module.anchor_points(sizes, STRIDES, "cpu")
     distances = torch.cat([points - box[:2], box[2:] - points], 1) / strides[:, None]
     inside = (distances > 0).all(1)
-    share = (1 - (torch.arange(16) - distances.clamp(0, MAX_DISTANCE)[..., None]).abs()).clamp(min=1e-6)
+    share = (1 - (torch.arange(16) - distances.clamp(0, 14.99)[..., None]).abs()).clamp(min=1e-6)
     boxes = share.log().permute(1, 2, 0).reshape(1, 64, -1)
     scores = torch.where(inside, 4.0, -12.0).view(1, 1, -1)
     exact = {"boxes": boxes.bfloat16().float(), "scores": scores, "feats": predictions["feats"]}

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from ultralytics.nn.tasks import DetectionModel
 
 from models.network import build_network
 from models.weights.saved_weights import SavedWeights, WeightsError, _image_size, read_weights
-from models.weights.transfer import transfer_weights
+from models.weights.transfer import transfer_weights, with_class_width
 from tests.helpers.ultralytics_files import NAMES, write_ultralytics_files
 
 
@@ -207,9 +208,35 @@ def test_transfer__table_says_everything(pretrained: nn.Module) -> None:
 def test_transfer__rejects_another_network_and_leaves_this_one_alone(pretrained: nn.Module) -> None:
     network = build_network("yolo11s", 3)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with pytest.raises(WeightsError, match=r"^only \d+ of the network's 499 tensors are in it: it is a test"):
+    with pytest.raises(WeightsError, match=r"^only \d+ of the network's 418 tensors are in it: it is a test"):
         transfer_weights(network, saved(pretrained, NAMES), NAMES)
     assert_same_state(network.state_dict(), before)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["yolo11n", "yolov8n", "yolo12n", "yolo11s"])
+def test_transfer__from_80_classes_to_8_keeps_what_ultralytics_keeps(name: str) -> None:
+    """All but the last layers of the class branches, though their inner width follows from the number of classes."""
+    torch.manual_seed(1)
+    coco = build_network(name, 80)
+    theirs = DetectionModel(f"{name}.yaml", nc=8, verbose=False)
+    theirs.load(coco, verbose=False)
+    source = SavedWeights("a test", plain(coco.state_dict()), name)
+    ours = with_class_width(build_network(name, 8), source)
+    transfer = transfer_weights(ours, source, [f"class {c}" for c in range(8)])
+    assert {key: tensor.shape for key, tensor in ours.state_dict().items()} == {
+        key: tensor.shape for key, tensor in theirs.state_dict().items()
+    }
+    new = {key for key, tensor in theirs.state_dict().items() if not torch.equal(tensor, coco.state_dict()[key])}
+    assert set(transfer.initialized) == new and len(new) == 6
+
+
+def test_with_class_width__leaves_other_networks_alone(pretrained: nn.Module) -> None:
+    """Those with maps of another width before the heads, and files without heads."""
+    small = build_network("yolo11s", 80)
+    assert with_class_width(small, saved(pretrained, NAMES)) is small
+    backbone = SavedWeights("a test", plain(pretrained.model[:10].state_dict()))
+    assert with_class_width(pretrained, backbone) is pretrained
 
 
 def test_transfer__rejects_nan(pretrained: nn.Module) -> None:
