@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
+from models.detection.boxes import RawPredictions
 from models.kernels.switch import fused_kernels_work
 
 NetworkName = Literal["yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"]
@@ -35,7 +36,7 @@ def build_network(name: NetworkName, num_classes: int) -> DetectionModel:
     return network.to(memory_format=torch.channels_last).train()
 
 
-def raw_predictions(output: dict | tuple) -> dict:
+def raw_predictions(output: RawPredictions | tuple[Tensor, RawPredictions]) -> RawPredictions:
     """The raw prediction dictionary out of what the network returned, in either mode."""
     return output[1] if isinstance(output, tuple) else output
 

@@ -15,6 +15,6 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def autocast_disabled(device: torch.device) -> AbstractContextManager:
+def autocast_disabled(device: torch.device) -> AbstractContextManager[object]:
     """A context without autocast on ``device``; nothing to do on `meta`, where torch has none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

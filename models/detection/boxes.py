@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -28,14 +29,25 @@ CHUNK_ELEMENTS = 2**21  # work on as many images at once as make 8 MiB of each F
 IOU_EPS = 1e-7  # keeps divisions finite for boxes without area; the reference's number
 
 
+class RawPredictions(TypedDict):
+    """What the network returns in training mode, in any float dtype."""
+
+    boxes: Tensor
+    """Logits (B, D, A) of the distances to the sides, the A anchors map after map."""
+    scores: Tensor
+    """Class logits (B, C, A)."""
+    feats: list[Tensor]
+    """The head's three feature maps, (B, channels, H, W). Only their sizes are used."""
+
+
 def images_per_chunk(elements_per_image: int) -> int:
     """How many images to work on at once so that a temporary has `CHUNK_ELEMENTS` or fewer; at least one."""
     return max(1, CHUNK_ELEMENTS // elements_per_image)
 
 
-def feature_sizes(predictions: dict) -> list[tuple[int, int]]:
+def feature_sizes(predictions: RawPredictions) -> list[tuple[int, int]]:
     """(height, width) in cells of each feature map of the raw predictions."""
-    return [tuple(feature_map.shape[-2:]) for feature_map in predictions["feats"]]
+    return [(feature_map.shape[-2], feature_map.shape[-1]) for feature_map in predictions["feats"]]
 
 
 def anchor_points(
@@ -71,7 +83,7 @@ def distance_bins(like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_boxes(predictions: dict, strides: Sequence[int], fused_kernels: bool = False) -> Tensor:
+def decode_boxes(predictions: RawPredictions, strides: Sequence[int], fused_kernels: bool = False) -> Tensor:
     """Boxes out of raw predictions, without gradients.
 
     The distance to a side is the mean of its predicted distribution (Generalized Focal Loss, arXiv

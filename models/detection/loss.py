@@ -20,7 +20,7 @@ R = NUM_BINS, D = 4 R.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from models.detection.assigner import Assignment, Scene, assign
 from models.detection.boxes import (
     NUM_BINS,
+    RawPredictions,
     aligned_ciou,
     anchor_points,
     decode_boxes,
@@ -92,7 +93,9 @@ class DetectionLoss(nn.Module):
         self.strides = tuple(strides)
         self.fused_kernels = fused_kernels
 
-    def forward(self, predictions: dict, boxes_xyxy_px: Tensor, classes: Tensor, image_index: Tensor) -> LossSums:
+    def forward(
+        self, predictions: RawPredictions, boxes_xyxy_px: Tensor, classes: Tensor, image_index: Tensor
+    ) -> LossSums:
         """Un-normalised loss of a batch.
 
         Args:
@@ -229,6 +232,6 @@ class _ClassificationSum(torch.autograd.Function):
         return grad_BCA, None, None
 
 
-def _split(chunk: int, *tensors: Tensor) -> zip:
+def _split(chunk: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Go through the images of several tensors together, ``chunk`` at a time."""
     return zip(*(tensor.split(chunk) for tensor in tensors), strict=True)

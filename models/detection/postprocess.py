@@ -140,8 +140,11 @@ def _suppress(boxes_N4: Tensor, scores_N: Tensor, classes_N: Tensor, max_iou: fl
     Few boxes are moved apart by class and suppressed all at once. In FP64 that changes no coordinate; in FP32, as
     usually done, class 25 would have its boxes rounded to 1/64 px.
     """
-    if not 0 < len(scores_N) <= FEW_CANDIDATES:
-        return batched_nms(boxes_N4, scores_N, classes_N, max_iou)
-    boxes_N4 = boxes_N4.double()
-    low, high = boxes_N4.aminmax()
-    return nms(boxes_N4 + (classes_N * (high - low + 1))[:, None], scores_N.double(), max_iou)
+    kept: Tensor
+    if 0 < len(scores_N) <= FEW_CANDIDATES:
+        boxes_N4 = boxes_N4.double()
+        low, high = boxes_N4.aminmax()
+        kept = nms(boxes_N4 + (classes_N * (high - low + 1))[:, None], scores_N.double(), max_iou)
+    else:
+        kept = batched_nms(boxes_N4, scores_N, classes_N, max_iou)
+    return kept

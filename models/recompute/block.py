@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
@@ -57,8 +56,8 @@ class DroppedLayer:
         x = recipes.unpack(self._input).detach().requires_grad_(self._input_requires_grad)
         # Autograd keeps the hook: with a strong reference to the values, which hold edges of the same graph, neither
         # would ever be freed where backward breaks off (out of memory) and leaves values behind.
-        owner: Any = weakref.ref(self)
-        with self._surroundings.again(), saved_tensors_hooks(lambda tensor: owner()._keep(tensor), recipes.unpack):
+        layer = weakref.proxy(self)
+        with self._surroundings.again(), saved_tensors_hooks(lambda tensor: layer._keep(tensor), recipes.unpack):
             self._forward(x)
         assert len(self._values) == self._num_slots, "the second forward pass saved more or less than the first"
 

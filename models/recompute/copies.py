@@ -61,7 +61,7 @@ class Concatenate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor, ...]:
         """Views, one for each part."""
-        return grad_BCHW.split(ctx.num_channels, 1)
+        return tuple(torch.split(grad_BCHW, ctx.num_channels, 1))
 
 
 class Upsample(torch.autograd.Function):
@@ -87,7 +87,9 @@ class FusedConcatenation(TorchFunctionMode):
         super().__init__()
         self.fused_kernels = fused_kernels
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: Any = (), kwargs: Any = None
+    ) -> object:
         """Divert it; leave all other operators alone."""
         if func is torch.cat and not kwargs and len(args) == 2 and args[1] == 1:
             parts = args[0]

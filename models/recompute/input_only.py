@@ -7,7 +7,6 @@ again from their input, which for max-pooling is a recipe and costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -56,13 +55,11 @@ class InputOnly(torch.autograd.Function):
 class KeepInputsOnly(TorchFunctionMode):
     """While active, the operators in ``DIVERTED`` keep their input only."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: Any = (), kwargs: Any = None
+    ) -> object:
         """Divert them; leave all other operators alone."""
         if func in DIVERTED and args[0].requires_grad:
             x, *rest = args
-            return InputOnly.apply(x, partial(_with_first, func, rest, kwargs or {}))
+            return InputOnly.apply(x, lambda y: func(y, *rest, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
-
-
-def _with_first(func: Callable, rest: list, kwargs: dict, x: Tensor) -> Tensor:
-    return func(x, *rest, **kwargs)

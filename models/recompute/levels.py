@@ -32,6 +32,7 @@ hooks, nothing notices if a weight is changed in place between forward and backw
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -131,6 +132,21 @@ def _is_training(module: nn.Module) -> bool:
     return module.training and torch.is_grad_enabled()
 
 
+def _original(module: nn.Module, x: Tensor) -> Tensor:
+    """The forward pass of the module's class."""
+    out: Tensor = type(module).forward(module, x)
+    return out
+
+
+def _norm_act(
+    unit: Conv, raw: Tensor, fused: bool, num_parts: int = 1, residual: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """BatchNorm and activation of a unit in ``num_parts`` tensors, from the output of its convolution."""
+    norm, is_silu = unit.bn, isinstance(unit.act, nn.SiLU)
+    out = BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, num_parts, residual, fused)
+    return out if isinstance(out, tuple) else (out,)
+
+
 class _Halves(NamedTuple):
     """A map whose channels come in two tensors, for who halves it at once."""
 
@@ -148,35 +164,32 @@ class _Halves(NamedTuple):
         return self
 
 
-def _conv_unit(module: Any, x: Tensor, fused: bool, is_halved: bool = False) -> Tensor | _Halves:
-    if not _is_training(module):
-        return type(module).forward(module, x)
-    raw, norm, is_silu = module.conv(x), module.bn, isinstance(module.act, nn.SiLU)
+def _conv_unit(unit: Conv, x: Tensor, fused: bool, is_halved: bool = False) -> Tensor | _Halves:
+    if not _is_training(unit):
+        return _original(unit, x)
+    raw = unit.conv(x)
     if is_halved and (is_fused(raw, fused) or raw.is_meta):
         # On a GPU a convolution would copy a slice of channels first, each time it gets it.
-        return _Halves(*BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, 2, None, fused))
-    return BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, 1, None, fused)
+        return _Halves(*_norm_act(unit, raw, fused, num_parts=2))
+    return _norm_act(unit, raw, fused)[0]
 
 
-def _bottleneck(module: Any, x: Tensor, fused: bool) -> Tensor:
+def _bottleneck(module: Bottleneck, x: Tensor, fused: bool) -> Tensor:
     if not (_is_training(module) and is_fused(x, fused)):
-        return type(module).forward(module, x)
-    unit = module.cv2
-    norm, is_silu = unit.bn, isinstance(unit.act, nn.SiLU)
-    return BatchNormAct.apply(unit.conv(module.cv1(x)), norm.weight, norm.bias, norm, is_silu, 1, x, fused)
+        return _original(module, x)
+    return _norm_act(module.cv2, module.cv2.conv(module.cv1(x)), fused, residual=x)[0]
 
 
-def _max_pool(module: Any, x: Tensor, fused: bool) -> Tensor:
-    if _is_training(module) and is_fused(x, fused) and is_fusible(module):
-        return MaxPool.apply(x, module.kernel_size)
-    return _keep_inputs_only(module, x)
+def _max_pool(module: nn.MaxPool2d, x: Tensor, fused: bool) -> Tensor:
+    if not (_is_training(module) and is_fused(x, fused) and is_fusible(module)):
+        return _keep_inputs_only(module, x)
+    out: Tensor = MaxPool.apply(x, module.kernel_size)
+    return out
 
 
 def _keep_inputs_only(module: nn.Module, x: Tensor) -> Tensor:
-    if not _is_training(module):
-        return type(module).forward(module, x)
-    with KeepInputsOnly():
-        return type(module).forward(module, x)
+    with KeepInputsOnly() if _is_training(module) else nullcontext():
+        return _original(module, x)
 
 
 def _elementwise(layer: nn.Module, x: Any, fused: bool) -> Any:
@@ -188,7 +201,7 @@ def _elementwise(layer: nn.Module, x: Any, fused: bool) -> Any:
 
 def _block(layer: nn.Module, x: Tensor, fused: bool) -> Tensor:
     if not _is_training(layer):
-        return type(layer).forward(layer, x)
+        return _original(layer, x)
     return DroppedLayer(partial(layer_forward, layer, fused=fused), x).run(x)
 
 

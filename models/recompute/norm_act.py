@@ -151,8 +151,9 @@ class BatchNormAct(torch.autograd.Function):
             running = None if is_repeating.get() else (norm.running_mean, norm.running_var, norm.num_batches_tracked)
             if num_parts == 1 and residual_BCHW is None:  # PyTorch's kernels do both in one go
                 arguments = running, norm.momentum, norm.eps, silu
-                out, *statistics = ctx.kernels.normalise_by_batch(x_BCHW, weight_C, bias_C, *arguments)
-                ctx.save_for_backward(x_BCHW, *statistics)
+                outs = ctx.kernels.normalise_by_batch(x_BCHW, weight_C, bias_C, *arguments)
+                out: Tensor = outs[0]
+                ctx.save_for_backward(x_BCHW, *outs[1:])
                 return out
             statistics = ctx.kernels.batch_statistics(x_BCHW, running, norm.momentum, norm.eps)
         ctx.save_for_backward(x_BCHW, *statistics)
@@ -201,4 +202,5 @@ def _part_of_output(
 ) -> Tensor:
     (x_BCHW,) = _parts(ctx, x_BCHW)[part]
     channels = _parts(ctx, *ctx.scale_shift, *statistics, dim=0)[part]
-    return ctx.kernels.normalise_activate(x_BCHW, *channels, ctx.silu, residual_BCHW, out_BCHW)
+    output: Tensor = ctx.kernels.normalise_activate(x_BCHW, *channels, ctx.silu, residual_BCHW, out_BCHW)
+    return output

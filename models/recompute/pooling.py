@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def is_fusible(module: Any) -> bool:
+def is_fusible(module: nn.MaxPool2d) -> bool:
     """Whether an ``nn.MaxPool2d`` pools as SPPF does: odd windows at every position of the map."""
     from models.kernels.fused_pooling import MAX_KERNEL_SIZE  # only where there is Triton
 

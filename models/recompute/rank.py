@@ -55,7 +55,7 @@ class LayerGain:
 
 
 def rank_layers(
-    network: DetectionModel, images_BCHW: Tensor, autocast: AbstractContextManager | None = None
+    network: DetectionModel, images_BCHW: Tensor, autocast: AbstractContextManager[object] | None = None
 ) -> list[LayerGain]:
     """Rank layers by bytes saved per operation repeated, best first; those that save nothing are left out.
 
@@ -80,7 +80,7 @@ def rank_layers(
 
 
 def measure_layers(
-    network: DetectionModel, images_BCHW: Tensor, autocast: AbstractContextManager | None = None
+    network: DetectionModel, images_BCHW: Tensor, autocast: AbstractContextManager[object] | None = None
 ) -> list[LayerBytes]:
     """Forward passes on the meta device at both levels that keep something inside; arguments as of `rank_layers`."""
     network = copy.deepcopy(network).to("meta", images_BCHW.dtype if autocast is None else None).train()
@@ -138,7 +138,7 @@ class _Pass:
         return out
 
 
-def _storages(tensors: Iterable[Any]) -> dict[int, UntypedStorage]:
+def _storages(values: Iterable[object]) -> dict[int, UntypedStorage]:
     """The storages of tensors, by address; others are skipped."""
-    storages = [value.untyped_storage() for value in tensors if isinstance(value, Tensor)]
+    storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
     return {storage._cdata: storage for storage in storages}

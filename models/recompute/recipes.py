@@ -15,7 +15,7 @@ until backward has passed the node that made it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -111,7 +111,7 @@ def pack(tensor: Tensor) -> Tensor | Recipe:
         recipe = _trace(base.grad_fn, base.output_nr, sources)
         if recipe is not None:
             layout = tensor.size(), tensor.stride(), tensor.storage_offset()
-            recipe = Recipe(partial(_view, base.stride(), layout), (recipe,))
+            recipe = Recipe(partial(_view, base.stride(), *layout), (recipe,))
     else:
         recipe = _trace(tensor.grad_fn, tensor.output_nr, sources)
     if recipe is None:
@@ -144,36 +144,42 @@ def _trace(node: Any, index: int, sources: list[_FromNode]) -> Recipe | None:
         tensor = node.metadata[_KEPT]()
         return None if tensor is None else Recipe(tensor.detach)
     if getattr(node, "_forward_cls", None) in (BatchNormAct, InputOnly, MaxPool):
-        residual: list[Any] = [_trace(before, output, sources) for before, output in node.next_functions[3:]]
-        if None in residual:
+        residual = _trace_all(node.next_functions[3:], sources)
+        if residual is None:
             return None
-        source = _FromNode(partial(node._forward_cls.output, node, index), tuple(residual), _outputs(node)[index])
+        if not hasattr(node, "recipe_outputs"):
+            node.recipe_outputs = defaultdict(_Output)
+        source = _FromNode(partial(node._forward_cls.output, node, index), residual, node.recipe_outputs[index])
         sources.append(source)
         return source
     rule = _RULES.get(node.name())
-    if rule is None:
-        return None
-    inputs: list[Any] = [_trace(before, output, sources) for before, output in node.next_functions]
-    if None in inputs:
+    inputs = None if rule is None else _trace_all(node.next_functions, sources)
+    if rule is None or inputs is None:
         return None
     kind = _Joined if rule is _join else Recipe
-    return kind(partial(rule, node, index), tuple(inputs))
+    return kind(partial(rule, node, index), inputs)
 
 
-def _outputs(node: Any) -> defaultdict[int, _Output]:
-    """The outputs of a node of our own that recipes start from, by number."""
-    if not hasattr(node, "recipe_outputs"):
-        node.recipe_outputs = defaultdict(_Output)
-    return node.recipe_outputs
+def _trace_all(edges: Iterable[tuple[Any, int]], sources: list[_FromNode]) -> tuple[Recipe, ...] | None:
+    """Recipes of several outputs, each a node and an index; None if one of them has none."""
+    recipes = []
+    for node, index in edges:
+        recipe = _trace(node, index, sources)
+        if recipe is None:
+            return None
+        recipes.append(recipe)
+    return tuple(recipes)
 
 
 def _join(node: Any, _: int, parts: list[Callable[[Tensor], None]]) -> Tensor:
     return Concatenate.output(node, parts)
 
 
-def _view(base_stride: tuple[int, ...], layout: tuple, base: Tensor) -> Tensor:
+def _view(
+    base_stride: tuple[int, ...], size: torch.Size, stride: tuple[int, ...], offset: int | torch.SymInt, base: Tensor
+) -> Tensor:
     assert base.stride() == base_stride, "a tensor was computed again in another memory format"
-    return base.as_strided(*layout)
+    return base.as_strided(size, stride, offset)
 
 
 def _dim(saved: int) -> int:

@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 import pickletools
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,18 +55,18 @@ class Name(NamedTuple):
 class Inert:
     """An object that the file describes: what would have been called, with what, and the state it would have got."""
 
-    called: Any
+    called: object
     """A `Name`, or whatever else the file put there."""
-    args: Any
-    state: Any = None
+    args: object
+    state: object = None
     """For an ordinary object: its attributes, a dict."""
-    items: dict = field(default_factory=dict)
+    items: dict[object, object] = field(default_factory=dict)
     """What would have been set by key."""
-    elements: list = field(default_factory=list)
+    elements: list[object] = field(default_factory=list)
     """What would have been appended."""
 
     @property
-    def attributes(self) -> dict:
+    def attributes(self) -> dict[object, object]:
         """The object's attributes; empty where its state is of another kind."""
         return self.state if isinstance(self.state, dict) else {}
 
@@ -87,7 +88,7 @@ class PickledTensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: object) -> PickledTensor:
+def _tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> PickledTensor:
     is_plain = isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)
     if not is_plain or not len(size) == len(stride) <= MAX_AXES:
         raise RestrictedPickleError("a tensor in it is described in an unknown way")
@@ -101,11 +102,11 @@ def _parameter(data: PickledTensor, *_: object) -> PickledTensor:
     return data
 
 
-def _ordered_dict() -> dict:
+def _ordered_dict() -> dict[object, object]:
     return {}
 
 
-REBUILD = {
+REBUILD: dict[Name, Callable[..., object]] = {
     Name("collections", "OrderedDict"): _ordered_dict,
     Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Name("torch._utils", "_rebuild_parameter"): _parameter,
@@ -185,7 +186,7 @@ class SavedFile:
             raise RestrictedPickleError(f"is damaged (record {name}): get it again") from error
 
 
-def interpret(program: bytes) -> Any:
+def interpret(program: bytes) -> object:
     """What a pickle describes, in plain values, `Name`, `Inert` and `PickledTensor`; nothing in it is called.
 
     Raises:
@@ -217,12 +218,12 @@ class _Machine:
     """The stack, the marks and the memo of a pickle, and one method for each group of instructions."""
 
     def __init__(self) -> None:
-        self.stack: list[Any] = []
+        self.stack: list[object] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-        self.result: Any = None
+        self.memo: dict[int, object] = {}
+        self.result: object = None
 
-    def execute(self, name: str, argument: Any) -> None:
+    def execute(self, name: str, argument: object) -> None:
         """Carry out one instruction."""
         if name in PLAIN:
             self.stack.append(argument)
@@ -237,7 +238,7 @@ class _Machine:
         else:
             raise RestrictedPickleError(f"uses the pickle instruction {name}, which torch.save does not")
 
-    def take(self, count: int) -> list[Any]:
+    def take(self, count: int) -> list[object]:
         """Remove the last ``count`` values, in order."""
         if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
             raise IndexError("stack")
@@ -245,7 +246,7 @@ class _Machine:
         del self.stack[len(self.stack) - count :]
         return taken
 
-    def take_marked(self) -> list[Any]:
+    def take_marked(self) -> list[object]:
         """Remove what was put on the stack since the last mark, in order."""
         mark = self.marks.pop()
         taken = self.stack[mark:]
@@ -291,7 +292,7 @@ class _Machine:
     def do_setitems(self, _: None) -> None:
         self.set_items(self.take_marked())
 
-    def set_items(self, values: list[Any]) -> None:
+    def set_items(self, values: list[object]) -> None:
         """Give keys and values, one after the other, to the dict or object on top of the stack."""
         target = self.stack[-1]
         items = target.items if isinstance(target, Inert) else target
@@ -306,7 +307,7 @@ class _Machine:
     def do_appends(self, _: None) -> None:
         self.append(self.take_marked())
 
-    def append(self, values: list[Any]) -> None:
+    def append(self, values: list[object]) -> None:
         """Append to the list or object on top of the stack."""
         target = self.stack[-1]
         elements = target.elements if isinstance(target, Inert) else target
@@ -332,14 +333,20 @@ class _Machine:
 
     def do_reduce(self, _: None) -> None:
         called, args = self.take(2)
-        rebuild: Any = REBUILD.get(called) if isinstance(called, Name) else None
-        self.stack.append(Inert(called, args) if rebuild is None else rebuild(*args))
+        rebuild = REBUILD.get(called) if isinstance(called, Name) else None
+        if rebuild is None:
+            self.stack.append(Inert(called, args))
+        elif isinstance(args, tuple):
+            self.stack.append(rebuild(*args))
+        else:
+            raise TypeError("arguments")
 
     def do_newobj(self, _: None) -> None:
-        self.stack.append(Inert(*self.take(2)))
+        called, args = self.take(2)
+        self.stack.append(Inert(called, args))
 
     def do_newobj_ex(self, _: None) -> None:
-        called, args, _ = self.take(3)
+        called, args = self.take(3)[:2]
         self.stack.append(Inert(called, args))
 
     def do_build(self, _: None) -> None:
@@ -349,10 +356,10 @@ class _Machine:
             self.stack[-1].state = state
 
     def do_binpersid(self, _: None) -> None:
-        (identity,) = self.take(1)
-        kind, storage, key, _, num_elements = identity
-        if kind != "storage" or storage.module != "torch" or type(num_elements) is not int or type(key) is not str:
-            raise RestrictedPickleError("refers to something that is not in the file")
-        if storage.name not in STORAGE_DTYPES:
-            raise RestrictedPickleError(f"holds numbers of a kind that is not read here: {storage.name}")
-        self.stack.append(Storage(STORAGE_DTYPES[storage.name], key, num_elements))
+        match self.take(1)[0]:
+            case ("storage", Name("torch", name), str(key), _, int(num_elements)) if type(num_elements) is int:
+                if name not in STORAGE_DTYPES:
+                    raise RestrictedPickleError(f"holds numbers of a kind that is not read here: {name}")
+                self.stack.append(Storage(STORAGE_DTYPES[name], key, num_elements))
+            case _:
+                raise RestrictedPickleError("refers to something that is not in the file")

@@ -11,7 +11,6 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -85,7 +84,7 @@ def _read_safetensors(path: Path) -> SavedWeights:
             about = json.loads(metadata[SAFETENSORS_KEY])
         except json.JSONDecodeError as error:
             raise WeightsError(f"its metadata is damaged: {error}") from error
-    return SavedWeights("safetensors", _strip_prefix(state), **_description(about))
+    return _described("safetensors", state, about)
 
 
 def _find_weights(file: SavedFile) -> SavedWeights:
@@ -96,7 +95,7 @@ def _find_weights(file: SavedFile) -> SavedWeights:
         raise WeightsError("holds neither a model nor a state dict")
     if isinstance(content.get("yolofit"), dict):
         state = _read_tensors(file, content.get("state_dict"))
-        return SavedWeights("a yolofit checkpoint", _strip_prefix(state), **_description(content["yolofit"]))
+        return _described("a yolofit checkpoint", state, content["yolofit"])
     for key in ("ema", "model"):
         if isinstance(content.get(key), Inert):
             return _pickled_model(file, content[key], content.get("train_args"))
@@ -108,7 +107,7 @@ def _find_weights(file: SavedFile) -> SavedWeights:
     raise WeightsError("holds no weights: neither a model nor a state dict is in it")
 
 
-def _pickled_model(file: SavedFile, model: Inert, train_args: Any) -> SavedWeights:
+def _pickled_model(file: SavedFile, model: Inert, train_args: object) -> SavedWeights:
     yaml = model.attributes.get("yaml")
     sizes = [_image_size(args) for args in (model.attributes.get("args"), train_args)]
     return SavedWeights(
@@ -120,13 +119,14 @@ def _pickled_model(file: SavedFile, model: Inert, train_args: Any) -> SavedWeigh
     )
 
 
-def _image_size(args: Any) -> int | None:
+def _image_size(args: object) -> int | None:
     """What ``imgsz`` came to in a training with these arguments: a dict or, in a file of its middle, an object."""
     if isinstance(args, Inert):
         args = args.attributes
     found = args.get("imgsz") if isinstance(args, dict) else None
-    sides = found if isinstance(found, list | tuple) else [found]
-    if not sides or not all(type(side) is int and side > 0 for side in sides):
+    listed = found if isinstance(found, list | tuple) else [found]
+    sides = [side for side in listed if type(side) is int and side > 0]
+    if not sides or len(sides) < len(listed):
         return None
     return -(-max(sides) // STRIDE_PX) * STRIDE_PX
 
@@ -155,21 +155,21 @@ def _walk(model: Inert) -> dict[str, PickledTensor]:
     return found
 
 
-def _members(module: Inert, kind: str) -> list[tuple[str, Any]]:
+def _members(module: Inert, kind: str) -> list[tuple[str, object]]:
     members = module.attributes.get(kind)
     if not isinstance(members, dict):
         return []
     return [(name, value) for name, value in members.items() if isinstance(name, str)]
 
 
-def _set_elements(pickled: Any) -> set[str]:
+def _set_elements(pickled: object) -> set[str]:
     """The strings of a pickled set."""
     if isinstance(pickled, Inert) and isinstance(pickled.args, tuple) and pickled.args:
         pickled = pickled.args[0]
     return {name for name in pickled if isinstance(name, str)} if isinstance(pickled, list | set) else set()
 
 
-def _read_tensors(file: SavedFile, mapping: Any) -> dict[str, Tensor]:
+def _read_tensors(file: SavedFile, mapping: object) -> dict[str, Tensor]:
     """The tensors of a dict; if some of them are averaged weights of ours, only those."""
     if not isinstance(mapping, dict):
         return {}
@@ -187,17 +187,19 @@ def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _description(about: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `SavedWeights` from a description that yolofit wrote; those of the wrong type are left out."""
+def _described(origin: str, state: dict[str, Tensor], about: dict[str, object]) -> SavedWeights:
+    """Weights with the description that yolofit wrote into their file, except values of the wrong type."""
     network, image_size = about.get("network"), about.get("image_size")
-    return {
-        "network": network if isinstance(network, str) else None,
-        "class_names": _names(about.get("class_names")),
-        "image_size": image_size if type(image_size) is int else None,
-    }
+    return SavedWeights(
+        origin,
+        _strip_prefix(state),
+        network=network if isinstance(network, str) else None,
+        class_names=_names(about.get("class_names")),
+        image_size=image_size if type(image_size) is int else None,
+    )
 
 
-def _names(names: Any) -> list[str] | None:
+def _names(names: object) -> list[str] | None:
     """Class names by number, out of a list or a dict of them."""
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
@@ -206,11 +208,11 @@ def _names(names: Any) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) and names and _are_plain(names) else None
 
 
-def _are_plain(values: list[Any]) -> bool:
+def _are_plain(values: list[object]) -> bool:
     return all(isinstance(value, str | int) for value in values)
 
 
-def _network_name(yaml: dict) -> str | None:
+def _network_name(yaml: dict[str, object]) -> str | None:
     """``yolo11n`` of an Ultralytics model's own description, whether its file is yolo11n.yaml or yolo11.yaml."""
     file, scale = yaml.get("yaml_file"), yaml.get("scale")
     if not isinstance(file, str):
