@@ -21,7 +21,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from models.kernels.switch import fused_kernels_work
+from models.kernels.triton_support import fused_kernels_work
 from models.precision import autocast_disabled, working_dtype
 
 NUM_BINS = 16  # of the distribution over distances: 0 to 15 strides
