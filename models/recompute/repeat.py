@@ -1,4 +1,4 @@
-"""Running a piece of the forward pass a second time, during backward."""
+"""Runs a part of the forward pass a second time, during backward."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch.overrides import _get_current_function_mode_stack
 
 is_repeating: ContextVar[bool] = ContextVar("is_repeating", default=False)
-"""True while a forward pass is repeated: whatever counts batches must not count this one again."""
+"""True while a forward pass is repeated. Counters of batches must not count this batch again."""
 
 
 class Surroundings:
-    """What the forward pass depends on besides its arguments: autocast and the active function modes.
+    """The autocast settings and function modes of a forward pass.
 
     Backward runs without them, on CUDA even in another thread.
     """
 
     def __init__(self, device_type: str) -> None:
-        """Remember the surroundings of the caller, for operators on ``device_type``."""
+        """Store the present settings for operators on ``device_type``."""
         self._function_modes = _get_current_function_mode_stack()
         self._autocast: AbstractContextManager[object] = nullcontext()
         if torch.amp.is_autocast_available(device_type):
@@ -33,7 +33,7 @@ class Surroundings:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """The same surroundings, with gradients on and ``is_repeating`` set."""
+        """Restore the settings, with gradients on and ``is_repeating`` set."""
         token = is_repeating.set(True)
         try:
             with ExitStack() as stack:
