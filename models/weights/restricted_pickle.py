@@ -1,15 +1,15 @@
-"""Reads the files that ``torch.save`` writes without running anything that is in them.
+"""Reads files of ``torch.save`` without running code from them.
 
-A pickle is a small program: unpickling it calls whatever it names. Here the program is never given to the `pickle`
-module: before `pickle.Unpickler` asks any method of a subclass, the number of a memo can make it take 64 GiB, and the
-hash of a deep tuple can end the process. `pickletools` splits the program into instructions, and a short interpreter
-carries out those that move plain values about. Every name is a `Name`, every call of one an `Inert` record of what
-would have been called, every tensor a `PickledTensor`, read from the file only when somebody asks for it. What is
-called is the allow-list `REBUILD`: four functions of this file. So even a file that pickles whole Python objects, as
-those of Ultralytics do, can be looked through for its tensors and names.
+A pickle is a small program, and unpickling calls whatever function it names. A subclass of `pickle.Unpickler` does not
+prevent all harm: before it asks any method, the number of a memo can make it allocate 64 GiB, and the hash of a deep
+tuple can end the process. So `pickletools` splits the program into instructions, and a short interpreter carries out
+those that move plain values. Each name becomes a `Name`, each call an `Inert` record of the function and its arguments,
+and each tensor a `PickledTensor`, which `SavedFile.tensor` reads on demand. The interpreter calls only the four
+functions of this file in `REBUILD`. So files that pickle whole Python objects, like those of Ultralytics, can be
+searched for tensors and names too.
 
-Time and memory are bounded by the size of the file: records must be stored as they are, not compressed, as
-``torch.save`` does, and a tensor must lie within its storage.
+The size of the file bounds time and memory: records must not be compressed, as ``torch.save`` stores them, and a tensor
+must lie within its storage.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_AXES = 16  # of a tensor
+MAX_AXES = 16  # axes of a tensor
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -41,11 +41,11 @@ STORAGE_DTYPES = {
 
 
 class RestrictedPickleError(ValueError):
-    """The file is damaged, of another kind, or built to do harm; one line without the file's name."""
+    """The file is damaged, of another kind, or malicious. The message is one line without the file's name."""
 
 
 class Name(NamedTuple):
-    """What the file calls by its module and name; never looked up."""
+    """Module and name of a Python object in the file. The object is never imported."""
 
     module: str
     name: str
@@ -53,26 +53,26 @@ class Name(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class Inert:
-    """An object that the file describes: what would have been called, with what, and the state it would have got."""
+    """Record of an object that unpickling would have created: the call, its arguments and the state."""
 
     called: object
-    """A `Name`, or whatever else the file put there."""
+    """The called `Name`, or any other value that the file put there."""
     args: object
     state: object = None
-    """For an ordinary object: its attributes, a dict."""
+    """State of the object; for an ordinary object the dict of its attributes."""
     items: dict[object, object] = field(default_factory=dict)
-    """What would have been set by key."""
+    """Items that unpickling would have set by key."""
     elements: list[object] = field(default_factory=list)
-    """What would have been appended."""
+    """Elements that unpickling would have appended."""
 
     @property
     def attributes(self) -> dict[object, object]:
-        """The object's attributes; empty where its state is of another kind."""
+        """Attributes of the object; empty if its state is not a dict."""
         return self.state if isinstance(self.state, dict) else {}
 
 
 class Storage(NamedTuple):
-    """Numbers in the file, under ``data/<key>``."""
+    """Numbers in the record ``data/<key>`` of the file."""
 
     dtype: torch.dtype
     key: str
@@ -80,7 +80,7 @@ class Storage(NamedTuple):
 
 
 class PickledTensor(NamedTuple):
-    """A tensor that is still in the file: `SavedFile.tensor` reads it."""
+    """Description of a tensor, which `SavedFile.tensor` reads from the file."""
 
     storage: Storage
     offset: int
@@ -112,21 +112,21 @@ REBUILD: dict[Name, Callable[..., object]] = {
     Name("torch._utils", "_rebuild_parameter"): _parameter,
     Name("torch._utils", "_rebuild_parameter_with_state"): _parameter,
 }
-"""All that a file can have called: pure functions of this module, whatever the names mean elsewhere."""
+"""The only functions that a file can call: pure functions of this module in place of those it names."""
 
 
 class SavedFile:
-    """A file of ``torch.save``: ``content`` is what was saved, with `Inert` in the place of objects.
+    """A file of ``torch.save``. ``content`` is the saved value, with `Inert` in place of objects.
 
-    Use it in a ``with`` statement, or tensors cannot be read any more than the file can be deleted under Windows.
+    Use it in a ``with`` statement, because an open file cannot be deleted under Windows. Read tensors inside it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open and interpret.
+        """Open and interpret the file.
 
         Raises:
-            RestrictedPickleError: If the file is not such a file, is damaged, or does what none of them does.
-            OSError: If it cannot be read.
+            RestrictedPickleError: If ``torch.save`` did not write the file, or it is damaged.
+            OSError: If the file cannot be read.
         """
         try:
             self._zip = zipfile.ZipFile(path)
@@ -142,7 +142,7 @@ class SavedFile:
             if f"{self._folder}byteorder" in self._zip.namelist() and self._record("byteorder") != b"little":
                 raise RestrictedPickleError("was saved on a big-endian machine: save it again on another")
             self._storages: dict[Storage, Tensor] = {}
-            self._budget_bytes = 2 * Path(path).stat().st_size  # of tensors: many may share one storage
+            self._budget_bytes = 2 * Path(path).stat().st_size  # for all tensors; many may share a storage
             self.content = interpret(self._record("data.pkl"))
         except BaseException:
             self._zip.close()
@@ -155,10 +155,11 @@ class SavedFile:
         self._zip.close()
 
     def tensor(self, pickled: PickledTensor) -> Tensor:
-        """Read a tensor onto the CPU, contiguous, with memory of its own.
+        """Read a tensor onto the CPU, contiguous, into new memory.
 
         Raises:
-            RestrictedPickleError: If it reaches beyond its storage, or the storage is not all there.
+            RestrictedPickleError: If it reaches beyond its storage, the storage is not complete, or the file's tensors
+                take more than twice the size of the file.
         """
         storage, offset, size, stride = pickled
         if 0 in size:
@@ -187,10 +188,11 @@ class SavedFile:
 
 
 def interpret(program: bytes) -> object:
-    """What a pickle describes, in plain values, `Name`, `Inert` and `PickledTensor`; nothing in it is called.
+    """Return the value of a pickle as plain values, `Name`, `Inert` and `PickledTensor`, without running it.
 
     Raises:
-        RestrictedPickleError: If it is no pickle, is cut off, or uses an instruction that ``torch.save`` does not.
+        RestrictedPickleError: If the program is not a pickle, is cut off, or has an instruction that ``torch.save``
+            does not use.
     """
     try:
         machine = _Machine()
@@ -203,7 +205,7 @@ def interpret(program: bytes) -> object:
         raise RestrictedPickleError(f"is damaged or no pickle ({type(error).__name__})") from error
 
 
-PLAIN = {  # instructions whose argument is the value itself
+PLAIN = {  # instructions that put their argument on the stack
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
@@ -211,11 +213,11 @@ PLAIN = {  # instructions whose argument is the value itself
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-HASHABLE = (str, int, float, bytes, type(None))  # keys of other kinds are dropped: hashing a deep tuple can crash
+HASHABLE = (str, int, float, bytes, type(None))  # other keys are dropped: hashing a deep tuple can crash
 
 
 class _Machine:
-    """The stack, the marks and the memo of a pickle, and one method for each group of instructions."""
+    """Stack, marks and memo of a pickle, with a method for each other instruction."""
 
     def __init__(self) -> None:
         self.stack: list[object] = []
@@ -247,7 +249,7 @@ class _Machine:
         return taken
 
     def take_marked(self) -> list[object]:
-        """Remove what was put on the stack since the last mark, in order."""
+        """Remove the values above the last mark, in order."""
         mark = self.marks.pop()
         taken = self.stack[mark:]
         del self.stack[mark:]
@@ -293,7 +295,7 @@ class _Machine:
         self.set_items(self.take_marked())
 
     def set_items(self, values: list[object]) -> None:
-        """Give keys and values, one after the other, to the dict or object on top of the stack."""
+        """Add alternating keys and values to the dict or object on top of the stack."""
         target = self.stack[-1]
         items = target.items if isinstance(target, Inert) else target
         if not isinstance(items, dict):
@@ -308,7 +310,7 @@ class _Machine:
         self.append(self.take_marked())
 
     def append(self, values: list[object]) -> None:
-        """Append to the list or object on top of the stack."""
+        """Append values to the list or object on top of the stack."""
         target = self.stack[-1]
         elements = target.elements if isinstance(target, Inert) else target
         if not isinstance(elements, list):
@@ -350,7 +352,7 @@ class _Machine:
         self.stack.append(Inert(called, args))
 
     def do_build(self, _: None) -> None:
-        """Keep an object's state; what a plain value would be told (an OrderedDict's metadata) is dropped."""
+        """Store the state of an object; drop the state of a plain value, such as the metadata of an OrderedDict."""
         (state,) = self.take(1)
         if isinstance(self.stack[-1], Inert):
             self.stack[-1].state = state

@@ -1,8 +1,8 @@
-"""Reads weights of any origin: what a file holds, by the names that our networks use.
+"""Reads weights of any origin and names them as our networks do.
 
-Known are Ultralytics' ``.pt`` files (pickles of whole models, from training or stripped), yolofit's checkpoints, state
-dicts and safetensors; averaged weights are preferred where a file has both. None of these runs code that the file
-brings along: see `models.weights.restricted_pickle`.
+The readable files are Ultralytics' ``.pt`` files (pickles of whole models, from training or stripped), yolofit's
+checkpoints, state dicts and safetensors. If a file has averaged weights, these are read. No code from a file runs: see
+`models.weights.restricted_pickle`.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from torch import Tensor
 
 from models.weights.restricted_pickle import Inert, PickledTensor, RestrictedPickleError, SavedFile
 
-MAX_MODULES = 20_000  # of a pickled model; YOLO11x has about 1,000
+MAX_MODULES = 20_000  # modules of a pickled model; YOLO11x has about 1,000
 PREFIXES = ("ema.network.", "ema.", "network.", "module.", "model.", "")  # averaged weights first
-STRIDE_PX = 32  # Ultralytics trains at the multiple above
+STRIDE_PX = 32  # Ultralytics rounds the image size up to a multiple of this
 DOWNLOADS = "https://github.com/ultralytics/assets/releases"
 """Where Ultralytics publishes pretrained weights."""
 EXPORTED = (".onnx", ".torchscript", ".engine")
-SAFETENSORS_KEY = "yolofit"  # of the metadata: the network's description, as JSON
+SAFETENSORS_KEY = "yolofit"  # key in the metadata; its value describes the network as JSON
 
 
 class WeightsError(ValueError):
-    """The file cannot be used; one line: what is wrong, and what to do. Names neither the file nor the key."""
+    """The file cannot be used. The message is one line without the file and the key: what is wrong and what to do."""
 
 
 @dataclass
 class SavedWeights:
-    """What a file holds."""
+    """Weights of a file and what the file says about their network."""
 
     origin: str
-    """Its kind, for people: "an Ultralytics model"."""
+    """Kind of the file, for messages: "an Ultralytics model"."""
     state: dict[str, Tensor]
-    """Tensors by the names that they have in ``models.network``'s networks, as far as these have them."""
+    """Tensors by name. Weights of YOLO11 have the names of the networks of `models.network`."""
     network: str | None = None
-    """Which network it is of, such as ``yolo11l``, where the file says so."""
+    """Name of the network, such as ``yolo11l``, if the file has it."""
     class_names: list[str] | None = None
-    """Names of its classes, where the file has them."""
+    """Class names, if the file has them."""
     image_size: int | None = None
-    """Side of the input that it was trained with, where the file says so."""
+    """Side of the input in training, in pixels, if the file has it."""
 
 
 def read_weights(path: Path) -> SavedWeights:
-    """Read a file of any of the known kinds onto the CPU, without running anything that is in it.
+    """Read a file of any kind named above onto the CPU, without running code from it.
 
     Raises:
-        WeightsError: If there is no such file, it is damaged or of an unknown kind.
+        WeightsError: If the file does not exist, is damaged or is of another kind.
     """
     path = Path(path)
     if path.suffix in EXPORTED and path.exists():
@@ -69,14 +69,14 @@ def read_weights(path: Path) -> SavedWeights:
 
 
 def _where_from(path: Path) -> str:
-    """How to come by a file that is not there."""
+    """Say where to get a file that does not exist."""
     name = path.name if re.fullmatch(r"yolo11[nslmx]\.pt", path.name) else "yolo11l.pt and the like"
     return f"is the path right? {name} can be had from {DOWNLOADS}"
 
 
 def _read_safetensors(path: Path) -> SavedWeights:
     with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is not a dict
         metadata = file.metadata() or {}
     about = {}
     if SAFETENSORS_KEY in metadata:
@@ -120,7 +120,7 @@ def _pickled_model(file: SavedFile, model: Inert, train_args: object) -> SavedWe
 
 
 def _image_size(args: object) -> int | None:
-    """What ``imgsz`` came to in a training with these arguments: a dict or, in a file of its middle, an object."""
+    """Image size of a training with these arguments, which are a dict, or an object in files of unfinished runs."""
     if isinstance(args, Inert):
         args = args.attributes
     found = args.get("imgsz") if isinstance(args, dict) else None
@@ -135,7 +135,7 @@ def _walk(model: Inert) -> dict[str, PickledTensor]:
     """Parameters and persistent buffers of a pickled ``nn.Module`` by their names in its state dict.
 
     Raises:
-        WeightsError: If it has no end.
+        WeightsError: If the model has more than `MAX_MODULES` modules, or contains itself.
     """
     found: dict[str, PickledTensor] = {}
     open_modules, num_modules = [("", model)], 0
@@ -163,14 +163,14 @@ def _members(module: Inert, kind: str) -> list[tuple[str, object]]:
 
 
 def _set_elements(pickled: object) -> set[str]:
-    """The strings of a pickled set."""
+    """Strings in a pickled set."""
     if isinstance(pickled, Inert) and isinstance(pickled.args, tuple) and pickled.args:
         pickled = pickled.args[0]
     return {name for name in pickled if isinstance(name, str)} if isinstance(pickled, list | set) else set()
 
 
 def _read_tensors(file: SavedFile, mapping: object) -> dict[str, Tensor]:
-    """The tensors of a dict; if some of them are averaged weights of ours, only those."""
+    """Read the tensors of a dict; if it has averaged weights of yolofit, read only those."""
     if not isinstance(mapping, dict):
         return {}
     found = {name: tensor for name, tensor in mapping.items() if isinstance(tensor, PickledTensor)}
@@ -179,7 +179,7 @@ def _read_tensors(file: SavedFile, mapping: object) -> dict[str, Tensor]:
 
 
 def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what comes before ``model.0.``, in FP32; tensors without it, of other things, as they are."""
+    """Convert weights to FP32 and remove what comes before ``model.0.``, and tensors without this prefix."""
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     for prefix in PREFIXES:
         if any(name.startswith(f"{prefix}model.0.") for name in state):
@@ -200,7 +200,7 @@ def _described(origin: str, state: dict[str, Tensor], about: dict[str, object]) 
 
 
 def _names(names: object) -> list[str] | None:
-    """Class names by number, out of a list or a dict of them."""
+    """Class names in order of their numbers, from a list or from a dict by number; None for other values."""
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
             return None
@@ -213,7 +213,7 @@ def _are_plain(values: list[object]) -> bool:
 
 
 def _network_name(yaml: dict[str, object]) -> str | None:
-    """``yolo11n`` of an Ultralytics model's own description, whether its file is yolo11n.yaml or yolo11.yaml."""
+    """Name such as ``yolo11n`` from a description of Ultralytics, whose file is yolo11n.yaml or yolo11.yaml."""
     file, scale = yaml.get("yaml_file"), yaml.get("scale")
     if not isinstance(file, str):
         return None
