@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_shape
+from models.kernels.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_channels, tile_places, tile_shape
 
 IMAGE_PLACES = 1024  # pixels of a program
 
@@ -52,12 +52,9 @@ def _place_kernel(
     SCALE: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
     """Fill one tile of ``out`` with the values of ``x`` at the positions divided by ``SCALE``."""
-    channel = tl.program_id(1) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
-    tile = tl.program_id(0)
-    image = tl.cast(tile // tiles_per_image, tl.int64)
-    place = (tile % tiles_per_image) * TILE_PLACES + tl.arange(0, TILE_PLACES)[None, :]
-    row, column = place // width, place % width
-    inside = (channel < num_channels) & (place < num_places)
+    channel, in_channel = tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
+    image, place, in_image = tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
+    inside, row, column = in_channel & in_image, place // width, place % width
     source = x + image * x_image + channel * x_channel + row // SCALE * x_row + column // SCALE * x_column
     target = out + image * out_image + channel * out_channel + row * out_row + column * out_column
     tl.store(target, tl.load(source, inside), inside)
@@ -78,10 +75,10 @@ def place(x_BCHW: Tensor, out_BCHW: Tensor, scale: int = 1) -> None:
 
 def concatenate(parts_BCHW: Sequence[Tensor]) -> Tensor:
     """``torch.cat(parts, 1)`` of maps of one dtype, in the memory format of the first."""
-    first = parts_BCHW[0]
-    shape = len(first), sum(part.shape[1] for part in parts_BCHW), *first.shape[2:]
+    first, num_channels = parts_BCHW[0], [part.shape[1] for part in parts_BCHW]
+    shape = len(first), sum(num_channels), *first.shape[2:]
     out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=memory_format_of(first))
-    for part, target in zip(parts_BCHW, out.split([part.shape[1] for part in parts_BCHW], 1), strict=True):
+    for part, target in zip(parts_BCHW, out.split(num_channels, 1), strict=True):
         place(part, target)
     return out
 

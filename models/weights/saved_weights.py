@@ -78,13 +78,11 @@ def _read_safetensors(path: Path) -> SavedWeights:
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is not a dict
         metadata = file.metadata() or {}
-    about = {}
-    if SAFETENSORS_KEY in metadata:
-        try:
-            about = json.loads(metadata[SAFETENSORS_KEY])
-        except json.JSONDecodeError as error:
-            raise WeightsError(f"its metadata is damaged: {error}") from error
-    return _described("safetensors", state, about)
+    try:
+        about = json.loads(metadata.get(SAFETENSORS_KEY, "{}"))
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"its metadata is damaged: {error}") from error
+    return _described("safetensors", state, about if isinstance(about, dict) else {})
 
 
 def _find_weights(file: SavedFile) -> SavedWeights:
@@ -205,11 +203,9 @@ def _names(names: object) -> list[str] | None:
         if set(names) != set(range(len(names))):
             return None
         names = [names[number] for number in range(len(names))]
-    return [str(name) for name in names] if isinstance(names, list) and names and _are_plain(names) else None
-
-
-def _are_plain(values: list[object]) -> bool:
-    return all(isinstance(value, str | int) for value in values)
+    if isinstance(names, list) and names and all(isinstance(name, str | int) for name in names):
+        return [str(name) for name in names]
+    return None
 
 
 def _network_name(yaml: dict[str, object]) -> str | None:
