@@ -29,8 +29,7 @@ nothing detects a weight that is changed in place between forward and backward.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -85,7 +84,7 @@ def apply_recompute(
 def remove_recompute(network: DetectionModel) -> None:
     """Restore the original forward pass of every module of a network, or of a copy of it."""
     for module in network.modules():
-        if getattr(module.__dict__.get("forward"), "func", None) in _FORWARDS:
+        if getattr(module.__dict__.get("forward"), "func", None) is _run_forward:
             del module.forward
 
 
@@ -95,22 +94,30 @@ def can_repeat(layer: nn.Module) -> bool:
 
 
 def _transform(layer: nn.Module, level: Level, fused: bool) -> None:
-    module: Any  # mypy forbids replacing a method
     for module in layer.modules():
-        is_pooling, is_attention = isinstance(module, nn.MaxPool2d), isinstance(module, Attention)
         if is_conv_unit(module):
-            module.forward = partial(_conv_unit, module, fused=fused)
-        elif is_pooling:
-            module.forward = partial(_max_pool, module, fused=fused)
-        elif is_attention:
-            module.forward = partial(_keep_inputs_only, module)
+            _replace_forward(module, _conv_unit, fused=fused)
+        elif isinstance(module, nn.MaxPool2d):
+            _replace_forward(module, _max_pool, fused=fused)
+        elif isinstance(module, Attention):
+            _replace_forward(module, _keep_inputs_only)
     for module in layer.modules():
         if isinstance(module, C2f | C2PSA) and is_conv_unit(module.cv1):  # they split its output in halves
-            module.cv1.forward = partial(_conv_unit, module.cv1, fused=fused, is_halved=True)
+            _replace_forward(module.cv1, _conv_unit, fused=fused, is_halved=True)
         elif isinstance(module, Bottleneck) and module.add and is_conv_unit(module.cv2):
-            module.forward = partial(_bottleneck, module, fused=fused)
-    forward = _block if level == "block" and can_repeat(layer) else _elementwise
-    layer.forward = partial(forward, layer, fused=fused)
+            _replace_forward(module, _bottleneck, fused=fused)
+    _replace_forward(layer, _block if level == "block" and can_repeat(layer) else _elementwise, fused=fused)
+
+
+def _replace_forward(module: Any, forward: Callable[..., object], **options: bool) -> None:
+    module.forward = partial(_run_forward, forward, module, **options)
+
+
+def _run_forward(forward: Callable[..., object], module: nn.Module, x: object, **options: bool) -> object:
+    """Run ``forward`` in training, else the forward pass of the module's class."""
+    if module.training and torch.is_grad_enabled():
+        return forward(module, x, **options)
+    return type(module).forward(module, x)
 
 
 def is_conv_unit(module: nn.Module) -> bool:
@@ -120,16 +127,6 @@ def is_conv_unit(module: nn.Module) -> bool:
         and type(module.bn) is nn.BatchNorm2d
         and isinstance(module.act, nn.SiLU | nn.Identity)
     )
-
-
-def _is_training(module: nn.Module) -> bool:
-    return module.training and torch.is_grad_enabled()
-
-
-def _original(module: nn.Module, x: Tensor) -> Tensor:
-    """Run the forward pass that the module's class defines."""
-    out: Tensor = type(module).forward(module, x)
-    return out
 
 
 def _norm_act(
@@ -159,8 +156,6 @@ class _Halves(NamedTuple):
 
 
 def _conv_unit(unit: Conv, x: Tensor, fused: bool, is_halved: bool = False) -> Tensor | _Halves:
-    if not _is_training(unit):
-        return _original(unit, x)
     raw = unit.conv(x)
     if is_halved and (is_fused(raw, fused) or raw.is_meta):
         # On a GPU, a convolution copies a slice of channels each time before it reads it.
@@ -168,34 +163,29 @@ def _conv_unit(unit: Conv, x: Tensor, fused: bool, is_halved: bool = False) -> T
     return _norm_act(unit, raw, fused)[0]
 
 
-def _bottleneck(module: Bottleneck, x: Tensor, fused: bool) -> Tensor:
-    if not (_is_training(module) and is_fused(x, fused)):
-        return _original(module, x)
+def _bottleneck(module: Bottleneck, x: Tensor, fused: bool) -> object:
+    if not is_fused(x, fused):
+        return type(module).forward(module, x)
     return _norm_act(module.cv2, module.cv2.conv(module.cv1(x)), fused, residual=x)[0]
 
 
-def _max_pool(module: nn.MaxPool2d, x: Tensor, fused: bool) -> Tensor:
-    if not (_is_training(module) and is_fused(x, fused) and is_fusible(module)):
-        return _keep_inputs_only(module, x)
-    out: Tensor = MaxPool.apply(x, module.kernel_size)
-    return out
+def _max_pool(module: nn.MaxPool2d, x: Tensor, fused: bool) -> object:
+    if is_fused(x, fused) and is_fusible(module):
+        return MaxPool.apply(x, module.kernel_size)
+    return _keep_inputs_only(module, x)
 
 
-def _keep_inputs_only(module: nn.Module, x: Tensor) -> Tensor:
-    with KeepInputsOnly() if _is_training(module) else nullcontext():
-        return _original(module, x)
+def _keep_inputs_only(module: nn.Module, x: Tensor) -> object:
+    with KeepInputsOnly():
+        return type(module).forward(module, x)
 
 
-def _elementwise(layer: nn.Module, x: Any, fused: bool) -> Any:
-    if not _is_training(layer):
-        return type(layer).forward(layer, x)
+def _elementwise(layer: nn.Module, x: object, fused: bool) -> object:
     with saved_tensors_hooks(recipes.pack, recipes.unpack):
         return layer_forward(layer, x, fused)
 
 
 def _block(layer: nn.Module, x: Tensor, fused: bool) -> Tensor:
-    if not _is_training(layer):
-        return _original(layer, x)
     return DroppedLayer(partial(layer_forward, layer, fused=fused), x).run(x)
 
 
@@ -211,6 +201,3 @@ def layer_forward(layer: nn.Module, x: Any, fused: bool) -> Any:
             return type(layer).forward(layer, x)
     with FusedConcatenation(fused):
         return type(layer).forward(layer, x)
-
-
-_FORWARDS = (_conv_unit, _bottleneck, _max_pool, _keep_inputs_only, _elementwise, _block)

@@ -1,8 +1,8 @@
 """Recipes: instead of a tensor, autograd keeps how to compute the tensor again.
 
 The autograd graph records how each activation was made: the node of a `cat`, for example, holds the dimension and the
-nodes of the parts. `pack` follows the graph upstream from the tensor that autograd saves. A path may end in a node of
-ours (`BatchNormAct`, `InputOnly`, `MaxPool`), which can compute its output from what it keeps, or in a leaf, which
+nodes of the parts. `pack` follows the graph upstream from the tensor that autograd saves. A path may end in a custom
+node (`BatchNormAct`, `InputOnly`, `MaxPool`), which can compute its output from what it keeps, or in a leaf, which
 exists anyway. If all paths end so, `pack` returns a recipe of these paths, and `unpack` computes the tensor from it.
 Otherwise the tensor itself is kept, above all the output of a convolution or a matrix product. So no convolution and no
 matrix product runs twice.
@@ -64,7 +64,7 @@ class _Joined(Recipe):
 
 @dataclass(slots=True)
 class _Output:
-    """One output of a node of ours: the number of recipes that wait for it, and the result between two uses."""
+    """One output of a custom node: the number of recipes that wait for it, and the result between two uses."""
 
     num_uses: int = 0
     result: Tensor | None = None
@@ -72,7 +72,7 @@ class _Output:
 
 @dataclass(frozen=True)
 class _FromNode(Recipe):
-    """Recipe of one output of a node of ours; ``function`` can write the output to a given place."""
+    """Recipe of one output of a custom node; ``function`` can write the output to a given place."""
 
     output: _Output = field(default_factory=_Output)
 
@@ -136,7 +136,7 @@ def keep(tensor: Tensor) -> Tensor:
 
 
 def _trace(node: Any, index: int, sources: list[_FromNode]) -> Recipe | None:
-    """Recipe of output ``index`` of ``node``, or None; appends the recipes of nodes of ours in it to ``sources``."""
+    """Recipe of output ``index`` of ``node``, or None; appends the recipes of custom nodes in it to ``sources``."""
     if node is None:
         return None
     if _KEPT in node.metadata:

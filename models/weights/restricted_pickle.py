@@ -8,7 +8,7 @@ and each tensor a `PickledTensor`, which `SavedFile.tensor` reads on demand. The
 functions of this file in `REBUILD`. So files that pickle whole Python objects, like those of Ultralytics, can be
 searched for tensors and names too.
 
-The size of the file bounds time and memory: records must not be compressed, as ``torch.save`` stores them, and a tensor
+The size of the file bounds time and memory: records must be uncompressed, as ``torch.save`` writes them, and a tensor
 must lie within its storage.
 """
 
