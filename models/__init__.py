@@ -1,19 +1,19 @@
-"""Pure torch: the network, its loss, and what makes both use less memory. Knows neither `data` nor Lightning.
+"""Pure torch: the networks, their loss, and what reduces the memory and time of both.
 
-    network      detectors of `ultralytics.nn`, built
-    architecture which detectors there are, by name or from a YAML file
-    detection    loss, and detections from raw predictions
-    recompute    less memory for activations
-    kernels      everything in Triton
-    weights      files of weights, read without running anything in them
-    precision    where FP32 is kept
+    architecture which networks there are, by name or from a YAML file
+    network      builds the networks
+    detection    the loss, and detections from raw predictions
+    recompute    levels that keep fewer activations for backward
+    kernels      all Triton kernels
+    weights      reads files of weights without running code from them
+    precision    the dtype and autocast of computations in FP32
 
-Imports go from ``weights`` to ``network``, and from ``network``, ``detection`` and ``recompute`` to ``kernels`` and
-``precision``. Begin with `models.detection.loss`.
+`weights` imports `network`, and `network` imports `architecture` and `detection`. `detection`, `recompute` and `network`
+import `kernels` and `precision`. No file imports `data` or Lightning. Begin with `models.detection.loss`.
 
-The network comes from the `ultralytics` package. When that is imported it looks up a host name, writes a settings
-file, announces it, and later may install packages: switched off or led to the cache folder here, before any module
-of this package imports it.
+The networks come from the `ultralytics` package. On import, it looks up a host name, writes a settings file and prints
+a message; later it may install packages. The environment variables set here switch this off, or direct the file to the
+cache folder. They are set before any module of this package imports `ultralytics`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Yolofit's cache folder: ``$YOLOFIT_CACHE``, or ``~/.cache/yolofit``. Not created here."""
+    """Path of the cache folder: ``$YOLOFIT_CACHE``, or ``~/.cache/yolofit``; does not create it."""
     if folder := os.environ.get("YOLOFIT_CACHE"):
         return Path(folder)
     try:
         return Path.home() / ".cache" / "yolofit"
-    except RuntimeError:  # no HOME, and a user that the system does not know, as in some containers
+    except RuntimeError:  # in some containers, HOME is not set and the system does not know the user
         return Path(tempfile.gettempdir()) / "yolofit"
 
 

@@ -1,44 +1,44 @@
-"""Detectors of `ultralytics.nn`: architecture only, no trainer, no data code, no pickle."""
+"""Detectors of `ultralytics.nn`: the networks only, without trainer, data code and pickle."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 
-import torch  # before ultralytics, which otherwise limits torch to one CPU thread
+import torch  # before ultralytics, which else limits torch to one CPU thread
 from torch import Tensor, nn
 from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from models.architecture import CLASS_WIDTH, Architecture, ArchitectureError, check_architecture, read_architecture
-from models.kernels.switch import fused_kernels_work
+from models.detection.boxes import RawPredictions
+from models.kernels.triton_support import fused_kernels_work
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What `ultralytics` and torch raise of layers that do not go together."""
+"""What `ultralytics` and torch raise if layers do not fit together."""
 
 
 def build_network(network: str | Architecture, num_classes: int) -> DetectionModel:
-    """A randomly initialized detector in training mode, its weights in channels_last, which is faster.
+    """Build a detector with random weights, in training mode and in channels_last, which is faster.
 
-    In training mode it maps images (B, 3, H, W), RGB in [0, 1], H and W multiples of the largest stride, to the raw
-    predictions ``{"boxes": (B, 4 R, A), "scores": (B, C, A), "feats": [a feature map for each level]}`` over the A
-    anchors of all levels, with R bins of the distribution over distances. In evaluation mode it returns a pair whose
-    second item is that dictionary: see `raw_predictions`. Its attribute ``yaml`` is its architecture.
+    The network maps images (B, 3, H, W), RGB in [0, 1], H and W multiples of the largest stride, to `RawPredictions`
+    over the anchors of all levels. In evaluation mode it returns a pair: see `raw_predictions`. Its attribute ``yaml``
+    is its architecture.
 
     Args:
-        network: What `models.architecture.read_architecture` takes or returns.
-        num_classes: Classes that the head tells apart, at least 1.
+        network: An architecture, or what `models.architecture.read_architecture` takes.
+        num_classes: Number of classes of the head, at least 1.
 
     Raises:
-        ArchitectureError: If there is no such network, it is no detector, or its layers do not go together.
+        ArchitectureError: If no such network exists, it is not a detector, or its layers do not fit together.
     """
     if isinstance(network, str):
         network = read_architecture(network)
     else:
         check_architecture(network)
     architecture = deepcopy(network)
-    # Ultralytics announces a number of classes that is an argument. The inner width of the class branches follows it.
+    # As an argument, the number of classes would print a message. The width of the class branches follows from it.
     architecture["nc"] = architecture.get(CLASS_WIDTH, num_classes)
     try:
         detector = DetectionModel(architecture, verbose=False)
@@ -51,13 +51,13 @@ def build_network(network: str | Architecture, num_classes: int) -> DetectionMod
     if not all(stride.is_integer() for stride in strides):
         raise ArchitectureError(f"its feature maps have the strides {strides}: they must be whole numbers of pixels")
     for parameter_name, parameter in detector.named_parameters():
-        # The fixed projection 0..R-1 of the distribution focal loss; every other parameter trains.
+        # All parameters train except the fixed projection 0..R-1 of the distribution focal loss.
         parameter.requires_grad = ".dfl." not in parameter_name
     return detector.to(memory_format=torch.channels_last).train()
 
 
 def _set_classes(network: DetectionModel, num_classes: int) -> None:
-    """Let the last layers of the class branches tell ``num_classes`` apart, whatever the network was built for."""
+    """Replace the last layers of the class branches if the network was built for another number of classes."""
     head = detection_head(network)
     if head.nc == num_classes:
         return
@@ -71,53 +71,54 @@ def _set_classes(network: DetectionModel, num_classes: int) -> None:
 
 def class_width(network: DetectionModel) -> int:
     """Inner channels of the class branches."""
-    return detection_head(network).cv3[0][-1].in_channels
+    width: int = detection_head(network).cv3[0][-1].in_channels
+    return width
 
 
-def raw_predictions(output: dict | tuple) -> dict:
-    """The raw prediction dictionary out of what the network returned, in either mode."""
+def raw_predictions(output: RawPredictions | tuple[Tensor, RawPredictions]) -> RawPredictions:
+    """Raw predictions in the output of the network, which in evaluation mode is (decoded boxes, raw predictions)."""
     return output[1] if isinstance(output, tuple) else output
 
 
 def network_input(images: Tensor, dtype: torch.dtype = torch.float32, fused_kernels: bool = False) -> Tensor:
-    """Bytes to network input: uint8 (B, 3, H, W) in 0..255 to ``dtype`` in [0, 1], channels_last as the network is.
+    """Convert uint8 images (B, 3, H, W) to network input: ``dtype`` in [0, 1], channels_last as the network.
 
-    Every integer up to 256 is exact in fp16 and bf16, so converting first costs no accuracy and half the memory. With
-    ``fused_kernels`` one Triton kernel does it, where Triton works.
+    All integers up to 256 are exact in fp16 and bf16, so conversion before division loses no accuracy and halves the
+    memory. With ``fused_kernels``, one Triton kernel converts the images where Triton works.
     """
     if fused_kernels and fused_kernels_work(images):
-        from models.kernels import fused_copies  # only where there is Triton
+        from models.kernels import fused_copies  # imports Triton
 
         return fused_copies.scale_bytes(images, dtype)
     return images.to(dtype, memory_format=torch.channels_last).div_(255)
 
 
 def detection_head(network: DetectionModel) -> Detect:
-    """The last layer of the network."""
+    """Return the last layer of the network, which makes the raw predictions."""
     return network.model[-1]
 
 
 def head_strides(network: nn.Module) -> list[int]:
-    """Pixels per cell of each level of the head, finest first: [8, 16, 32] for most networks."""
+    """Distance between neighboring anchors of each level, in pixels: [8, 16, 32] for most networks."""
     return [int(stride) for stride in detection_head(network).stride.tolist()]
 
 
 def batch_norms(network: nn.Module) -> Iterator[nn.Module]:
-    """Every batch normalisation layer of the network."""
+    """Yield all BatchNorm layers of the network."""
     return (module for module in network.modules() if isinstance(module, BATCH_NORMS))
 
 
 def freeze_batch_norms(modules: Iterable[nn.Module]) -> None:
-    """Normalise with the running statistics and leave these alone; scale and shift still train."""
+    """Normalize with the running statistics and keep these fixed; scale and shift still train."""
     for module in modules:
         module.eval()
 
 
 def freeze_layers(network: DetectionModel, num_layers: int) -> None:
-    """Stop the training of the first ``num_layers`` top-level layers: parameters and batch statistics.
+    """Freeze the parameters and batch statistics of the first ``num_layers`` top-level layers.
 
     Raises:
-        ValueError: If the network has fewer layers than that, or the number is negative.
+        ValueError: If ``num_layers`` is negative, or the network has no more layers than that.
     """
     if not 0 <= num_layers < len(network.model):
         raise ValueError(f"model.freeze_layers: {num_layers}: must be between 0 and {len(network.model) - 1}")

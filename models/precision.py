@@ -1,4 +1,4 @@
-"""Where the networks and their loss work in FP32, whatever autocast says; and which GPUs have bf16."""
+"""The dtype and autocast of computations in FP32, and the GPUs that compute in bf16."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 BF16_CAPABILITY = (8, 0)
-"""CUDA's compute capability of NVIDIA's Ampere; GPUs before it only emulate bf16."""
+"""CUDA compute capability of NVIDIA Ampere; older GPUs only emulate bf16."""
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which predictions of ``dtype`` are worked on: FP32, or FP64 for FP64."""
+    """Dtype of computations on predictions of ``dtype``: FP64 for FP64, else FP32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def autocast_disabled(device: torch.device) -> AbstractContextManager:
-    """A context without autocast on ``device``; nothing to do on `meta`, where torch has none."""
+def autocast_disabled(device: torch.device) -> AbstractContextManager[object]:
+    """Context that switches autocast off on ``device``; does nothing on `meta`, for which torch has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

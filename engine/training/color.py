@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from data.loading.batch import Batch
-from models.kernels.switch import fused_kernels_work
+from models.kernels.triton_support import fused_kernels_work
 
 
 def colored(batch: Batch, fused_kernels: bool) -> Batch:

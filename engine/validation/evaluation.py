@@ -14,7 +14,7 @@ from data.loading.batch import Batch, to_original_px
 from engine.training.precision import AUTOCAST_DTYPE, Precision, autocast
 from engine.training.ranks import Ranks, all_present
 from engine.validation.metrics import DetectionMetrics, DetectionResults
-from models.detection.boxes import decode_boxes
+from models.detection.boxes import RawPredictions, decode_boxes
 from models.detection.loss import MIN_NORMALISER, DetectionLoss, LossGains
 from models.detection.postprocess import FEWEST_KEPT, Detections, NmsConfig, detections
 from models.network import head_strides, network_input, raw_predictions
@@ -22,7 +22,9 @@ from models.network import head_strides, network_input, raw_predictions
 log = logging.getLogger(__name__)
 
 
-def predict_raw(network: nn.Module, images: Tensor, precision: Precision, fused_kernels: bool = False) -> dict:
+def predict_raw(
+    network: nn.Module, images: Tensor, precision: Precision, fused_kernels: bool = False
+) -> RawPredictions:
     """Raw predictions of a network in evaluation mode for uint8 images (B, 3, H, W), in the precision of training."""
     with torch.inference_mode(), autocast(precision, images.device):
         return raw_predictions(network(network_input(images, AUTOCAST_DTYPE[precision], fused_kernels)))

@@ -1,33 +1,29 @@
-"""The task-aligned assigner: which anchors shall predict which ground-truth boxes, and how confidently.
+"""The task-aligned assigner: chooses the anchors that shall predict each ground-truth box, and their target scores.
 
-As in TOOD (arXiv 2108.07755), with the numbers of the Ultralytics recipe:
+It follows TOOD (arXiv 2108.07755) with the numbers of the Ultralytics recipe:
 
-1. An anchor may be a candidate of a box if its center lies inside it. Sides shorter than the second stride (of a head
-   with one level, the only one) count as that long, so that a box between the cell centers finds candidates too.
-2. The alignment of an anchor with a box is ``class score ** 0.5 * overlap ** 6``, where the overlap is the
-   complete IoU of the box that it predicts, 0 if negative. Each box picks the `TOP_K` anchors of highest
-   alignment.
-3. An anchor that several boxes picked goes to the box that it overlaps most. That may be one that did not
-   pick it, because the anchor was not among its ten best.
-4. The score that an anchor shall predict for its box's class is its alignment, scaled such that the best
-   anchor of a box is to score the box's best overlap.
+1. An anchor is a candidate of a box if its center lies inside the box. Sides shorter than the second stride (of a
+   head with one level: the only one) count as that long, so that a box between the centers of cells finds candidates.
+2. The alignment of an anchor with a box is ``class score ** 0.5 * overlap ** 6``. The overlap is the complete IoU of
+   the anchor's predicted box with the box, or 0 if negative. Each box picks the `TOP_K` anchors of highest alignment.
+3. An anchor that several boxes picked is assigned to the box of its image that it overlaps most. This can be a box that
+   did not pick the anchor, because the anchor was not among its ten best.
+4. The target score of an anchor for the class of its box is its alignment, scaled so that the best anchor of a box gets
+   the best overlap of the box.
 
-Memory does not depend on how unevenly the boxes are spread over the images. They come in one flat list, which
-is worked through in chunks of rows, a row being one box and all anchors of its image. Nothing has the shape
-images x most crowded image x anchors, or images x anchors x classes. What remains of a row are its ten picks,
-the candidates. Only an anchor that some box picked can become positive, whatever step 3 does, so all that
-follows works on N * TOP_K candidates: a static shape, in which a candidate that turns out to be none gets
-weight 0. The host never waits for the device.
+Memory does not depend on how the boxes are spread over the images. The boxes come in one flat list, which is processed
+in chunks of rows; a row is one box with all anchors of its image. No tensor has the shape images x most crowded image x
+anchors, or images x anchors x classes. Only anchors that a box picked can become positive, so steps 3 and 4 process the
+N * TOP_K picks. This shape is static: a pick that is not valid gets weight 0. The host never waits for the device.
 
-Ties. Among anchors of equal alignment at the edge of the ten best, `torch.topk` decides, as in the reference.
-That happens with alignment 0, where a box has fewer than ten overlapping anchors. The target score of such a
-pick is 0, but it counts in step 3.
+`torch.topk` decides between anchors of equal alignment at the edge of the ten best, as in the reference. This happens
+with alignment 0, where a box has fewer than ten overlapping anchors. The target score of such a pick is 0, but the pick
+counts in step 3.
 
-A box whose coordinates add up to 0 or less is padding and is ignored: a list of boxes may be padded with
-zeros.
+A box whose coordinates add up to 0 or less is padding and is ignored.
 
-Shape suffixes: B images, C classes, A anchors, N ground-truth boxes of the batch, n of a chunk, K =
-min(TOP_K, A) picks of a box, P = N K candidates.
+Shape suffixes: B images, C classes, A anchors, N ground-truth boxes of the batch, n boxes of a chunk, K = min(TOP_K, A)
+picks of a box, P = N K candidates.
 """
 
 from __future__ import annotations
@@ -45,65 +41,65 @@ SCORE_POWER = 0.5
 OVERLAP_POWER = 6.0
 INSIDE_EPS_PX = 1e-9
 ALIGNMENT_EPS = 1e-9
-CHUNK_PAIRS = 2**19  # pairs of box and anchor to work on at once: 2 MiB of each FP32 temporary
+CHUNK_PAIRS = 2**19  # pairs of box and anchor processed together: 2 MiB for each FP32 temporary
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What each anchor shall predict, densely for the class scores and as a list of candidates for the boxes.
+    """Targets of the anchors: dense for the class scores, a list of candidates for the boxes.
 
-    An anchor has one candidate for each box that picked it; their weights add up to its target score.
+    An anchor has one candidate for each box that picked it. The weights of these add up to its target score.
     """
 
     score_BA: Tensor
     """Target score of each anchor for its class, in [0, 1]; 0 for background."""
     class_BA: Tensor
-    """Class of the box that each anchor shall predict, int64; 0 for background."""
+    """Target class of each anchor, int64; 0 for background."""
     image_P: Tensor
     """Image of each candidate, int64."""
     anchor_P: Tensor
     """Anchor of each candidate, int64."""
     box_P: Tensor
-    """Ground-truth box that the candidate's anchor shall predict, int64 in [0, N)."""
+    """Index of the ground-truth box that the candidate shall predict, int64 in [0, N)."""
     weight_P: Tensor
-    """Weight of the candidate in the box losses; 0 for one that is none."""
+    """Weight of the candidate in the box losses; 0 for picks that are not valid."""
 
 
 class Scene(NamedTuple):
-    """What is to be matched: predictions and ground-truth boxes."""
+    """Predictions and ground-truth boxes to match."""
 
     logits_BCA: Tensor
     """Class logits, any float dtype."""
     predicted_BA4: Tensor
-    """Predicted corner boxes, pixels, FP32 or FP64; everything is worked out in this dtype."""
+    """Predicted corner boxes, pixels, FP32 or FP64. All computations use this dtype."""
     points_A2: Tensor
     """Centers of the anchors' cells, (x, y) in pixels."""
     boxes_N4: Tensor
-    """Ground-truth corner boxes, pixels, same dtype."""
+    """Ground-truth corner boxes, pixels, in the dtype of the predicted boxes."""
     classes_N: Tensor
     """Class of each box, int64."""
     image_index_N: Tensor
     """Image of each box, int64."""
     min_side_px: float
-    """Sides of a box count as at least this long in step 1."""
+    """Shortest length of a box's side in step 1, in pixels."""
 
 
 class Picks(NamedTuple):
-    """What steps 1 and 2 leave of all pairs of a box and an anchor."""
+    """Result of steps 1 and 2."""
 
     anchor_NK: Tensor
-    """The anchors that each box picked, int64."""
+    """Anchors that each box picked, int64."""
     valid_NK: Tensor
-    """Whether the picked anchor lies inside its box, bool. A box with fewer than ten picks others too."""
+    """Whether the picked anchor lies inside its box, bool. A box with fewer than ten candidates picks others too."""
     leader_BA: Tensor
-    """Each anchor's best overlap with a box of its image, and which box, in one int64: `_overlap_keys`."""
+    """Best overlap of each anchor with a box of its image, and the box, as an int64 key of `_overlap_keys`."""
 
 
 @torch.no_grad()
 def assign(scene: Scene) -> Assignment:
     """Match ground-truth boxes with anchors, without gradients and without waiting for the device.
 
-    Memory: about 20 temporaries of `CHUNK_PAIRS`, 28 bytes an anchor of the batch, 2 KiB a box.
+    Memory: about 20 temporaries of `CHUNK_PAIRS`, 28 bytes for each anchor of the batch, and 2 KiB for each box.
     """
     picks = _pick_anchors(scene)
     image_P = scene.image_index_N[:, None].expand_as(picks.anchor_NK).flatten()
@@ -124,7 +120,7 @@ def assign(scene: Scene) -> Assignment:
 
 
 def _pick_anchors(scene: Scene) -> Picks:
-    """Steps 1 and 2, in chunks of boxes."""
+    """Do steps 1 and 2 in chunks of boxes."""
     num_boxes, (num_images, num_anchors, _) = len(scene.boxes_N4), scene.predicted_BA4.shape
     leader_BA = scene.classes_N.new_zeros(num_images, num_anchors)
     anchor_NK = scene.classes_N.new_empty(num_boxes, min(TOP_K, num_anchors))
@@ -141,7 +137,7 @@ def _pick_anchors(scene: Scene) -> Picks:
 
 
 def _align_rows(scene: Scene, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """For each box of a chunk and each anchor of its image: inside, overlap, alignment; (n, A) each."""
+    """Return inside, overlap and alignment, each (n, A), of the boxes of a chunk and the anchors of their images."""
     boxes_n4, image_n = scene.boxes_N4[rows], scene.image_index_N[rows]
     inside_nA = _inside(boxes_n4[:, None], scene.points_A2, scene.min_side_px)
     predicted_nA4 = scene.predicted_BA4.transpose(1, 2).index_select(0, image_n).transpose(1, 2)
@@ -151,7 +147,7 @@ def _align_rows(scene: Scene, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _align_candidates(scene: Scene, image_P: Tensor, anchor_P: Tensor, box_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Overlap and alignment of each candidate with its box, (P,) each; 0 if the anchor is not inside."""
+    """Overlap and alignment of each candidate with its box, each (P,); 0 if the anchor is not inside."""
     boxes_P4 = scene.boxes_N4[box_P]
     inside_P = _inside(boxes_P4, scene.points_A2[anchor_P], scene.min_side_px)
     ciou_P = aligned_ciou(boxes_P4, scene.predicted_BA4[image_P, anchor_P])
@@ -161,7 +157,7 @@ def _align_candidates(scene: Scene, image_P: Tensor, anchor_P: Tensor, box_P: Te
 
 
 def _inside(boxes: Tensor, points: Tensor, min_side_px: float) -> Tensor:
-    """Whether each point (..., 2) lies strictly inside the stretched box (..., 4); the rest broadcasts."""
+    """Whether each point (..., 2) lies strictly inside the stretched box (..., 4); other dimensions broadcast."""
     center = (boxes[..., :2] + boxes[..., 2:]) / 2
     half = (boxes[..., 2:] - boxes[..., :2]).clamp(min=min_side_px) / 2
     (left, top), (right, bottom) = (center - half).unbind(-1), (center + half).unbind(-1)
@@ -172,38 +168,37 @@ def _inside(boxes: Tensor, points: Tensor, min_side_px: float) -> Tensor:
 
 
 def _alignment(logits: Tensor, overlap: Tensor) -> Tensor:
-    """How well an anchor does both tasks, from its logit for the box's class and its overlap with the box."""
+    """Alignment of step 2, from the logit for the box's class and the overlap with the box."""
     return logits.to(overlap.dtype).sigmoid().pow(SCORE_POWER) * overlap.pow(OVERLAP_POWER)
 
 
 def _overlap_keys(overlap_nA: Tensor, first_row: int, num_boxes: int) -> Tensor:
-    """Integers, int64 (n, A), in the order of the overlaps; of equal ones, the earlier box's is larger.
+    """Encode overlap and box in int64 keys (n, A), so that the largest key has the largest overlap.
 
-    The upper half are the bits of the FP32 overlap, ordered like floats because those are not negative; the
-    lower half is ``num_boxes - row``. So the maximum over an image's boxes says which box it is: `_owners`
-    reads it.
+    The upper half is the bits of the FP32 overlap, which have the order of the floats because none is negative. The
+    lower half is ``num_boxes - row``: of equal overlaps, the earlier box has the larger key. `_owners` decodes the box.
     """
     row_n1 = torch.arange(first_row, first_row + len(overlap_nA), device=overlap_nA.device)[:, None]
     return (overlap_nA.float().view(torch.int32).long() << 32).add_(num_boxes - row_n1)
 
 
 def _count_picks(cell_P: Tensor, valid_P: Tensor, num_cells: int) -> Tensor:
-    """How many boxes picked each candidate's anchor, int64 (P,); at least 1, to divide by."""
+    """Number of boxes that picked each candidate's anchor, int64 (P,), at least 1 because it is a divisor."""
     count = cell_P.new_zeros(num_cells).scatter_add_(0, cell_P, valid_P.long())
     return count[cell_P].clamp_(min=1)
 
 
 def _owners(picks: Picks, cell_P: Tensor, num_picks_P: Tensor) -> Tensor:
-    """Step 3: the box that each candidate's anchor shall predict, int64 (P,)."""
+    """Do step 3: return the box that each candidate's anchor shall predict, int64 (P,)."""
     num_boxes = len(picks.anchor_NK)
     picker_NK = torch.arange(num_boxes, device=cell_P.device)[:, None].expand_as(picks.anchor_NK)
     leader_P = num_boxes - (picks.leader_BA.flatten()[cell_P] & 0xFFFFFFFF)
-    leader_P = leader_P.clamp(0, num_boxes - 1)  # predictions that are NaN shall not lead to an invalid index
+    leader_P = leader_P.clamp(0, num_boxes - 1)  # keys of NaN predictions decode to invalid indices
     return torch.where(num_picks_P > 1, leader_P, picker_NK.flatten())
 
 
 def _target_scores(scene: Scene, image_P: Tensor, anchor_P: Tensor, box_P: Tensor) -> Tensor:
-    """Step 4: the alignment of each candidate with its box, scaled to the box's best overlap, (P,)."""
+    """Do step 4: return the alignment of each candidate with its box, scaled to the box's best overlap, (P,)."""
     overlap_P, alignment_P = _align_candidates(scene, image_P, anchor_P, box_P)
     best_overlap_N = _group_max(overlap_P, box_P, len(scene.boxes_N4))
     best_alignment_N = _group_max(alignment_P, box_P, len(scene.boxes_N4))
@@ -211,5 +206,5 @@ def _target_scores(scene: Scene, image_P: Tensor, anchor_P: Tensor, box_P: Tenso
 
 
 def _group_max(values_P: Tensor, group_P: Tensor, num_groups: int) -> Tensor:
-    """The largest value of each group, 0 for an empty group; no value is negative."""
+    """Largest value of each group, 0 for an empty group; requires values of at least 0."""
     return values_P.new_zeros(num_groups).scatter_reduce_(0, group_P, values_P, "amax")

@@ -1,14 +1,14 @@
-"""Boxes: the anchor grid, decoding of raw predictions, and the overlap of boxes.
+"""Boxes: the anchor grid, decoding of raw predictions, and overlap.
 
-The head predicts a box as four distances, from the center of a grid cell (the "anchor") to the left, top,
-right and bottom side, each as a distribution over R distances of 0, 1, ..., R - 1 strides. A box is a
-large number (the anchor's position) plus a small one (the distance), so 16 bits are not enough: bf16 rounds
-positions beyond 512 px to 4 px. Everything here therefore works in FP32, whatever the predictions' dtype and
-whatever autocast says. FP64 predictions stay FP64, for tests of exactness.
+The head predicts a box as four distances from the center of a grid cell (the anchor) to the left, top, right and bottom
+side. Each distance is a distribution over R distances of 0, 1, ..., R - 1 strides. A coordinate is the sum of a
+large number (the position of the anchor) and a small one (the distance), so 16 bits are not enough: bf16 rounds
+positions beyond 512 px to 4 px. All computations here therefore use FP32, whatever the dtype of the predictions and
+autocast. FP64 predictions stay FP64, for tests of exactness.
 
-Boxes are corner boxes (left, top, right, bottom); the origin is the top left corner of the network input.
+Boxes are corner boxes (left, top, right, bottom) with the origin at the top left corner of the network input.
 
-Shape suffixes: B images, b of a chunk, A anchors of all strides, H and W cells of a feature map, N boxes, M
+Shape suffixes: B images, b images of a chunk, A anchors of all strides, H and W cells of a feature map, N boxes, M
 other boxes, R bins of a distribution over distances (``reg_max`` of the head), D = 4 R.
 """
 
@@ -16,25 +16,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from models.kernels.switch import fused_kernels_work
+from models.kernels.triton_support import fused_kernels_work
 from models.precision import autocast_disabled, working_dtype
 
-CHUNK_ELEMENTS = 2**21  # work on as many images at once as make 8 MiB of each FP32 temporary
-IOU_EPS = 1e-7  # keeps divisions finite for boxes without area; the reference's number
+CHUNK_ELEMENTS = 2**21  # elements processed together: 8 MiB for each FP32 temporary
+IOU_EPS = 1e-7  # as in the reference; keeps divisions finite for boxes without area
+
+
+class RawPredictions(TypedDict):
+    """What the network returns in training mode, in any float dtype."""
+
+    boxes: Tensor
+    """Logits (B, D, A) of the distances to the sides, the A anchors map after map."""
+    scores: Tensor
+    """Class logits (B, C, A)."""
+    feats: list[Tensor]
+    """The head's feature maps, one for each level, (B, channels, H, W). Only their sizes are used."""
 
 
 def images_per_chunk(elements_per_image: int) -> int:
-    """How many images to work on at once so that a temporary has `CHUNK_ELEMENTS` or fewer; at least one."""
+    """Number of images of which a temporary has at most `CHUNK_ELEMENTS`, but at least 1."""
     return max(1, CHUNK_ELEMENTS // elements_per_image)
 
 
-def feature_sizes(predictions: dict) -> list[tuple[int, int]]:
-    """(height, width) in cells of each feature map of the raw predictions."""
-    return [tuple(feature_map.shape[-2:]) for feature_map in predictions["feats"]]
+def feature_sizes(predictions: RawPredictions) -> list[tuple[int, int]]:
+    """Height and width of each feature map, in cells."""
+    return [(feature_map.shape[-2], feature_map.shape[-1]) for feature_map in predictions["feats"]]
 
 
 def anchor_points(
@@ -43,13 +55,13 @@ def anchor_points(
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Centers of all grid cells, and their strides.
+    """Centers and strides of all grid cells.
 
     Args:
-        sizes: (height, width) in cells of each feature map.
+        sizes: Height and width of each feature map, in cells.
         strides: Pixels per cell of each feature map.
-        device: Where to make them.
-        dtype: FP32 or FP64; 16 bits cannot tell the cells of a large image apart.
+        device: Device of the result.
+        dtype: FP32 or FP64; 16 bits cannot represent the centers in a large image.
 
     Returns:
         ``points_A2``, (x, y) in pixels, and ``strides_A``, in pixels; map after map, each row by row.
@@ -65,34 +77,33 @@ def anchor_points(
 
 
 def distance_bins(num_bins: int, like: Tensor) -> Tensor:
-    """The distances ``bins_R`` = 0, 1, ..., ``num_bins`` - 1 strides, with the dtype and device of ``like``."""
+    """Distances of the bins, (R,): 0, 1, ..., ``num_bins`` - 1 strides, with the dtype and device of ``like``."""
     return torch.arange(num_bins, dtype=like.dtype, device=like.device)
 
 
 @torch.no_grad()
-def decode_boxes(predictions: dict, strides: Sequence[int], fused_kernels: bool = False) -> Tensor:
-    """Boxes out of raw predictions, without gradients.
+def decode_boxes(predictions: RawPredictions, strides: Sequence[int], fused_kernels: bool = False) -> Tensor:
+    """Decode boxes from raw predictions, without gradients.
 
-    The distance to a side is the mean of its predicted distribution (Generalized Focal Loss, arXiv
-    2006.04388).
+    The distance to a side is the mean of its predicted distribution (Generalized Focal Loss, arXiv 2006.04388).
 
     Args:
-        predictions: Raw output of the network: ``boxes`` (B, D, A) logits of any float dtype, and ``feats``.
+        predictions: Raw predictions, of which ``boxes`` and ``feats`` are used.
         strides: Pixels per cell of each feature map.
         fused_kernels: Decode in one Triton kernel, where Triton works.
 
-    Returns: ``boxes_xyxy_px`` (B, A, 4), FP32 (FP64 for FP64 predictions), pixels of the network input. A
-        transposed
-        view: in memory, each coordinate's anchors lie side by side.
+    Returns:
+        Corner boxes (B, A, 4) in pixels of the network input, FP32 (FP64 for FP64 predictions). They are a view of
+        (B, 4, A).
 
-    Memory: the result, 16 bytes an anchor, and three temporaries of `CHUNK_ELEMENTS`; none in Triton.
+    Memory: the result, 16 bytes for each anchor, and three temporaries of `CHUNK_ELEMENTS`; with Triton none of these.
     """
     logits_BDA = predictions["boxes"]
     dtype = working_dtype(logits_BDA.dtype)
     points_A2, strides_A = anchor_points(feature_sizes(predictions), strides, logits_BDA.device, dtype)
     points_2A = points_A2.T
     if fused_kernels and fused_kernels_work(logits_BDA) and dtype == torch.float32:
-        from models.kernels import fused_boxes  # only where there is Triton
+        from models.kernels import fused_boxes  # imports Triton
 
         return fused_boxes.decode(logits_BDA, points_2A, strides_A).transpose(1, 2)
     num_bins = logits_BDA.shape[1] // 4
@@ -109,17 +120,17 @@ def decode_boxes(predictions: dict, strides: Sequence[int], fused_kernels: bool 
 
 
 def aligned_ciou(boxes_N4: Tensor, others_N4: Tensor) -> Tensor:
-    """Complete IoU of each box with the other box at the same place; differentiable.
+    """Complete IoU of each box with the other box in the same row; differentiable.
 
     Args:
         boxes_N4: Corner boxes, FP32 or FP64.
-        others_N4: As many others, in the same unit.
+        others_N4: The other boxes, in the same unit.
 
     Returns:
         ``ciou_N``, at most 1; negative for boxes far apart.
 
     Raises:
-        ValueError: The shapes differ (broadcasting would compare all with all).
+        ValueError: If the shapes differ: broadcasting would compare all boxes with all others.
     """
     if boxes_N4.shape != others_N4.shape:
         shapes = f"{tuple(boxes_N4.shape)} and {tuple(others_N4.shape)}"
@@ -133,7 +144,7 @@ def pairwise_ciou(boxes_N4: Tensor, others_NM4: Tensor) -> Tensor:
 
     Args:
         boxes_N4: Corner boxes, FP32 or FP64.
-        others_NM4: The boxes to compare each of them with, in the same unit.
+        others_NM4: The M other boxes of each row, in the same unit.
 
     Returns:
         ``ciou_NM``.
@@ -146,9 +157,9 @@ def pairwise_ciou(boxes_N4: Tensor, others_NM4: Tensor) -> Tensor:
 def _complete_iou(boxes: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     """Complete IoU (arXiv 1911.08287) of broadcastable coordinates (left, top, right, bottom).
 
-    That is IoU, less the squared distance of the centers in units of the diagonal of the smallest box around
-    both, less a penalty for different aspect ratios, whose weight counts as a constant. The epsilons stand
-    where the reference has them (on heights, not on widths).
+    Complete IoU is IoU minus two penalties: the squared distance of the centers, in units of the diagonal of the
+    smallest box around both, and the difference of the aspect ratios. No gradient flows through the weight of the
+    second. The epsilons are added where the reference adds them: to heights, not to widths.
     """
     left, top, right, bottom = boxes
     other_left, other_top, other_right, other_bottom = others

@@ -1,26 +1,27 @@
-"""The detection loss: three un-normalised sums and their normaliser.
+"""The detection loss: three unnormalized sums and their normaliser.
 
-With the numbers of the Ultralytics recipe: every anchor pays a binary cross-entropy over the classes; an
-anchor that shall predict a box also pays 1 - complete IoU and the distribution focal loss, both weighted by
-its target score.
+It uses the numbers of the Ultralytics recipe. Every anchor contributes a binary cross-entropy over the classes. An
+anchor that shall predict a box also contributes 1 - complete IoU and the distribution focal loss, both weighted by its
+target score.
 
     loss = (7.5 * box + 0.5 * cls + 1.5 * dfl) / max(sum of all target scores, 1)
 
-The sums and the normaliser are returned separately, so that the loss of several micro-batches can be divided
-once, by the normaliser of all of them.
+The sums and the normaliser are returned separately, so that the loss of several micro-batches can be divided once by
+the normaliser of all of them.
 
-Memory. The class scores are by far the largest predictions, so the only thing of their size that is ever made
-is their gradient, in their own dtype: `_ClassificationSum`. The box terms look at nothing but the candidates
-of the assignment, ten a ground-truth box. Everything is computed in FP32 (FP64 for FP64 predictions) whatever
-autocast says, with static shapes, and the host never waits for the device.
+Memory: the class scores are by far the largest predictions. Only their gradient has the same size, in their own dtype:
+see `_ClassificationSum`. The box terms read only the candidates of the assignment, ten for each ground-truth box.
 
-Shape suffixes: B images, b of a chunk, C classes, A anchors, N ground-truth boxes of the batch, P candidates,
+All computations use FP32 (FP64 for FP64 predictions), whatever autocast says, and static shapes. The host never waits
+for the device.
+
+Shape suffixes: B images, b images of a chunk, C classes, A anchors, N ground-truth boxes of the batch, P candidates,
 R bins of a distribution over distances, D = 4 R.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 
 from models.detection.assigner import Assignment, Scene, assign
 from models.detection.boxes import (
+    RawPredictions,
     aligned_ciou,
     anchor_points,
     decode_boxes,
@@ -40,13 +42,13 @@ from models.detection.boxes import (
 )
 from models.precision import autocast_disabled, working_dtype
 
-MIN_NORMALISER = 1.0  # fewer target scores than this count as one
-LAST_BIN_GAP = 0.01  # strides: a target lies strictly before the last bin
+MIN_NORMALISER = 1.0  # a smaller sum of target scores counts as this
+LAST_BIN_GAP = 0.01  # least distance of a target from the last bin, in strides
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """Un-normalised loss of some images: FP32 scalars (FP64 for FP64 predictions) on their device."""
+    """Unnormalized loss of some images: FP32 scalars (FP64 for FP64 predictions) on the device of the predictions."""
 
     box: Tensor
     """Sum of target score * (1 - complete IoU) over the positive anchors."""
@@ -55,7 +57,7 @@ class LossSums:
     dfl: Tensor
     """Sum of target score * distribution focal loss over the positive anchors."""
     normaliser: Tensor
-    """Sum of all target scores: without gradient, not clamped, 0 for images without boxes."""
+    """Sum of all target scores, without gradient; not clamped, so 0 for images without boxes."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +72,20 @@ class LossGains:
     """Weight of the distribution focal term."""
 
     def apply(self, sums: LossSums) -> Tensor:
-        """The weighted sums of box, cls and dfl, float (3,), still un-normalised."""
+        """Weighted sums of box, cls and dfl, (3,), unnormalized."""
         return torch.stack((self.box * sums.box, self.cls * sums.cls, self.dfl * sums.dfl))
 
     def total(self, sums: LossSums, normaliser: Tensor) -> Tensor:
-        """The loss, a scalar: all terms over ``normaliser``, which may be that of more images than `sums`."""
+        """Scalar loss: the sum of all terms divided by ``normaliser``, which may count more images than ``sums``."""
         return self.apply(sums).sum() / normaliser.clamp(min=MIN_NORMALISER)
 
 
 class DetectionLoss(nn.Module):
-    """Raw predictions and ground-truth boxes to `LossSums`. Has no state.
+    """Computes `LossSums` from raw predictions and ground-truth boxes; has no state.
 
     Args:
         strides: Pixels per cell of the head's feature maps, finest first.
-        fused_kernels: As for `decode_boxes`.
+        fused_kernels: Decode boxes in one Triton kernel, where Triton works.
     """
 
     def __init__(self, strides: Sequence[int], fused_kernels: bool = False) -> None:
@@ -91,20 +93,19 @@ class DetectionLoss(nn.Module):
         self.strides = tuple(strides)
         self.fused_kernels = fused_kernels
 
-    def forward(self, predictions: dict, boxes_xyxy_px: Tensor, classes: Tensor, image_index: Tensor) -> LossSums:
-        """Un-normalised loss of a batch.
+    def forward(
+        self, predictions: RawPredictions, boxes_xyxy_px: Tensor, classes: Tensor, image_index: Tensor
+    ) -> LossSums:
+        """Compute the unnormalized loss of a batch.
 
         Args:
-            predictions: Raw output of the network, any float dtype: ``boxes`` (B, D, A) logits of the
-                distances, ``scores`` (B, C, A) logits of the classes, and ``feats``, feature maps whose sizes
-                are used.
-            boxes_xyxy_px: float (N, 4), corner boxes in pixels of the network input; N may be 0. Zeros are
-                padding.
-            classes: int64 (N,), in [0, C).
-            image_index: int64 (N,), in [0, B).
+            predictions: Output of the network in training mode, any float dtype.
+            boxes_xyxy_px: Corner boxes, float (N, 4), in pixels of the network input; N may be 0, zeros are padding.
+            classes: Class of each box, int64 (N,), in [0, C).
+            image_index: Image of each box, int64 (N,), in [0, B).
 
-        Memory: the gradients of the predictions, 44 bytes an anchor of the batch, 13 KiB a box, and less than
-            50 MiB of temporaries, whatever the batch.
+        Memory: the gradients of the predictions, 44 bytes for each anchor of the batch, 13 KiB for each box, and less
+            than 50 MiB of temporaries, whatever the batch.
         """
         logits_BDA, logits_BCA = predictions["boxes"], predictions["scores"]
         with autocast_disabled(logits_BDA.device):
@@ -130,7 +131,7 @@ class DetectionLoss(nn.Module):
 def _box_sums(
     logits_BDA: Tensor, assignment: Assignment, boxes_N4: Tensor, points_A2: Tensor, strides_A: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sums of the complete-IoU and the distribution focal loss of the candidates, in strides, not pixels."""
+    """Sums of the complete-IoU loss and of the distribution focal loss of the candidates, computed in strides."""
     image_P, anchor_P, weight_P = assignment.image_P, assignment.anchor_P, assignment.weight_P
     stride_P1 = strides_A[anchor_P, None]
     center_P2 = points_A2[anchor_P] / stride_P1
@@ -151,14 +152,14 @@ def _box_sums(
 def distribution_focal_loss(log_probability: Tensor, distance: Tensor) -> Tensor:
     """Cross-entropy of predicted distributions over distances with target distances (arXiv 2006.04388).
 
-    A target between two bins is shared between them in proportion to its closeness.
+    A target between two bins counts for both, with weights that fall linearly with the distance from the bin.
 
     Args:
-        log_probability: (..., R) over the bins 0, 1, ..., R - 1 strides.
-        distance: (...) targets in strides, clamped to [0, R - 1 - `LAST_BIN_GAP`].
+        log_probability: Log-probabilities (..., R) of the bins 0, 1, ..., R - 1 strides.
+        distance: Targets (...) in strides; clamped to [0, R - 1 - `LAST_BIN_GAP`].
 
     Returns:
-        Loss (...).
+        Loss of each distribution, (...).
     """
     num_bins = log_probability.shape[-1]
     distance = distance.clamp(0, num_bins - 1 - LAST_BIN_GAP).unsqueeze(-1)
@@ -167,15 +168,14 @@ def distribution_focal_loss(log_probability: Tensor, distance: Tensor) -> Tensor
 
 
 class _GatherCandidates(torch.autograd.Function):
-    """The distance logits (P, D) of the candidates, out of those of all anchors.
+    """Selects the distance logits (P, D) of the candidates: ``logits_BDA[image_P, :, anchor_P]``.
 
-    The same as ``logits_BDA[image_P, :, anchor_P]``, whose own backward would copy the gradient of all
-    anchors once more in order to bring the two indexed dimensions together.
+    The backward of PyTorch's indexing would copy the gradient of all anchors to bring the indexed dimensions together.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_BDA: Tensor, image_P: Tensor, anchor_P: Tensor) -> Tensor:
-        """The logits, in their own dtype."""
+        """Return the logits in their own dtype."""
         ctx.save_for_backward(image_P, anchor_P)
         ctx.shape = logits_BDA.shape
         return logits_BDA[image_P, :, anchor_P]
@@ -183,7 +183,7 @@ class _GatherCandidates(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_PD: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient of all logits, in their dtype: 0 but at candidates; those of one anchor add up."""
+        """Return the gradient of all logits in their dtype; adds up the gradients of candidates of one anchor."""
         image_P, anchor_P = ctx.saved_tensors
         _, num_logits, num_anchors = ctx.shape
         row_PD = image_P[:, None] * num_logits + torch.arange(num_logits, device=grad_PD.device)
@@ -194,31 +194,30 @@ class _GatherCandidates(torch.autograd.Function):
 
 
 class _ClassificationSum(torch.autograd.Function):
-    """Sum of the binary cross-entropy of all class logits; targets are 0 but for one class of an anchor.
+    """Sum of the binary cross-entropy of all class logits, where each anchor has one class with a target above 0.
 
-    With such targets it is ``sum softplus(logit) - sum over anchors of target score * logit of its class``:
-    no dense target is needed. Kept for backward are the logits, in their own dtype, and two maps (B, A).
-    Backward writes ``sigmoid(logit) - target`` into the gradient, in the logits' dtype. Both go through the
-    images in chunks.
+    With such targets the sum is ``sum softplus(logit) - sum over anchors of target score * logit of its class``, which
+    needs no dense targets. Backward reads the logits in their own dtype and two maps (B, A), and writes
+    ``sigmoid(logit) - target`` into the gradient. Both passes process the images in chunks.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_BCA: Tensor, score_BA: Tensor, class_BA: Tensor) -> Tensor:
-        """The sum, a scalar of the dtype of ``score_BA``."""
+        """Return the sum, a scalar with the dtype of ``score_BA``."""
         ctx.save_for_backward(logits_BCA, score_BA, class_BA)
         total = score_BA.new_zeros(())
         chunk = images_per_chunk(logits_BCA[0].numel())
         for logits_bCA, score_bA, class_bA in _split(chunk, logits_BCA, score_BA, class_BA):
             logits_bCA = logits_bCA.to(score_BA.dtype)
             positive_bA = logits_bCA.gather(1, class_bA[:, None])[:, 0]
-            # Not in place: compiled by torch 2.11, that would make the gradient 0.
+            # An in-place addition, compiled by torch 2.11, makes the gradient 0.
             total = total + F.softplus(logits_bCA).sum() - (positive_bA * score_bA).sum()
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient of the logits, in their dtype; rounded to it once, after the multiplication."""
+        """Return the gradient of the logits in their dtype, rounded once, after the multiplication."""
         logits_BCA, score_BA, class_BA = ctx.saved_tensors
         grad_BCA = torch.empty_like(logits_BCA)
         chunk = images_per_chunk(logits_BCA[0].numel())
@@ -230,6 +229,6 @@ class _ClassificationSum(torch.autograd.Function):
         return grad_BCA, None, None
 
 
-def _split(chunk: int, *tensors: Tensor) -> zip:
-    """Go through the images of several tensors together, ``chunk`` at a time."""
+def _split(chunk: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Iterate over chunks of ``chunk`` images of several tensors together."""
     return zip(*(tensor.split(chunk) for tensor in tensors), strict=True)

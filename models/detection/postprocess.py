@@ -1,9 +1,9 @@
-"""From raw predictions to detections: the confident (box, class) pairs that no better one overlaps.
+"""Makes detections from raw predictions: removes boxes that are not confident or overlap a better box of their class.
 
-Non-maximum suppression always runs to its end. Its work is bounded by the number of candidates, never by a
-clock, so equal predictions give equal detections on a slow machine and on a fast one. Everything is FP32.
+Non-maximum suppression always runs to its end. The number of candidates bounds its work, not a time limit, so equal
+predictions give equal detections on slow and fast machines. All computations use FP32.
 
-Shapes: B images, A anchors, C classes, n detections of one image.
+Shape suffixes: B images, A anchors, C classes, N candidates of one image, n anchors or detections of one image.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
-FEW_CANDIDATES = 2000  # up to here one suppression of all classes is quicker than one for each
-FIRST_SHARE = 2  # candidates for each detection that may be kept, at the first try
-NEXT_SHARE = 4  # times as many at the next
-LOGIT_SLACK = 0.01  # far more than the rounding of a sigmoid
-FEWEST_KEPT = 300  # in an image, by max_detections auto: what others keep
-KEPT_FOR_EACH_OBJECT = 2  # by max_detections auto, as one of two detections may be wrong
+FEW_CANDIDATES = 2000  # up to this number, one suppression of all classes is faster than one for each class
+FIRST_SHARE = 2  # the first try takes this number of candidates for each detection to keep
+NEXT_SHARE = 4  # each further try takes this many times as many
+LOGIT_SLACK = 0.01  # far more than the rounding error of a sigmoid
+FEWEST_KEPT = 300  # least max_detections of auto: the usual number in this field
+KEPT_FOR_EACH_OBJECT = 2  # detections of auto per object: one of the two may be wrong
 
 
 @dataclass(frozen=True)
 class NmsConfig:
-    """Which predictions count as detections. The defaults are the field's for measuring mAP."""
+    """Which predictions count as detections. The defaults are the usual ones for measuring mAP."""
 
     confidence: float = 0.001
-    """Detections score above this."""
+    """Detections have a score above this."""
     iou: float = 0.7
-    """Of two boxes of one class that overlap by more than this, the one with the lower score goes."""
+    """Of two boxes of one class with an IoU above this, the one with the lower score is removed."""
     multi_label: bool = True
-    """Let a box be a detection of every class above ``confidence``, instead of its best class only."""
+    """Make a box a detection of every class above ``confidence``, instead of only its best class."""
     max_candidates: int = 30_000
-    """Candidates of an image that enter the suppression, the best ones: bounds time and memory. No more are kept."""
+    """Most candidates of an image that enter the suppression, best first. Bounds time, memory and detections."""
     max_detections: int | Literal["auto"] = "auto"
-    """Detections of an image that are kept, the best ones; all of them count in AP. ``auto``: 300, or twice the objects
-    of the most crowded validation image if that is more."""
+    """Most detections of an image that are kept, best first; all of them count in AP. ``auto``: 300, or twice the
+    objects of the most crowded validation image if that is more."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
 
         Raises:
-            ValueError: Naming the key, the value and the rule.
+            ValueError: If a value is out of its range.
         """
         for key in ("confidence", "iou"):
             if not 0 <= getattr(self, key) <= 1:
@@ -54,11 +54,11 @@ class NmsConfig:
 
     @property
     def limit(self) -> int:
-        """``max_detections`` as a number."""
+        """``max_detections`` as a number; 300 for ``auto``."""
         return FEWEST_KEPT if self.max_detections == "auto" else self.max_detections
 
     def for_crowds(self, most_objects: int) -> NmsConfig:
-        """With a number in place of ``auto``, for images with up to so many objects."""
+        """Replace ``auto`` by the number of detections for images with up to ``most_objects`` objects."""
         if self.max_detections != "auto":
             return self
         limit = max(FEWEST_KEPT, KEPT_FOR_EACH_OBJECT * most_objects)
@@ -67,19 +67,19 @@ class NmsConfig:
 
 @dataclass
 class Detections:
-    """What was found in one image, by descending score."""
+    """Detections of one image, by descending score."""
 
     boxes_xyxy_px: Tensor
-    """float32 (n, 4), corner boxes in pixels, in whatever frame the predictions were."""
+    """Corner boxes, float32 (n, 4), in pixels and in the coordinate frame of the predictions."""
     scores: Tensor
-    """float32 (n,), probabilities in [0, 1]."""
+    """Probabilities, float32 (n,), in [0, 1]."""
     classes: Tensor
-    """int64 (n,)."""
+    """Class indices, int64 (n,)."""
 
 
 @torch.no_grad()
 def detections(boxes_xyxy_px_BA4: Tensor, logits_BCA: Tensor, config: NmsConfig) -> list[Detections]:
-    """The detections of each image of a batch.
+    """Make the detections of each image of a batch.
 
     Args:
         boxes_xyxy_px_BA4: Decoded boxes, corners in pixels; any float dtype.
@@ -89,10 +89,10 @@ def detections(boxes_xyxy_px_BA4: Tensor, logits_BCA: Tensor, config: NmsConfig)
     Returns:
         B `Detections` on the same device, each by descending score, then by ascending anchor and class.
 
-    Memory: one image at a time, the scores (n, C) of the anchors that count in FP32 and, on a GPU, one bit for each
-        pair of candidates: 107 MiB for 30,000.
+    Memory: for one image at a time, the FP32 scores (n, C) of the anchors above ``confidence`` and, on a GPU, one bit
+        for each pair of candidates: 107 MiB for 30,000 candidates.
     """
-    # Most anchors are silent in every class: leave them out before anything is computed. The last word have scores.
+    # Most anchors are far below the confidence in every class: leave them out first, then compare exact scores.
     least_logit = torch.tensor(config.confidence).logit().item() - LOGIT_SLACK
     counts_BA = logits_BCA.amax(1).float() > least_logit
     return [
@@ -119,14 +119,14 @@ def _image_detections(boxes_A4: Tensor, logits_CA: Tensor, loud_n: Tensor, confi
 
 
 def _suppress_until(enough: int, boxes_N4: Tensor, scores_N: Tensor, classes_N: Tensor, max_iou: float) -> Tensor:
-    """Indices of the best boxes that remain, at most ``enough``; boxes are sorted by descending score.
+    """Indices of the best boxes that remain, at most ``enough``, out of boxes by descending score.
 
-    Whether a box remains depends on better ones only. So the best few candidates are tried first, and the others only
-    if too few of these remain: the work for each detection is what it would be, for the long tail nothing.
+    Whether a box remains depends only on better boxes. So the first try takes only the best candidates, and further
+    tries take more only if too few of these remain.
     """
     num_tried = FIRST_SHARE * enough
     while True:
-        # Ascending indices are descending scores; torchvision's order of ties is open.
+        # Ascending indices mean descending scores; torchvision does not define the order of equal scores.
         tried = slice(num_tried)
         kept = _suppress(boxes_N4[tried], scores_N[tried], classes_N[tried], max_iou).sort().values
         if len(kept) >= enough or num_tried >= len(scores_N):
@@ -135,13 +135,16 @@ def _suppress_until(enough: int, boxes_N4: Tensor, scores_N: Tensor, classes_N: 
 
 
 def _suppress(boxes_N4: Tensor, scores_N: Tensor, classes_N: Tensor, max_iou: float) -> Tensor:
-    """Indices of the boxes that remain, each class by itself.
+    """Indices of the boxes that remain when each class is suppressed separately.
 
-    Few boxes are moved apart by class and suppressed all at once. In FP64 that changes no coordinate; in FP32, as
-    usually done, class 25 would have its boxes rounded to 1/64 px.
+    Few boxes are suppressed together, after a shift that separates the classes. In FP64 the shift changes no
+    coordinate; in FP32, as usually done, it would round the boxes of class 25 to 1/64 px.
     """
-    if not 0 < len(scores_N) <= FEW_CANDIDATES:
-        return batched_nms(boxes_N4, scores_N, classes_N, max_iou)
-    boxes_N4 = boxes_N4.double()
-    low, high = boxes_N4.aminmax()
-    return nms(boxes_N4 + (classes_N * (high - low + 1))[:, None], scores_N.double(), max_iou)
+    kept: Tensor
+    if 0 < len(scores_N) <= FEW_CANDIDATES:
+        boxes_N4 = boxes_N4.double()
+        low, high = boxes_N4.aminmax()
+        kept = nms(boxes_N4 + (classes_N * (high - low + 1))[:, None], scores_N.double(), max_iou)
+    else:
+        kept = batched_nms(boxes_N4, scores_N, classes_N, max_iou)
+    return kept

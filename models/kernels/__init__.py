@@ -1,5 +1,5 @@
-"""Everything that is written in Triton, and `switch`, which says whether it works on this machine.
+"""All Triton kernels, and `triton_support`, which decides whether they run on a device.
 
-Imports nothing of yolofit. Begin with `switch`. Each other file holds the kernels of one operation and imports
-Triton, so it is imported only where `switch` says that Triton works.
+Imports nothing of yolofit. Begin with `triton_support`. Each other file holds the kernels of one operation and imports
+Triton, so import it only where `fused_kernels_work` returns True.
 """

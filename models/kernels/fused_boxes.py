@@ -1,7 +1,7 @@
-"""Decoding of boxes in Triton: each logit is read once, and each box written once.
+"""Decodes boxes in Triton: reads each logit once and writes each box once.
 
-With PyTorch's operations, `models.detection.boxes.decode_boxes` passes some ten times over float32 maps of the logits'
-size.
+The operations of PyTorch in `models.detection.boxes.decode_boxes` make about ten passes over float32 maps with the size
+of the logits.
 
 Legend: B images, A anchors, D = 4 R logits of an anchor, R bins of a distribution over distances.
 """
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ANCHORS = 128  # of a program
+ANCHORS = 128  # anchors of a program
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def _decode_kernel(
     logits, logits_image, logits_row, logits_anchor, points, points_axis, points_anchor, strides, boxes, num_anchors,
     NUM_BINS: tl.constexpr, PADDED_BINS: tl.constexpr, ANCHORS: tl.constexpr,
 ):  # fmt: skip
-    """The four sides of some anchors' boxes in one image."""
+    """Decode the boxes of ``ANCHORS`` anchors of one image."""
     image = tl.cast(tl.program_id(1), tl.int64)
     anchor = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     exists = anchor < num_anchors
@@ -40,12 +40,12 @@ def _decode_kernel(
 
 
 def decode(logits_BDA: Tensor, points_2A: Tensor, strides_A: Tensor) -> Tensor:
-    """Corner boxes, float32 (B, 4, A), in pixels.
+    """Decode corner boxes, float32 (B, 4, A), in pixels.
 
     Args:
-        logits_BDA: Of the distances to the sides, in half precision or float32.
+        logits_BDA: Logits of the distances to the sides, in half precision or float32.
         points_2A: Centers of the anchors, float32, in pixels.
-        strides_A: Float32, in pixels.
+        strides_A: Strides of the anchors, float32, in pixels.
     """
     batch, num_logits, num_anchors = logits_BDA.shape
     num_bins = num_logits // 4

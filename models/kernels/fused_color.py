@@ -1,7 +1,7 @@
-"""Random color on a GPU in one Triton kernel: a picture is read once and written once.
+"""Random color on a GPU in one Triton kernel, which reads and writes each image once.
 
-`data.augmentation.color.shift_hsv_on_device` does the same with PyTorch's operations, some forty passes over float32
-maps: a few per cent of a training step, and 75 bytes a pixel. It is the reference, and what is used without Triton.
+`data.augmentation.color.shift_hsv_on_device` is the reference, and is used without Triton. Its operations of PyTorch
+make about forty passes over float32 maps, which take a few per cent of a training step and 75 bytes for each pixel.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PLACES = 1024
+PLACES = 1024  # pixels of a program
 ROUNDER = tl.constexpr(1.5 * 2**23)
-"""Added to a small float32 and taken off again, it leaves the nearest integer, as `torch.round` does."""
+"""Adding it to a small float32 and subtracting it rounds to the nearest integer, like `torch.round`."""
 
 
 @triton.jit
 def _channel(OFFSET: tl.constexpr, hue, saturation, value):
-    """A channel of a color; https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative."""
+    """One RGB channel of an HSV color: https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative."""
     k = OFFSET + hue
     k -= 6.0 * tl.floor(k / 6.0)
     result = value - value * saturation * tl.minimum(tl.maximum(tl.minimum(k, 4.0 - k), 0.0), 1.0)
@@ -27,7 +27,7 @@ def _channel(OFFSET: tl.constexpr, hue, saturation, value):
 
 @triton.jit
 def _shift_kernel(images, gains, out, num_places, PLACES: tl.constexpr):
-    """Some places of one image."""
+    """Change the color of ``PLACES`` pixels of one image."""
     image = tl.program_id(1)
     place = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
     inside = place < num_places
@@ -37,7 +37,7 @@ def _shift_kernel(images, gains, out, num_places, PLACES: tl.constexpr):
     blue = tl.load(images + first + 2 * num_places + place, inside, 0).to(tl.float32)
     value = tl.maximum(tl.maximum(red, green), blue)
     chroma = value - tl.minimum(tl.minimum(red, green), blue)
-    # hue in sixths of the circle: which channel is the largest, and where between its neighbors
+    # Hue in sixths of the circle: the largest channel selects the third, the other two the position in it.
     scaled = tl.maximum(chroma, 1.0)
     hue = tl.where(value == green, (blue - red) / scaled + 2.0, (red - green) / scaled + 4.0)
     hue = tl.where(value == red, (green - blue) / scaled, hue) + 6.0 * tl.load(gains + 3 * image)
@@ -49,14 +49,14 @@ def _shift_kernel(images, gains, out, num_places, PLACES: tl.constexpr):
 
 
 def shift_hsv(images_B3HW: Tensor, gains_B3: Tensor) -> Tensor:
-    """Turn the hue and scale saturation and value, as `data.augmentation.color.shift_hsv_on_device` does.
+    """Shift the hue and scale saturation and value, like `data.augmentation.color.shift_hsv_on_device`.
 
     Args:
-        images_B3HW: uint8, RGB.
-        gains_B3: float32, on the same device: the gains of each image.
+        images_B3HW: RGB images, uint8.
+        gains_B3: Gains of hue, saturation and value of each image, float32, on the same device.
 
     Returns:
-        New images.
+        New images, uint8 (B, 3, H, W).
     """
     images, gains = images_B3HW.contiguous(), gains_B3.float().contiguous()
     out = torch.empty_like(images)

@@ -1,9 +1,9 @@
-"""Concatenation, upsampling and the network's input in Triton: each map goes straight to its place, once.
+"""Concatenation, upsampling and conversion of images in Triton: each map is read once and written once.
 
-PyTorch's own kernels take several times as long as the bytes they move would need: a concatenation whose parts are not
-all side by side in memory becomes a series of slow strided copies, and upsampling in channels_last looks up every
-element alone; bytes become channels_last numbers in two slow passes. Here a map is read once and written once, whatever
-its layout, channels side by side where they are so.
+PyTorch's kernels take several times as long as moving the bytes requires. Its concatenation becomes a series of slow
+strided copies unless all parts are contiguous. Its upsampling in channels_last computes the source of each element
+separately. Its conversion of bytes to channels_last numbers takes two slow passes. The kernels here read and write maps
+of any layout, and access adjacent channels together.
 
 Legend: B images, C channels, H x W positions.
 """
@@ -17,14 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.kernels.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_shape
+from models.kernels.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_channels, tile_places, tile_shape
 
-IMAGE_PLACES = 1024
+IMAGE_PLACES = 1024  # pixels of a program
 
 
 @triton.jit
 def _scale_bytes_kernel(images, out, num_places, PLACES: tl.constexpr):
-    """Some places of one image: three planes of bytes to places of three numbers."""
+    """Convert ``PLACES`` pixels of one image from three planes of bytes to channels_last numbers."""
     image = tl.cast(tl.program_id(1), tl.int64)
     place = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
     inside = place < num_places
@@ -34,7 +34,7 @@ def _scale_bytes_kernel(images, out, num_places, PLACES: tl.constexpr):
 
 
 def scale_bytes(images_B3HW: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 images to ``dtype`` in [0, 1], channels_last."""
+    """Convert uint8 images to ``dtype`` in [0, 1], channels_last."""
     images = images_B3HW.contiguous()
     out = torch.empty_like(images, dtype=dtype, memory_format=torch.channels_last)
     num_places = images.shape[2] * images.shape[3]
@@ -51,20 +51,17 @@ def _place_kernel(
     num_channels, width, num_places, tiles_per_image,
     SCALE: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Fill one tile of ``out``: each place from the one of ``x`` that covers it if ``x`` is scaled up."""
-    channel = tl.program_id(1) * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
-    tile = tl.program_id(0)
-    image = tl.cast(tile // tiles_per_image, tl.int64)
-    place = (tile % tiles_per_image) * TILE_PLACES + tl.arange(0, TILE_PLACES)[None, :]
-    row, column = place // width, place % width
-    inside = (channel < num_channels) & (place < num_places)
+    """Fill one tile of ``out`` with the values of ``x`` at the positions divided by ``SCALE``."""
+    channel, in_channel = tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
+    image, place, in_image = tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
+    inside, row, column = in_channel & in_image, place // width, place % width
     source = x + image * x_image + channel * x_channel + row // SCALE * x_row + column // SCALE * x_column
     target = out + image * out_image + channel * out_channel + row * out_row + column * out_column
     tl.store(target, tl.load(source, inside), inside)
 
 
 def place(x_BCHW: Tensor, out_BCHW: Tensor, scale: int = 1) -> None:
-    """Copy a map to another of the same dtype, ``scale`` times as high and wide, by repeating its values."""
+    """Copy a map to one of the same dtype and ``scale`` times the height and width, by repeating its values."""
     num_channels, (height, width) = x_BCHW.shape[1], out_BCHW.shape[2:]
     num_places = height * width
     channels, places = tile_shape(x_BCHW, num_places, TILE_ELEMENTS)
@@ -78,10 +75,10 @@ def place(x_BCHW: Tensor, out_BCHW: Tensor, scale: int = 1) -> None:
 
 def concatenate(parts_BCHW: Sequence[Tensor]) -> Tensor:
     """``torch.cat(parts, 1)`` of maps of one dtype, in the memory format of the first."""
-    first = parts_BCHW[0]
-    shape = len(first), sum(part.shape[1] for part in parts_BCHW), *first.shape[2:]
+    first, num_channels = parts_BCHW[0], [part.shape[1] for part in parts_BCHW]
+    shape = len(first), sum(num_channels), *first.shape[2:]
     out = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=memory_format_of(first))
-    for part, target in zip(parts_BCHW, out.split([part.shape[1] for part in parts_BCHW], 1), strict=True):
+    for part, target in zip(parts_BCHW, out.split(num_channels, 1), strict=True):
         place(part, target)
     return out
 
@@ -96,5 +93,5 @@ def upsample(x_BCHW: Tensor, scale: int) -> Tensor:
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """Whether the channels of a map lie side by side, or its places do."""
+    """channels_last if the channels of a map are adjacent in memory, else contiguous."""
     return torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format

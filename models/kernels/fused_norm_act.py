@@ -1,6 +1,6 @@
-"""BatchNorm + SiLU in fused Triton kernels: every map is read and written as few times as possible.
+"""BatchNorm and SiLU in fused Triton kernels, which read and write each map as few times as possible.
 
-On a GPU these operations do little but move memory, so what counts is how often a map passes through it:
+On a GPU, the time of these operations depends on how often a map passes through memory:
 
     =============================  =================  =====
     maps read or written           PyTorch's kernels  fused
@@ -13,15 +13,15 @@ On a GPU these operations do little but move memory, so what counts is how often
     backward, running statistics                  10      3
     =============================  =================  =====
 
-All arithmetic is in float32, whatever the dtype of the map; the result is rounded once. The variance comes from
-Welford's recurrence in every lane of a tile, then from Chan's formula for merging samples, so it survives a mean that
-is large beside the deviation. There are no atomic additions: the same input gives the same bits.
+All arithmetic is in float32, whatever the dtype of the map, and the result is rounded once. The variance comes from
+Welford's recurrence in each lane of a tile, then from Chan's formula for merging samples, so it stays accurate when the
+mean is large compared with the deviation. There are no atomic additions: equal inputs give equal bits.
 
-A kernel sees a map as images x channels x places. Any map will do whose places are evenly spaced: contiguous,
-channels_last, or some of the channels of either. A tile holds channels and places of one image, more of whichever lie
-side by side in memory.
+A kernel treats a map as images x channels x places. The places must be evenly spaced: maps that are contiguous or
+channels_last, and slices of the channels of such maps, satisfy this. A tile holds channels and places of one image, and
+more of the dimension that is adjacent in memory.
 
-Without a GPU, ``TRITON_INTERPRET=1`` runs the same kernels on CPU tensors, slowly: the tests do.
+Without a GPU, ``TRITON_INTERPRET=1`` runs the same kernels slowly on CPU tensors, as the tests do.
 
 Legend: B images, C channels, H x W places, S splits (one program's share of the tiles).
 """
@@ -36,29 +36,32 @@ from torch import Tensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TILE_ELEMENTS = 2048
 MAX_TILE_CHANNELS = 128
-NARROW_CHANNELS = 64  # up to so many, the output is computed faster in tiles of twice the size
+NARROW_CHANNELS = 64  # up to this number, tiles of twice the size compute the output faster
 NUM_WARPS = 4
-NUM_STAGES = 3  # tiles of a reduction that are on their way at the same time
-NUM_PROGRAMS = 1024  # a few for each multiprocessor of the largest GPU
+NUM_STAGES = 3  # tiles that a reduction loads at the same time
+NUM_PROGRAMS = 1024  # a few programs for each multiprocessor of the largest GPU
 
 
 @triton.jit
 def tile_channels(tile, num_channels, TILE_CHANNELS: tl.constexpr):
-    """Channels of a tile, and which of them exist."""
+    """Channels of a tile, and a mask of those that exist."""
     channel = tile * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)[:, None]
     return channel, channel < num_channels
 
 
 @triton.jit
 def tile_places(tile, num_places, tiles_per_image, TILE_PLACES: tl.constexpr):
-    """Image and places of a tile; int64 for the image, since a map may have more than 2**31 elements."""
+    """Image and places of a tile, and a mask of the places that exist.
+
+    The image is int64, because a map may have more than 2**31 elements.
+    """
     place = (tile % tiles_per_image) * TILE_PLACES + tl.arange(0, TILE_PLACES)[None, :]
     return tl.cast(tile // tiles_per_image, tl.int64), place, place < num_places
 
 
 @triton.jit
 def _inside(in_channel, in_image, EVEN: tl.constexpr):
-    """Which elements of a tile exist; for ``EVEN`` tiles, all: then the compiler drops every mask."""
+    """Mask of the elements that exist. In ``EVEN`` tiles all exist, so the compiler removes the mask."""
     return tl.full((1, 1), True, tl.int1) if EVEN else in_channel & in_image
 
 
@@ -74,7 +77,7 @@ def _load_channels(channel, in_channel, mean, variance, weight, bias):
 
 @triton.jit
 def _before_act(grad, normalised, SILU: tl.constexpr):
-    """Gradient of BatchNorm's output, from that of the activation."""
+    """Gradient of BatchNorm's output, from the gradient of the activation."""
     grad = grad.to(tl.float32)
     if SILU:
         sigmoid = tl.sigmoid(normalised)
@@ -88,7 +91,7 @@ def _moments_kernel(
     count_CS, mean_CS, squares_CS,
     NUM_STAGES: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Size of one split, mean of each channel in it, and sum of squared deviations from that."""
+    """Number of values, mean and sum of squared deviations of each channel in one split."""
     channel, in_channel = tile_channels(tl.program_id(0), num_channels, TILE_CHANNELS)
     first = tl.program_id(1) * split_tiles
     lane_count = tl.zeros((1, TILE_PLACES), tl.float32)
@@ -100,7 +103,7 @@ def _moments_kernel(
         value = tl.load(x + image * x_image + channel * x_channel + place * x_place, inside, 0.0).to(tl.float32)
         lane_count += in_image.to(tl.float32)
         deviation = tl.where(inside, value - lane_mean, 0.0)
-        share = 1.0 / tl.maximum(lane_count, 1.0)  # one division for all channels of a place
+        share = 1.0 / tl.maximum(lane_count, 1.0)  # one division serves all channels of a place
         lane_mean += deviation * share
         squares += deviation * (deviation * (1.0 - share))
     count = tl.sum(lane_count)
@@ -117,7 +120,7 @@ def _merge_kernel(
     count_CS, mean_CS, squares_CS, num_splits, eps, momentum,
     mean, variance, running_mean, running_var, num_batches, UPDATE: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of one channel, from all splits; the running ones move towards them, and the batch is counted."""
+    """Merge the statistics of one channel over all splits; if ``UPDATE``, update the running statistics."""
     channel = tl.program_id(0)
     split = tl.arange(0, SPLITS)
     inside = split < num_splits
@@ -147,7 +150,7 @@ def _apply_kernel(
     mean, variance, weight, bias,
     SILU: tl.constexpr, ADD: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Normalise and activate one tile, and add the residual."""
+    """Normalize and activate one tile; if ``ADD``, add the residual."""
     channel, in_channel = tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
     image, place, in_image = tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
     inside = _inside(in_channel, in_image, EVEN)
@@ -158,7 +161,7 @@ def _apply_kernel(
         result = result * tl.sigmoid(result)
     if ADD:
         source = residual + image * residual_image + channel * residual_channel + place * residual_place
-        result = result.to(x.dtype.element_ty).to(tl.float32)  # rounded as if it were stored and read again
+        result = result.to(x.dtype.element_ty).to(tl.float32)  # round as a store and a load would
         result += tl.load(source, inside, 0.0).to(tl.float32)
     tl.store(out + image * out_image + channel * out_channel + place * out_place, result, inside)
 
@@ -171,7 +174,7 @@ def _reduce_kernel(
     SILU: tl.constexpr, FROZEN: tl.constexpr, NUM_STAGES: tl.constexpr,
     EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of weight and bias over one split; ``out``, that of the map, too if the statistics are frozen."""
+    """Gradients of weight and bias over one split; if ``FROZEN``, also the gradient of the map, ``out``."""
     channel, in_channel = tile_channels(tl.program_id(0), num_channels, TILE_CHANNELS)
     mean_C, invstd_C, weight_C, bias_C = _load_channels(channel, in_channel, mean, variance, weight, bias)
     first = tl.program_id(1) * split_tiles
@@ -197,7 +200,7 @@ def _reduce_kernel(
 
 @triton.jit
 def _sum_kernel(sums_CS, num_splits, total, SPLITS: tl.constexpr):
-    """Sum of one channel over all splits."""
+    """Add up one channel over all splits."""
     split = tl.arange(0, SPLITS)
     values = tl.load(sums_CS + tl.program_id(0) * num_splits + split, split < num_splits, 0.0)
     tl.store(total + tl.program_id(0), tl.sum(values, 0))
@@ -210,7 +213,7 @@ def _grad_kernel(
     mean, variance, weight, bias, weight_sum, bias_sum,
     SILU: tl.constexpr, EVEN: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one tile of the map, through the batch's statistics too."""
+    """Gradient of one tile of the map, including the part through the batch's statistics."""
     channel, in_channel = tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
     image, place, in_image = tile_places(tl.program_id(0), num_places, tiles_per_image, TILE_PLACES)
     inside = _inside(in_channel, in_image, EVEN)
@@ -234,7 +237,7 @@ def normalise_by_batch(
     eps: float,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `norm_act.normalise_by_batch`, for a map in one of `DTYPES`."""
+    """Like `norm_act.normalise_by_batch`, for a map in one of `DTYPES`."""
     mean_C, variance_C = batch_statistics(x_BCHW, running, momentum, eps)
     return normalise_activate(x_BCHW, weight_C, bias_C, mean_C, variance_C, silu), mean_C, variance_C
 
@@ -242,7 +245,7 @@ def normalise_by_batch(
 def batch_statistics(
     x_BCHW: Tensor, running: tuple[Tensor, Tensor, Tensor] | None, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """As `norm_act.batch_statistics`, for a map in one of `DTYPES`."""
+    """Like `norm_act.batch_statistics`, for a map in one of `DTYPES`."""
     x, num_channels = _evenly_spaced(x_BCHW), x_BCHW.shape[1]
     sizes, tile, (num_tiles, channel_tiles) = _tiling(x, TILE_ELEMENTS)
     split_tiles, num_splits = _split(num_tiles, channel_tiles)
@@ -269,7 +272,7 @@ def normalise_activate(
     residual_BCHW: Tensor | None = None,
     out_BCHW: Tensor | None = None,
 ) -> Tensor:
-    """As `norm_act.normalise_activate`, for maps in one of `DTYPES`; ``out`` must be evenly spaced."""
+    """Like `norm_act.normalise_activate`, for maps in one of `DTYPES`; ``out`` must be evenly spaced."""
     x = _evenly_spaced(x_BCHW)
     residual = x if residual_BCHW is None else _evenly_spaced(residual_BCHW)
     out = torch.empty_like(x) if out_BCHW is None else out_BCHW
@@ -293,7 +296,7 @@ def backward(
     by_batch: bool,
     out_BCHW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `norm_act.backward`, for maps in `DTYPES`; ``out`` must be evenly spaced."""
+    """Like `norm_act.backward`, for maps in one of `DTYPES`; ``out`` must be evenly spaced."""
     x, grad = _evenly_spaced(x_BCHW), _evenly_spaced(grad_BCHW)
     out = torch.empty_like(x) if out_BCHW is None else out_BCHW
     sizes, tile, (num_tiles, channel_tiles) = _tiling(x, TILE_ELEMENTS)
@@ -318,19 +321,19 @@ def backward(
 
 
 def _evenly_spaced(x_BCHW: Tensor) -> Tensor:
-    """The map, copied if its rows do not follow each other at the distance of places."""
+    """Return the map, or a contiguous copy if its places are not evenly spaced."""
     height, width = x_BCHW.shape[2:]
     is_even = height == 1 or width == 1 or x_BCHW.stride(2) == width * x_BCHW.stride(3)
     return x_BCHW if is_even else x_BCHW.contiguous()
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Elements from image to image, channel to channel, place to place."""
+    """Strides of images, channels and places, in elements."""
     return x.stride(0), x.stride(1), x.stride(3 if x.shape[3] > 1 else 2)
 
 
 def tile_shape(x_BCHW: Tensor, num_places: int, tile_elements: int) -> tuple[int, int]:
-    """Channels and places of a tile, both powers of 2, with more of whichever lie side by side in memory."""
+    """Channels and places of a tile, both powers of 2, with more of the dimension that is adjacent in memory."""
     most_channels, most_places = map(triton.next_power_of_2, (x_BCHW.shape[1], num_places))
     if x_BCHW.stride(1) == 1:
         channels = min(most_channels, MAX_TILE_CHANNELS)
@@ -340,7 +343,7 @@ def tile_shape(x_BCHW: Tensor, num_places: int, tile_elements: int) -> tuple[int
 
 
 def _tiling(x: Tensor, tile_elements: int) -> tuple[tuple[int, int, int], dict[str, int], tuple[int, int]]:
-    """Channels, places of an image, tiles along these; shape of a tile; tiles along the places, and the channels."""
+    """Sizes of the map (channels, places, tiles of an image), constants of a tile, and the grid of tiles."""
     num_channels, num_places = x.shape[1], x.shape[2] * x.shape[3]
     channels, places = tile_shape(x, num_places, tile_elements)
     tiles_per_image = triton.cdiv(num_places, places)
@@ -351,6 +354,6 @@ def _tiling(x: Tensor, tile_elements: int) -> tuple[tuple[int, int, int], dict[s
 
 
 def _split(num_tiles: int, channel_tiles: int) -> tuple[int, int]:
-    """Tiles of a split, and splits, none of them empty: about `NUM_PROGRAMS` programs in all."""
+    """Tiles of a split and number of splits, for about `NUM_PROGRAMS` programs; no split is empty."""
     split_tiles = triton.cdiv(num_tiles * channel_tiles, NUM_PROGRAMS)
     return split_tiles, triton.cdiv(num_tiles, split_tiles)

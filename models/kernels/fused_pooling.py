@@ -1,10 +1,10 @@
-"""Max-pooling in Triton that keeps no indices, and gives each position its gradient in one pass.
+"""Max-pooling with stride 1 in Triton: keeps no indices and collects each position's gradient in one pass.
 
-It is for windows that move by one position, as those of SPPF: the result is as large as the map. PyTorch's kernels
-write 8-byte indices for it, and take some thirty times as long as the bytes of the maps would need. Here, forward
-writes nothing but the result. Backward first writes, in a byte an element, which position of its window is the largest;
-then each position collects the gradients of the windows that it is the largest of. The largest are those that PyTorch
-takes: the first in reading order, or the last NaN.
+With stride 1, as in SPPF, the result is as large as the map. PyTorch's kernels write 8-byte indices and take about
+thirty times as long as moving the bytes of the maps requires. The forward pass here writes only the result. The
+backward pass first writes one byte for each window: the position of its largest value. Then each position adds up the
+gradients of the windows in which it is the largest. Of several largest values, the first in reading order counts, and
+of NaN the last, as in PyTorch.
 
 Legend: B images, C channels, H x W places.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from models.kernels.fused_norm_act import NUM_WARPS, TILE_ELEMENTS, tile_channels, tile_places, tile_shape
 
-NOWHERE = tl.constexpr(255)
-MAX_KERNEL_SIZE = 15  # positions of a window are numbered by a byte
+NOWHERE = tl.constexpr(255)  # no position of a window
+MAX_KERNEL_SIZE = 15  # the number of a position in a window must fit in a byte
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def _pool_kernel(
     num_channels, height, width, tiles_per_image,
     SIZE: tl.constexpr, INDEX: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
-    """The largest value of each window or, if ``INDEX``, its position there, counted row by row."""
+    """Largest value of each window or, if ``INDEX``, the position of this value, counted row by row."""
     channel, in_channel = tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
     image, place, in_image = tile_places(tl.program_id(0), height * width, tiles_per_image, TILE_PLACES)
     exists, row, column = in_channel & in_image, place // width, place % width
@@ -52,13 +52,14 @@ def _collect_kernel(
     out, out_image, out_channel, out_row, out_column, num_channels, height, width, tiles_per_image,
     SIZE: tl.constexpr, TILE_CHANNELS: tl.constexpr, TILE_PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Each position's sum of the gradients of the windows that it is the largest of."""
+    """Sum, for each position, of the gradients of the windows in which it is the largest."""
     channel, in_channel = tile_channels(tl.program_id(1), num_channels, TILE_CHANNELS)
     image, place, in_image = tile_places(tl.program_id(0), height * width, tiles_per_image, TILE_PLACES)
     exists, row, column = in_channel & in_image, place // width, place % width
     total = tl.zeros((TILE_CHANNELS, TILE_PLACES), tl.float32)
     for step in tl.static_range(SIZE * SIZE):
-        y, z = row - step // SIZE + SIZE // 2, column - step % SIZE + SIZE // 2  # whose window has it as ``step``
+        # The window in which this position has the number ``step``.
+        y, z = row - step // SIZE + SIZE // 2, column - step % SIZE + SIZE // 2
         inside = exists & (y >= 0) & (y < height) & (z >= 0) & (z < width)
         source = image * index_image + channel * index_channel + y * index_row + z * index_column
         is_largest = inside & (tl.load(index + source, inside, 0).to(tl.int32) == step)
@@ -76,9 +77,9 @@ def max_pool(x_BCHW: Tensor, kernel_size: int, out_BCHW: Tensor | None = None) -
 
 
 def max_pool_backward(grad_BCHW: Tensor, x_BCHW: Tensor, kernel_size: int) -> Tensor:
-    """Gradient of `max_pool`'s input; float32 sums, rounded once.
+    """Gradient of the input of `max_pool`; sums in float32, rounded once.
 
-    Memory: the result, and a byte an element.
+    Memory: the result, and one byte for each element.
     """
     index, out = torch.empty_like(x_BCHW, dtype=torch.uint8), torch.empty_like(x_BCHW)
     _launch(_pool_kernel, x_BCHW, [x_BCHW, index], SIZE=kernel_size, INDEX=True)
@@ -87,7 +88,7 @@ def max_pool_backward(grad_BCHW: Tensor, x_BCHW: Tensor, kernel_size: int) -> Te
 
 
 def _launch(kernel: triton.JITFunction, like: Tensor, maps: list[Tensor], **constants: int) -> None:
-    """Run a kernel for each tile of ``maps``, all of the shape of ``like``."""
+    """Run a kernel for each tile of ``maps``, which all have the shape of ``like``."""
     batch, num_channels, height, width = like.shape
     channels, places = tile_shape(like, height * width, TILE_ELEMENTS)
     tiles_per_image = triton.cdiv(height * width, places)

@@ -1,19 +1,17 @@
-"""Whole layers computed again: what autograd saves in a layer is dropped, and refilled by a second forward pass.
+"""Level `block`: drops what autograd saves in a layer, and computes it again by a second forward pass in backward.
 
-In the first pass every saved tensor becomes a number, a slot that holds nothing. The first slot that
-backward asks for runs the layer's forward again, from its input; that pass fills all slots, and not with
-tensors but with what `recipes.pack` makes of them. So a layer needs what it needs at level `elementwise`
-while backward is inside it, and only its input the rest of the time. Backward takes the values out one by
-one, which frees them on the way.
+In the first pass, each saved tensor is replaced by its number, a slot without content. When backward asks for the first
+slot, the layer runs forward again from its input and fills all slots with what `recipes.pack` returns. Thus a layer
+holds what level `elementwise` holds while backward is inside the layer, and only its input at other times. Backward
+takes the values out one by one, which frees them.
 
-The layer must draw no random numbers; those of YOLO11 draw none.
+The layer must not draw random numbers. The layers of YOLO11 draw none.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
@@ -23,7 +21,7 @@ from models.recompute.repeat import Surroundings
 
 
 class DroppedLayer:
-    """One forward pass of one layer, and how to repeat it."""
+    """One forward pass of one layer that backward can repeat."""
 
     def __init__(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self._forward = forward
@@ -34,7 +32,7 @@ class DroppedLayer:
         self._output: Tensor | None = None
 
     def run(self, x: Tensor) -> Tensor:
-        """The first pass."""
+        """Run the first pass and return the output."""
         with saved_tensors_hooks(self._drop, self._refill):
             out = self._forward(x)
         self._output = recipes.keep(out)
@@ -51,20 +49,20 @@ class DroppedLayer:
         return recipes.unpack(packed)
 
     def _repeat(self) -> None:
-        """The second pass."""
+        """Run the second pass, which fills all slots."""
         self._values = {}
-        self._output = None  # whatever needed it is behind us
+        self._output = None  # the layers after this one no longer need it
         x = recipes.unpack(self._input).detach().requires_grad_(self._input_requires_grad)
-        # Autograd keeps the hook: with a strong reference to the values, which hold edges of the same graph, neither
-        # would ever be freed where backward breaks off (out of memory) and leaves values behind.
-        owner: Any = weakref.ref(self)
-        with self._surroundings.again(), saved_tensors_hooks(lambda tensor: owner()._keep(tensor), recipes.unpack):
+        # Autograd keeps the hook. The values hold edges of the same graph: if the hook held them too, this cycle would
+        # never be freed after backward breaks off (out of memory).
+        layer = weakref.proxy(self)
+        with self._surroundings.again(), saved_tensors_hooks(lambda tensor: layer._keep(tensor), recipes.unpack):
             self._forward(x)
         assert len(self._values) == self._num_slots, "the second forward pass saved more or less than the first"
 
     def _keep(self, tensor: Tensor) -> Tensor | recipes.Recipe:
         packed = recipes.pack(tensor)
-        # The second graph dies with this pass, and its nodes are emptied, unless its edges are held.
+        # The edge holds the second graph, whose nodes would else lose their data at the end of the pass.
         edge = get_gradient_edge(tensor) if isinstance(packed, recipes.Recipe) else None
         self._values[len(self._values)] = packed, edge
         return packed

@@ -1,13 +1,12 @@
-"""Cheap operators that keep their input instead of what their own backward would keep.
+"""Makes max-pooling and softmax keep their input for backward, instead of what PyTorch keeps.
 
-Max-pooling would keep 8-byte indices, softmax its result (in float32 under autocast). Both are computed
-again from their input, which for max-pooling is a recipe and costs nothing.
+PyTorch keeps 8-byte indices for max-pooling, and the result for softmax, in float32 under autocast. `InputOnly`
+computes both again from the input. The input of max-pooling has a recipe, so keeping it costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,21 +20,18 @@ DIVERTED = (torch.Tensor.softmax, torch.nn.functional.max_pool2d)
 
 
 class InputOnly(torch.autograd.Function):
-    """Any function of one tensor. Keeps its input; ``output`` computes the result again."""
+    """A function of one tensor that keeps only its input for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """``function(x)``."""
+        """Return ``function(x)``."""
         ctx.save_for_backward(x)
         ctx.function, ctx.surroundings = function, Surroundings(x.device.type)
         return function(x)
 
     @staticmethod
     def output(ctx: Any, _: int = 0, *, out_BCHW: Tensor | None = None) -> Tensor:
-        """The result of ``forward``, computed again, this time with the small graph that backward needs.
-
-        It is copied to ``out`` if that is given.
-        """
+        """Compute the result of ``forward`` again, with a graph for backward; copy it to ``out`` if given."""
         if not hasattr(ctx, "repeated"):
             x = ctx.saved_tensors[0].detach().requires_grad_()
             with ctx.surroundings.again():
@@ -46,7 +42,7 @@ class InputOnly(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """The function's own backward."""
+        """Run the function's own backward."""
         InputOnly.output(ctx)
         x, out = ctx.repeated
         del ctx.repeated
@@ -54,15 +50,13 @@ class InputOnly(torch.autograd.Function):
 
 
 class KeepInputsOnly(TorchFunctionMode):
-    """While active, the operators in ``DIVERTED`` keep their input only."""
+    """Mode in which the operators in ``DIVERTED`` keep only their input."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Divert them; leave all other operators alone."""
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: Any = (), kwargs: Any = None
+    ) -> object:
+        """Replace these operators; run all others unchanged."""
         if func in DIVERTED and args[0].requires_grad:
             x, *rest = args
-            return InputOnly.apply(x, partial(_with_first, func, rest, kwargs or {}))
+            return InputOnly.apply(x, lambda y: func(y, *rest, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
-
-
-def _with_first(func: Callable, rest: list, kwargs: dict, x: Tensor) -> Tensor:
-    return func(x, *rest, **kwargs)

@@ -1,32 +1,30 @@
-"""Recompute levels: less memory for activations, paid with cheap arithmetic or with repeated layers.
+"""Recompute levels: training keeps fewer activations and computes the missing ones again in backward.
 
-**What training keeps.** Backward needs the activations of forward, and in YOLO11 nearly all of them belong to units of
-convolution, BatchNorm and SiLU. Of a unit with ``c`` output channels on ``h x w`` positions, for ``B`` images and
-``s`` bytes per number (2 under autocast), PyTorch keeps three maps of ``s * B * c * h * w`` bytes: the
-convolution's raw output (for BatchNorm), BatchNorm's output (for SiLU) and SiLU's output (for the next convolution).
-The input of a convolution that is a concatenation or a residual sum is kept once more, ``s * B * c_in * h * w``.
-Then there are, under autocast, a half-precision copy of each weight; max-pooling's indices, 8 bytes for each
-output; and the float32 result of softmax beside its half-precision copy.
+**What PyTorch keeps.** In YOLO11, nearly all activations that backward needs belong to units of convolution, BatchNorm
+and SiLU. Take a unit with ``c`` output channels on ``h x w`` positions, ``B`` images, and ``s`` bytes per number (2
+under autocast). PyTorch keeps three maps of ``s * B * c * h * w`` bytes: the raw output of the convolution (for
+BatchNorm), the output of BatchNorm (for SiLU) and the output of SiLU (for the next convolution). A convolution whose
+input is a concatenation or a residual sum keeps this input too: ``s * B * c_in * h * w`` bytes. Max-pooling keeps
+indices, 8 bytes for each output. Autocast adds a half-precision copy of each weight, and the float32 result of softmax
+beside its half-precision copy.
 
-**Level `elementwise`** keeps the first map, ``s * B * c * h * w`` bytes a unit, and two numbers per channel, and
-nothing for concatenation, residual sum, chunk, upsampling, max-pooling and weight copies; of attention it keeps the
-scores in place of their softmax. All the rest follows from the raw convolution outputs by elementwise operations,
-which read and write memory but hardly compute: see `norm_act`, `input_only` and `recipes`. No convolution and no
-matrix product runs twice.
+**Level `elementwise`** keeps of each unit the first map, ``s * B * c * h * w`` bytes, and two numbers per channel. It
+keeps nothing for concatenation, residual sum, chunk, upsampling, max-pooling and weight copies, and for attention only
+the scores instead of their softmax. Elementwise operations compute the rest from the raw convolution outputs: see
+`norm_act`, `input_only` and `recipes`. No convolution and no matrix product runs twice.
 
-**Level `block`** keeps, of each top-level layer, only the layer's output, ``s * B * c_out * h * w`` bytes, and
-repeats the layer's forward pass in backward, one layer at a time and at level `elementwise` inside: see `block`.
-Layers without a convolution have nothing to gain from it, nor has the detection head, whose backward comes first,
-while everything else is still held; both get `elementwise`. `rank` tells where `block` saves most for its price.
+**Level `block`** keeps only the output of each top-level layer, ``s * B * c_out * h * w`` bytes. Backward repeats the
+forward pass of one layer at a time, at level `elementwise`: see `block`. Layers without a convolution gain nothing from
+this level. Neither does the detection head, because its backward comes first, while all other layers are still held.
+Both get `elementwise`. `rank` finds the layers where `block` saves most for its price.
 
-On a GPU, where fused kernels are wanted and `models.kernels.switch` finds that they work, layers that recompute also
-take fewer passes over memory: a unit whose output is halved at once writes two maps (`_Halves`), a bottleneck's
-residual is added where the unit's output is written (`_bottleneck`), maps are joined and enlarged by `copies`, and
-pooled by `pooling`.
+With fused kernels, recomputed layers also take fewer passes over memory. A unit whose output is split in halves writes
+two maps (`_Halves`), the kernel that writes the output of a unit adds the residual of a bottleneck (`_bottleneck`),
+`copies` joins and enlarges maps, and `pooling` pools them.
 
-The levels change memory and time only. On a CPU, loss and running statistics are the same bit for bit; gradients
-differ by rounding. In evaluation mode and under ``torch.no_grad()`` the original code runs. As with all saved tensor
-hooks, nothing notices if a weight is changed in place between forward and backward.
+The levels change memory and time only. On a CPU, loss and running statistics are equal bit for bit, and gradients
+differ by rounding. Evaluation mode and ``torch.no_grad()`` run the original code. As with all saved tensor hooks,
+nothing detects a weight that is changed in place between forward and backward.
 """
 
 from __future__ import annotations
@@ -55,20 +53,17 @@ Level = Literal["none", "elementwise", "block"]
 
 def apply_recompute(
     network: DetectionModel, level: Level, per_layer: Mapping[int, Level] | None = None, fused_kernels: bool = False
-) -> Callable[[], None]:
-    """Make the training passes of a network keep less; replaces what an earlier call did.
+) -> None:
+    """Set the recompute levels of a network and replace those of an earlier call.
 
-    Only the ``forward`` of module instances changes; classes, parameters, buffers and ``state_dict`` keys do not,
-    and the network can still be copied and pickled.
+    Only the ``forward`` of module instances changes. Classes, parameters, buffers and ``state_dict`` keys stay, and
+    the network can still be copied and pickled.
 
     Args:
         network: An Ultralytics ``DetectionModel``; its top-level layers are ``network.model``.
-        level: For all layers.
-        per_layer: Other levels, by index into ``network.model``.
-        fused_kernels: Take Triton kernels for layers that recompute, where Triton works.
-
-    Returns:
-        A function that undoes it, as ``remove_recompute(network)`` does.
+        level: Level of all layers without an entry in ``per_layer``.
+        per_layer: Levels of single layers, by index into ``network.model``.
+        fused_kernels: Use Triton kernels in layers that recompute, where Triton works.
 
     Raises:
         ValueError: If a level or an index does not exist.
@@ -84,13 +79,12 @@ def apply_recompute(
     for index, layer_level in levels.items():
         if layer_level != "none":
             _transform(network.model[index], layer_level, fused_kernels)
-    return partial(remove_recompute, network)
 
 
 def remove_recompute(network: DetectionModel) -> None:
-    """Give every module of a network, or of a copy of one, its original forward pass back."""
+    """Restore the original forward pass of every module of a network, or of a copy of it."""
     for module in network.modules():
-        if getattr(module.__dict__.get("forward"), "func", None) in _FORWARDS:
+        if getattr(module.__dict__.get("forward"), "func", None) is _run_forward:
             del module.forward
 
 
@@ -100,26 +94,34 @@ def can_repeat(layer: nn.Module) -> bool:
 
 
 def _transform(layer: nn.Module, level: Level, fused: bool) -> None:
-    module: Any  # whose method is replaced
     for module in layer.modules():
-        is_pooling, is_attention = isinstance(module, nn.MaxPool2d), isinstance(module, Attention)
         if is_conv_unit(module):
-            module.forward = partial(_conv_unit, module, fused=fused)
-        elif is_pooling:
-            module.forward = partial(_max_pool, module, fused=fused)
-        elif is_attention:
-            module.forward = partial(_keep_inputs_only, module)
+            _replace_forward(module, _conv_unit, fused=fused)
+        elif isinstance(module, nn.MaxPool2d):
+            _replace_forward(module, _max_pool, fused=fused)
+        elif isinstance(module, Attention):
+            _replace_forward(module, _keep_inputs_only)
     for module in layer.modules():
-        if isinstance(module, C2f | C2PSA) and is_conv_unit(module.cv1):  # whose output they halve at once
-            module.cv1.forward = partial(_conv_unit, module.cv1, fused=fused, is_halved=True)
+        if isinstance(module, C2f | C2PSA) and is_conv_unit(module.cv1):  # they split its output in halves
+            _replace_forward(module.cv1, _conv_unit, fused=fused, is_halved=True)
         elif isinstance(module, Bottleneck) and module.add and is_conv_unit(module.cv2):
-            module.forward = partial(_bottleneck, module, fused=fused)
-    forward = _block if level == "block" and can_repeat(layer) else _elementwise
-    layer.forward = partial(forward, layer, fused=fused)
+            _replace_forward(module, _bottleneck, fused=fused)
+    _replace_forward(layer, _block if level == "block" and can_repeat(layer) else _elementwise, fused=fused)
+
+
+def _replace_forward(module: Any, forward: Callable[..., object], **options: bool) -> None:
+    module.forward = partial(_run_forward, forward, module, **options)
+
+
+def _run_forward(forward: Callable[..., object], module: nn.Module, x: object, **options: bool) -> object:
+    """Run ``forward`` in training, else the forward pass of the module's class."""
+    if module.training and torch.is_grad_enabled():
+        return forward(module, x, **options)
+    return type(module).forward(module, x)
 
 
 def is_conv_unit(module: nn.Module) -> bool:
-    """Whether a module is ``act(bn(conv(x)))`` with operations that `BatchNormAct` knows."""
+    """Whether a module computes ``act(bn(conv(x)))`` with operations that `BatchNormAct` supports."""
     return (
         type(module) in (Conv, DWConv)
         and type(module.bn) is nn.BatchNorm2d
@@ -127,83 +129,75 @@ def is_conv_unit(module: nn.Module) -> bool:
     )
 
 
-def _is_training(module: nn.Module) -> bool:
-    return module.training and torch.is_grad_enabled()
+def _norm_act(
+    unit: Conv, raw: Tensor, fused: bool, num_parts: int = 1, residual: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """BatchNorm and activation of a unit in ``num_parts`` tensors, from the output of its convolution."""
+    norm, is_silu = unit.bn, isinstance(unit.act, nn.SiLU)
+    out = BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, num_parts, residual, fused)
+    return out if isinstance(out, tuple) else (out,)
 
 
 class _Halves(NamedTuple):
-    """A map whose channels come in two tensors, for who halves it at once."""
+    """The two halves of a map's channels, for modules that split the map in halves at once."""
 
     first: Tensor
     second: Tensor
 
     def chunk(self, chunks: int, dim: int) -> _Halves:
-        """Itself."""
+        """Return the halves, as `C2f` splits its map."""
         assert (chunks, dim) == (2, 1)
         return self
 
     def split(self, sizes: tuple[int, int], dim: int) -> _Halves:
-        """Itself."""
+        """Return the halves, as `C2PSA` splits its map."""
         assert sizes == (self.first.shape[1], self.second.shape[1]) and dim == 1
         return self
 
 
-def _conv_unit(module: Any, x: Tensor, fused: bool, is_halved: bool = False) -> Tensor | _Halves:
-    if not _is_training(module):
-        return type(module).forward(module, x)
-    raw, norm, is_silu = module.conv(x), module.bn, isinstance(module.act, nn.SiLU)
+def _conv_unit(unit: Conv, x: Tensor, fused: bool, is_halved: bool = False) -> Tensor | _Halves:
+    raw = unit.conv(x)
     if is_halved and (is_fused(raw, fused) or raw.is_meta):
-        # On a GPU a convolution would copy a slice of channels first, each time it gets it.
-        return _Halves(*BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, 2, None, fused))
-    return BatchNormAct.apply(raw, norm.weight, norm.bias, norm, is_silu, 1, None, fused)
+        # On a GPU, a convolution copies a slice of channels each time before it reads it.
+        return _Halves(*_norm_act(unit, raw, fused, num_parts=2))
+    return _norm_act(unit, raw, fused)[0]
 
 
-def _bottleneck(module: Any, x: Tensor, fused: bool) -> Tensor:
-    if not (_is_training(module) and is_fused(x, fused)):
+def _bottleneck(module: Bottleneck, x: Tensor, fused: bool) -> object:
+    if not is_fused(x, fused):
         return type(module).forward(module, x)
-    unit = module.cv2
-    norm, is_silu = unit.bn, isinstance(unit.act, nn.SiLU)
-    return BatchNormAct.apply(unit.conv(module.cv1(x)), norm.weight, norm.bias, norm, is_silu, 1, x, fused)
+    return _norm_act(module.cv2, module.cv2.conv(module.cv1(x)), fused, residual=x)[0]
 
 
-def _max_pool(module: Any, x: Tensor, fused: bool) -> Tensor:
-    if _is_training(module) and is_fused(x, fused) and is_fusible(module):
+def _max_pool(module: nn.MaxPool2d, x: Tensor, fused: bool) -> object:
+    if is_fused(x, fused) and is_fusible(module):
         return MaxPool.apply(x, module.kernel_size)
     return _keep_inputs_only(module, x)
 
 
-def _keep_inputs_only(module: nn.Module, x: Tensor) -> Tensor:
-    if not _is_training(module):
-        return type(module).forward(module, x)
+def _keep_inputs_only(module: nn.Module, x: Tensor) -> object:
     with KeepInputsOnly():
         return type(module).forward(module, x)
 
 
-def _elementwise(layer: nn.Module, x: Any, fused: bool) -> Any:
-    if not _is_training(layer):
-        return type(layer).forward(layer, x)
+def _elementwise(layer: nn.Module, x: object, fused: bool) -> object:
     with saved_tensors_hooks(recipes.pack, recipes.unpack):
         return layer_forward(layer, x, fused)
 
 
 def _block(layer: nn.Module, x: Tensor, fused: bool) -> Tensor:
-    if not _is_training(layer):
-        return type(layer).forward(layer, x)
     return DroppedLayer(partial(layer_forward, layer, fused=fused), x).run(x)
 
 
 def layer_forward(layer: nn.Module, x: Any, fused: bool) -> Any:
-    """Forward of a top-level layer that is not `none`, without the saved tensor hooks around it."""
+    """Forward pass of a top-level layer at `elementwise` or `block`, without its saved tensor hooks."""
     if is_conv_unit(layer):
         return _conv_unit(layer, x, fused)
     if isinstance(layer, nn.Upsample):
         scale = layer.scale_factor
         if is_fused(x, fused) and layer.mode == "nearest" and isinstance(scale, float) and scale.is_integer():
             return Upsample.apply(x, int(scale))
-        with autocast_disabled(x.device):  # it copies values; in float32, twice the bytes
+        with autocast_disabled(x.device):  # autocast would copy the values in float32
             return type(layer).forward(layer, x)
     with FusedConcatenation(fused):
         return type(layer).forward(layer, x)
-
-
-_FORWARDS = (_conv_unit, _bottleneck, _max_pool, _keep_inputs_only, _elementwise, _block)

@@ -1,7 +1,7 @@
-"""BatchNorm + SiLU as one operation that keeps nothing but its input and a few numbers per channel.
+"""BatchNorm and SiLU as one operation that keeps only its input and two numbers per channel for backward.
 
-The functions here use PyTorch's own kernels, on any device: the reference. `fused_norm_act` has functions of the same
-names and arguments, which `BatchNormAct` takes where `models.kernels.switch` says so.
+The functions here use PyTorch's kernels, run on any device, and are the reference. `fused_norm_act` has functions with
+the same names and arguments, which `BatchNormAct` uses where `kernels_for` chooses them.
 
 Legend: B images, C channels, H x W positions.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.kernels.switch import fused_kernels_work
+from models.kernels.triton_support import fused_kernels_work
 from models.recompute.repeat import is_repeating
 
 _silu_ = partial(torch.nn.functional.silu, inplace=True)
@@ -27,9 +27,9 @@ _batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
 def kernels_for(x: Tensor, fused_kernels: bool) -> ModuleType:
-    """The module whose functions work on ``x``: this one, or `fused_norm_act` if ``fused_kernels`` and it works."""
+    """Module with the functions for ``x``: `fused_norm_act` if ``fused_kernels`` and Triton works, else this one."""
     if fused_kernels and fused_kernels_work(x):
-        from models.kernels import fused_norm_act  # only where there is Triton
+        from models.kernels import fused_norm_act  # imports Triton
 
         if x.dtype in fused_norm_act.DTYPES:
             return fused_norm_act
@@ -45,20 +45,19 @@ def normalise_by_batch(
     eps: float,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BatchNorm by the statistics of ``x`` itself, then SiLU if ``silu``.
+    """Normalize ``x`` by its own statistics, then apply SiLU if ``silu``.
 
     Args:
         x_BCHW: Raw convolution output, any float dtype.
-        weight_C: Scale, in float32 even if ``x`` is in half precision; so are all statistics.
+        weight_C: Scale. It and all statistics are in float32, even if ``x`` is in half precision.
         bias_C: Shift.
-        running: Mean and variance to move towards those of ``x``, by ``momentum``, and the number of batches to count
-            this one in; None to leave them alone.
-        momentum: Weight of the new statistics.
-        eps: Added to the variance.
-        silu: Whether to activate.
+        running: Running mean, running variance and number of batches, updated in place; None for no update.
+        momentum: Weight of the new statistics in the running ones.
+        eps: Number added to the variance.
+        silu: Whether to apply SiLU.
 
     Returns:
-        Output, of the shape, dtype and memory format of ``x``; mean; and variance with epsilon added.
+        Output in the shape, dtype and memory format of ``x``, mean, and variance plus ``eps``.
     """
     running_mean_C, running_var_C, num_batches = running or (None, None, None)
     if num_batches is not None:
@@ -72,7 +71,7 @@ def normalise_by_batch(
 def batch_statistics(
     x_BCHW: Tensor, running: tuple[Tensor, Tensor, Tensor] | None, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance with epsilon added, of ``x``; the arguments are those of `normalise_by_batch`."""
+    """Mean of ``x`` and its variance plus ``eps``; for the arguments see `normalise_by_batch`."""
     channels = x_BCHW.new_ones(x_BCHW.shape[1], dtype=torch.float32)
     return normalise_by_batch(x_BCHW, channels, channels, running, momentum, eps, silu=False)[1:]
 
@@ -87,9 +86,9 @@ def normalise_activate(
     residual_BCHW: Tensor | None = None,
     out_BCHW: Tensor | None = None,
 ) -> Tensor:
-    """``silu((x - mean) / sqrt(variance) * weight + bias)``, or without SiLU; epsilon is in the variance already.
+    """Compute ``silu((x - mean) / sqrt(variance) * weight + bias) + residual`` and write it to ``out`` if given.
 
-    The residual, if there is one, is added to the result, which is written to ``out`` if that is given.
+    ``variance`` contains epsilon already. Without ``silu``, the activation is left out.
     """
     out = torch.native_batch_norm(x_BCHW, weight_C, bias_C, mean_C, variance_C, False, 0.0, 0.0)[0]
     out = _silu_(out) if silu else out
@@ -108,9 +107,9 @@ def backward(
     by_batch: bool,
     out_BCHW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, weight and bias; ``by_batch`` says whether the statistics came from ``x``.
+    """Gradients of ``x``, weight and bias; writes that of ``x`` to ``out`` if given.
 
-    That of ``x`` is written to ``out`` if it is given.
+    With ``by_batch``, the gradient also passes through the statistics, which were computed from ``x``.
     """
     if silu:
         normalised = normalise_activate(x_BCHW, weight_C, bias_C, mean_C, variance_C, silu=False)
@@ -121,7 +120,7 @@ def backward(
 
 
 class BatchNormAct(torch.autograd.Function):
-    """BatchNorm, then SiLU if ``silu``. Keeps its input; ``output`` computes the result again."""
+    """BatchNorm, then SiLU if ``silu``; keeps only its input and the statistics for backward."""
 
     @staticmethod
     def forward(
@@ -135,10 +134,12 @@ class BatchNormAct(torch.autograd.Function):
         residual_BCHW: Tensor | None = None,
         fused_kernels: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Normalise by the batch's statistics, or by the running ones if ``norm`` is in eval mode (frozen).
+        """Normalize by the statistics of the batch, or by the running ones if ``norm`` is in eval mode (frozen).
 
-        With several parts the output comes in as many tensors, each with its share of the channels. A residual is
-        added to an output in one part.
+        The output is split along its channels into ``num_parts`` tensors. A residual requires one part.
+
+        Raises:
+            ValueError: If the statistics of the batch would come from one value per channel.
         """
         ctx.kernels = kernels_for(x_BCHW, fused_kernels)
         ctx.by_batch, ctx.silu, ctx.num_parts = norm.training, silu, num_parts
@@ -146,13 +147,14 @@ class BatchNormAct(torch.autograd.Function):
         if not norm.training:
             statistics = norm.running_mean, norm.running_var + norm.eps
         else:
-            if x_BCHW.numel() == x_BCHW.shape[1]:  # as PyTorch has it; the running variance would become NaN
+            if x_BCHW.numel() == x_BCHW.shape[1]:  # like PyTorch; the running variance would become NaN
                 raise ValueError(f"expected more than 1 value per channel when training, got {tuple(x_BCHW.shape)}")
             running = None if is_repeating.get() else (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-            if num_parts == 1 and residual_BCHW is None:  # PyTorch's kernels do both in one go
+            if num_parts == 1 and residual_BCHW is None:  # PyTorch's kernel does both in one pass
                 arguments = running, norm.momentum, norm.eps, silu
-                out, *statistics = ctx.kernels.normalise_by_batch(x_BCHW, weight_C, bias_C, *arguments)
-                ctx.save_for_backward(x_BCHW, *statistics)
+                outs = ctx.kernels.normalise_by_batch(x_BCHW, weight_C, bias_C, *arguments)
+                out: Tensor = outs[0]
+                ctx.save_for_backward(x_BCHW, *outs[1:])
                 return out
             statistics = ctx.kernels.batch_statistics(x_BCHW, running, norm.momentum, norm.eps)
         ctx.save_for_backward(x_BCHW, *statistics)
@@ -161,14 +163,14 @@ class BatchNormAct(torch.autograd.Function):
 
     @staticmethod
     def output(ctx: Any, part: int, residual_BCHW: Tensor | None = None, out_BCHW: Tensor | None = None) -> Tensor:
-        """The result of ``forward``, or one part of it, computed again, in ``out`` if that is given."""
+        """Compute one part of the result of ``forward`` again; write it to ``out`` if given."""
         x_BCHW, *statistics = ctx.saved_tensors
         return _part_of_output(ctx, part, x_BCHW, statistics, residual_BCHW, out_BCHW)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads_BCHW: Tensor) -> tuple[Tensor | None, ...]:
-        """Through SiLU, then through BatchNorm."""
+        """Return the gradients of ``x``, weight, bias and residual."""
         x_BCHW, *statistics = ctx.saved_tensors
         how = ctx.silu, ctx.by_batch
         if ctx.num_parts == 1:
@@ -187,7 +189,7 @@ class BatchNormAct(torch.autograd.Function):
 
 
 def _parts(ctx: Any, *tensors: Tensor, dim: int = 1) -> list[tuple[Tensor, ...]]:
-    """Of each part of the channels, the part of each tensor."""
+    """Split each tensor into ``ctx.num_parts``; return for each part the pieces of all tensors."""
     return list(zip(*(tensor.chunk(ctx.num_parts, dim) for tensor in tensors), strict=True))
 
 
@@ -201,4 +203,5 @@ def _part_of_output(
 ) -> Tensor:
     (x_BCHW,) = _parts(ctx, x_BCHW)[part]
     channels = _parts(ctx, *ctx.scale_shift, *statistics, dim=0)[part]
-    return ctx.kernels.normalise_activate(x_BCHW, *channels, ctx.silu, residual_BCHW, out_BCHW)
+    output: Tensor = ctx.kernels.normalise_activate(x_BCHW, *channels, ctx.silu, residual_BCHW, out_BCHW)
+    return output

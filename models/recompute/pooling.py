@@ -1,17 +1,17 @@
-"""Max-pooling by `fused_pooling`, wherever `norm_act` takes its fused kernels. Only the input is kept, a recipe."""
+"""Max-pooling by the kernels of `fused_pooling`, where `norm_act` uses fused kernels; keeps only its input."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def is_fusible(module: Any) -> bool:
-    """Whether an ``nn.MaxPool2d`` pools as SPPF does: odd windows at every position of the map."""
-    from models.kernels.fused_pooling import MAX_KERNEL_SIZE  # only where there is Triton
+def is_fusible(module: nn.MaxPool2d) -> bool:
+    """Whether `fused_pooling` can do this pooling: an odd kernel size, stride 1 and a result as large as the map."""
+    from models.kernels.fused_pooling import MAX_KERNEL_SIZE  # imports Triton
 
     size = module.kernel_size
     if not isinstance(size, int) or size % 2 == 0 or size > MAX_KERNEL_SIZE:
@@ -20,11 +20,11 @@ def is_fusible(module: Any) -> bool:
 
 
 class MaxPool(torch.autograd.Function):
-    """The largest value of the ``kernel_size`` x ``kernel_size`` positions around each position."""
+    """Largest value of the ``kernel_size`` x ``kernel_size`` positions around each position."""
 
     @staticmethod
     def forward(ctx: Any, x_BCHW: Tensor, kernel_size: int) -> Tensor:
-        """A map of the same shape and dtype."""
+        """Return a map of the same shape and dtype."""
         from models.kernels.fused_pooling import max_pool
 
         ctx.save_for_backward(x_BCHW)
@@ -33,7 +33,7 @@ class MaxPool(torch.autograd.Function):
 
     @staticmethod
     def output(ctx: Any, _: int = 0, *, out_BCHW: Tensor | None = None) -> Tensor:
-        """The result of ``forward`` again, in ``out`` if that is given."""
+        """Compute the result of ``forward`` again; write it to ``out`` if given."""
         from models.kernels.fused_pooling import max_pool
 
         return max_pool(ctx.saved_tensors[0], ctx.kernel_size, out_BCHW)
@@ -41,7 +41,7 @@ class MaxPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor, None]:
-        """Each window's gradient goes to its largest value."""
+        """Pass the gradient of each window to the largest value of the window."""
         from models.kernels.fused_pooling import max_pool_backward
 
         return max_pool_backward(grad_BCHW, ctx.saved_tensors[0], ctx.kernel_size), None

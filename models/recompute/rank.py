@@ -1,4 +1,4 @@
-"""What each layer keeps at each level, and which layers to repeat first: found from the network itself."""
+"""Measures what each layer keeps at each level, and ranks the layers by the gain of level `block`."""
 
 from __future__ import annotations
 
@@ -21,54 +21,54 @@ from models.recompute.levels import apply_recompute, can_repeat, is_conv_unit, l
 
 @dataclass(frozen=True)
 class LayerBytes:
-    """What backward needs of a top-level layer, without the layer's input, which belongs to the layer before.
+    """Bytes that a top-level layer keeps for backward, without its input, which counts in the layer before.
 
-    Set alone to another level, a layer saves the difference of what it keeps inside, and for `block` its output
-    less. At `none` and `block` the output is kept as well, by whatever takes it into a convolution; at
-    `elementwise` it is not, if those that take it are not at `none` themselves.
+    A layer that alone changes from `none` to `elementwise` saves ``none_bytes - elementwise_bytes``. A layer that
+    alone changes from `elementwise` to `block` saves ``elementwise_bytes - output_bytes``: at `none` and `block`, the
+    convolutions that read the output keep it too. At `elementwise` they keep it only if they are at `none`.
     """
 
     index: int
-    """Of the layer, in ``network.model``."""
+    """Index of the layer in ``network.model``."""
     name: str
-    """Class of the layer."""
+    """Name of the layer's class."""
     none_bytes: int
-    """Kept inside at level `none`."""
+    """Bytes kept inside the layer at level `none`."""
     elementwise_bytes: int
-    """Kept inside at level `elementwise`; at `block` it is nothing, if `can_repeat`."""
+    """Bytes kept inside the layer at level `elementwise`; at `block` a layer keeps none, if `can_repeat`."""
     output_bytes: int
-    """The output; of the detection head, the predictions."""
+    """Bytes of the output; for the detection head, of the predictions."""
     flops: int
-    """Multiplications and additions of the convolutions and matrix products, forward."""
+    """Multiplications and additions of the convolutions and matrix products in a forward pass."""
 
 
 @dataclass(frozen=True)
 class LayerGain:
-    """What level `block` saves in one top-level layer, compared with `elementwise`, and its price."""
+    """Memory that level `block` saves in one top-level layer, compared with `elementwise`, and its price."""
 
     index: int
-    """Of the layer, in ``network.model``."""
+    """Index of the layer in ``network.model``."""
     saved_bytes: int
-    """Kept less between forward and backward. The peak falls by as much while it is not inside this layer."""
+    """Bytes saved between forward and backward. A peak outside this layer falls by as many."""
     repeated_flops: int
-    """Multiplications and additions of the layer's convolutions and matrix products, which run once more."""
+    """Multiplications and additions of the convolutions and matrix products that run a second time."""
 
 
 def rank_layers(
-    network: DetectionModel, images_BCHW: Tensor, autocast: AbstractContextManager | None = None
+    network: DetectionModel, images_BCHW: Tensor, autocast: AbstractContextManager[object] | None = None
 ) -> list[LayerGain]:
-    """Rank layers by bytes saved per operation repeated, best first; those that save nothing are left out.
+    """Rank layers by bytes saved per operation repeated, best first; leaves out layers that save nothing.
 
-    A single convolution is left out too: at `block` it keeps its output in place of the raw one, which is as large.
+    Also leaves out single convolutions: at `block` they keep the output instead of the raw output, which is as large.
 
     Args:
-        network: An Ultralytics ``DetectionModel``, on any device; it is not changed.
-        images_BCHW: Meta tensor of a micro-batch's shape, in the dtype of the activations (autocast's dtype, if
-            there is autocast).
-        autocast: What casts on the meta device as autocast would. Without it the weights count as if they were of
-            the images' dtype, which is as good for a ranking.
+        network: An Ultralytics ``DetectionModel`` on any device; not changed.
+        images_BCHW: Meta tensor of a micro-batch's shape, in the dtype of the activations: autocast's dtype with
+            autocast.
+        autocast: Context that imitates autocast on the meta device. Without it, the weights get the images' dtype,
+            which gives as good a ranking.
 
-    Memory: one copy of the network's weights until it has been moved to the meta device.
+    Memory: one copy of the network's weights, until the copy moves to the meta device.
     """
     gains = [
         LayerGain(layer.index, layer.elementwise_bytes - layer.output_bytes, layer.flops)
@@ -80,9 +80,9 @@ def rank_layers(
 
 
 def measure_layers(
-    network: DetectionModel, images_BCHW: Tensor, autocast: AbstractContextManager | None = None
+    network: DetectionModel, images_BCHW: Tensor, autocast: AbstractContextManager[object] | None = None
 ) -> list[LayerBytes]:
-    """Forward passes on the meta device at both levels that keep something inside; arguments as of `rank_layers`."""
+    """Measure all layers on the meta device at `none` and `elementwise`; for the arguments see `rank_layers`."""
     network = copy.deepcopy(network).to("meta", images_BCHW.dtype if autocast is None else None).train()
     with autocast or nullcontext():
         apply_recompute(network, "elementwise")
@@ -98,7 +98,7 @@ def measure_layers(
 
 
 class _Pass:
-    """One forward pass, layer by layer: what each keeps inside, puts out and computes."""
+    """One forward pass: the bytes that each layer keeps inside and returns, and its FLOPs."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class _Pass:
         return out
 
 
-def _storages(tensors: Iterable[Any]) -> dict[int, UntypedStorage]:
-    """The storages of tensors, by address; others are skipped."""
-    storages = [value.untyped_storage() for value in tensors if isinstance(value, Tensor)]
+def _storages(values: Iterable[object]) -> dict[int, UntypedStorage]:
+    """Storages of those values that are tensors, by address."""
+    storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
     return {storage._cdata: storage for storage in storages}

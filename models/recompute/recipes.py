@@ -1,21 +1,20 @@
-"""Recipes: what autograd wants to keep is replaced by how to compute it again.
+"""Recipes: instead of a tensor, autograd keeps how to compute the tensor again.
 
-The autograd graph already knows how each activation was made: the node of a `cat` knows its dimension and
-the nodes of its parts, and so on, down to nodes of our own (`BatchNormAct`, `InputOnly`, `MaxPool`), which can compute
-their output from what they keep. `pack` follows the graph upstream from the tensor that is to be saved. If
-every path ends in such a node, or in a leaf, which exists anyway, it saves the paths instead of the tensor,
-and `unpack` computes along them. A tensor made in any other way, above all by a convolution or a matrix
-product, is kept; so no convolution or matrix product runs twice.
+The autograd graph records how each activation was made: the node of a `cat`, for example, holds the dimension and the
+nodes of the parts. `pack` follows the graph upstream from the tensor that autograd saves. A path may end in a custom
+node (`BatchNormAct`, `InputOnly`, `MaxPool`), which can compute its output from what it keeps, or in a leaf, which
+exists anyway. If all paths end so, `pack` returns a recipe of these paths, and `unpack` computes the tensor from it.
+Otherwise the tensor itself is kept, above all the output of a convolution or a matrix product. So no convolution and no
+matrix product runs twice.
 
-A recipe refers to nodes upstream of the node that saves it, never to that node itself: there are no
-reference cycles. A result is kept between two uses only if another recipe still waits for it, and at most
-until backward has passed the node that made it.
+A recipe refers only to nodes upstream of the node that saves it, so there are no reference cycles. A computed tensor is
+kept only while another recipe waits for it, and at most until backward has passed the node that made it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -36,7 +35,7 @@ _KEPT = "kept output"
 
 @dataclass(frozen=True)
 class Recipe:
-    """``function`` of what ``inputs`` make."""
+    """A function and the recipes of its arguments."""
 
     function: Callable[..., Tensor]
     inputs: tuple[Recipe, ...] = ()
@@ -46,18 +45,18 @@ class Recipe:
         return self.function(*[recipe.make() for recipe in self.inputs])
 
     def make_in(self, place: Tensor) -> None:
-        """Compute the tensor at its place in a larger map."""
+        """Compute the tensor and write it to ``place``, a part of a larger map."""
         copies.place(self.make(), place)
 
     def skip(self) -> None:
-        """Do without the tensor after all."""
+        """Give up this use of the tensor."""
         for recipe in self.inputs:
             recipe.skip()
 
 
 @dataclass(frozen=True)
 class _Joined(Recipe):
-    """Maps joined along their channels by ``function``, which gets what fills the place of each."""
+    """Concatenation of maps: ``function`` takes for each map a function that writes the map to its place."""
 
     def make(self) -> Tensor:
         return self.function([recipe.make_in for recipe in self.inputs])
@@ -65,7 +64,7 @@ class _Joined(Recipe):
 
 @dataclass(slots=True)
 class _Output:
-    """An output of a node of our own: how many recipes still wait for it, and the result between two uses."""
+    """One output of a custom node: the number of recipes that wait for it, and the result between two uses."""
 
     num_uses: int = 0
     result: Tensor | None = None
@@ -73,7 +72,7 @@ class _Output:
 
 @dataclass(frozen=True)
 class _FromNode(Recipe):
-    """An output of a node of our own: ``function`` makes it, at the place that it is given if any."""
+    """Recipe of one output of a custom node; ``function`` can write the output to a given place."""
 
     output: _Output = field(default_factory=_Output)
 
@@ -102,7 +101,7 @@ class _FromNode(Recipe):
 
 
 def pack(tensor: Tensor) -> Tensor | Recipe:
-    """What to keep of a tensor that autograd saves: its recipe if it has one, else the tensor itself."""
+    """Return the recipe of a tensor that autograd saves, or the tensor itself if it has none."""
     if tensor.is_leaf:
         return tensor
     sources: list[_FromNode] = []
@@ -111,7 +110,7 @@ def pack(tensor: Tensor) -> Tensor | Recipe:
         recipe = _trace(base.grad_fn, base.output_nr, sources)
         if recipe is not None:
             layout = tensor.size(), tensor.stride(), tensor.storage_offset()
-            recipe = Recipe(partial(_view, base.stride(), layout), (recipe,))
+            recipe = Recipe(partial(_view, base.stride(), *layout), (recipe,))
     else:
         recipe = _trace(tensor.grad_fn, tensor.output_nr, sources)
     if recipe is None:
@@ -123,12 +122,12 @@ def pack(tensor: Tensor) -> Tensor | Recipe:
 
 @torch.no_grad()
 def unpack(packed: Tensor | Recipe) -> Tensor:
-    """The tensor that was packed."""
+    """Return the tensor that was packed."""
     return packed.make() if isinstance(packed, Recipe) else packed
 
 
 def keep(tensor: Tensor) -> Tensor:
-    """Let recipes end at this tensor: those made while the result of `keep`, the same tensor detached, exists."""
+    """Detach a tensor. Recipes made while the result exists end at it."""
     kept = tensor.detach()
     node: Any = tensor.grad_fn
     if node is not None:
@@ -137,51 +136,57 @@ def keep(tensor: Tensor) -> Tensor:
 
 
 def _trace(node: Any, index: int, sources: list[_FromNode]) -> Recipe | None:
-    """Recipe of output ``index`` of ``node``, if any; appends the recipes it starts from, of nodes of our own."""
+    """Recipe of output ``index`` of ``node``, or None; appends the recipes of custom nodes in it to ``sources``."""
     if node is None:
         return None
     if _KEPT in node.metadata:
         tensor = node.metadata[_KEPT]()
         return None if tensor is None else Recipe(tensor.detach)
     if getattr(node, "_forward_cls", None) in (BatchNormAct, InputOnly, MaxPool):
-        residual: list[Any] = [_trace(before, output, sources) for before, output in node.next_functions[3:]]
-        if None in residual:
+        residual = _trace_all(node.next_functions[3:], sources)
+        if residual is None:
             return None
-        source = _FromNode(partial(node._forward_cls.output, node, index), tuple(residual), _outputs(node)[index])
+        if not hasattr(node, "recipe_outputs"):
+            node.recipe_outputs = defaultdict(_Output)
+        source = _FromNode(partial(node._forward_cls.output, node, index), residual, node.recipe_outputs[index])
         sources.append(source)
         return source
     rule = _RULES.get(node.name())
-    if rule is None:
-        return None
-    inputs: list[Any] = [_trace(before, output, sources) for before, output in node.next_functions]
-    if None in inputs:
+    inputs = None if rule is None else _trace_all(node.next_functions, sources)
+    if rule is None or inputs is None:
         return None
     kind = _Joined if rule is _join else Recipe
-    return kind(partial(rule, node, index), tuple(inputs))
+    return kind(partial(rule, node, index), inputs)
 
 
-def _outputs(node: Any) -> defaultdict[int, _Output]:
-    """The outputs of a node of our own that recipes start from, by number."""
-    if not hasattr(node, "recipe_outputs"):
-        node.recipe_outputs = defaultdict(_Output)
-    return node.recipe_outputs
+def _trace_all(edges: Iterable[tuple[Any, int]], sources: list[_FromNode]) -> tuple[Recipe, ...] | None:
+    """Recipes of several outputs, given as pairs of node and index, or None if one output has no recipe."""
+    recipes = []
+    for node, index in edges:
+        recipe = _trace(node, index, sources)
+        if recipe is None:
+            return None
+        recipes.append(recipe)
+    return tuple(recipes)
 
 
 def _join(node: Any, _: int, parts: list[Callable[[Tensor], None]]) -> Tensor:
     return Concatenate.output(node, parts)
 
 
-def _view(base_stride: tuple[int, ...], layout: tuple, base: Tensor) -> Tensor:
+def _view(
+    base_stride: tuple[int, ...], size: torch.Size, stride: tuple[int, ...], offset: int | torch.SymInt, base: Tensor
+) -> Tensor:
     assert base.stride() == base_stride, "a tensor was computed again in another memory format"
-    return base.as_strided(*layout)
+    return base.as_strided(size, stride, offset)
 
 
 def _dim(saved: int) -> int:
-    """A dimension that a node saved: negative ones come back as unsigned 64-bit numbers."""
+    """Restore a dimension that a node saved; PyTorch returns negative ones as unsigned 64-bit numbers."""
     return saved - 2**64 if saved >= 2**63 else saved
 
 
-# By name of the autograd node: its forward operation, from the node, the index of the output, and the inputs.
+# Name of an autograd node to its forward operation, a function of the node, the index of the output, and the inputs.
 _RULES: dict[str, Callable[..., Tensor]] = {
     "AddBackward0": lambda node, _, a, b: torch.add(a, b, alpha=node._saved_alpha),
     "ConcatenateBackward": _join,

@@ -1,46 +1,44 @@
-"""Running a piece of the forward pass a second time, during backward."""
+"""Runs a part of the forward pass a second time, during backward."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 from torch.overrides import _get_current_function_mode_stack
 
 is_repeating: ContextVar[bool] = ContextVar("is_repeating", default=False)
-"""True while a forward pass is repeated: whatever counts batches must not count this one again."""
+"""True while a forward pass is repeated. Counters of batches must not count this batch again."""
 
 
 class Surroundings:
-    """What the forward pass depends on besides its arguments: autocast and the active function modes.
+    """The autocast settings and function modes of a forward pass.
 
     Backward runs without them, on CUDA even in another thread.
     """
 
     def __init__(self, device_type: str) -> None:
-        """Remember the surroundings of the caller, for operators on ``device_type``."""
+        """Store the present settings for operators on ``device_type``."""
         self._function_modes = _get_current_function_mode_stack()
-        self._autocast: dict[str, Any] | None = None
+        self._autocast: AbstractContextManager[object] = nullcontext()
         if torch.amp.is_autocast_available(device_type):
-            self._autocast = {
-                "device_type": device_type,
-                "dtype": torch.get_autocast_dtype(device_type),
-                "enabled": torch.is_autocast_enabled(device_type),
-                "cache_enabled": torch.is_autocast_cache_enabled(),
-            }
+            self._autocast = torch.autocast(
+                device_type,
+                dtype=torch.get_autocast_dtype(device_type),
+                enabled=torch.is_autocast_enabled(device_type),
+                cache_enabled=torch.is_autocast_cache_enabled(),
+            )
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """The same surroundings, with gradients on and ``is_repeating`` set."""
+        """Restore the settings, with gradients on and ``is_repeating`` set."""
         token = is_repeating.set(True)
         try:
             with ExitStack() as stack:
                 stack.enter_context(torch.enable_grad())
-                if self._autocast is not None:
-                    stack.enter_context(torch.autocast(**self._autocast))
+                stack.enter_context(self._autocast)
                 for mode in self._function_modes:
                     stack.enter_context(mode)
                 yield

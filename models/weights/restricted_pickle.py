@@ -1,15 +1,15 @@
-"""Reads the files that ``torch.save`` writes without running anything that is in them.
+"""Reads files of ``torch.save`` without running code from them.
 
-A pickle is a small program: unpickling it calls whatever it names. Here the program is never given to the `pickle`
-module: before `pickle.Unpickler` asks any method of a subclass, the number of a memo can make it take 64 GiB, and the
-hash of a deep tuple can end the process. `pickletools` splits the program into instructions, and a short interpreter
-carries out those that move plain values about. Every name is a `Name`, every call of one an `Inert` record of what
-would have been called, every tensor a `PickledTensor`, read from the file only when somebody asks for it. What is
-called is the allow-list `REBUILD`: four functions of this file. So even a file that pickles whole Python objects, as
-those of Ultralytics do, can be looked through for its tensors and names.
+A pickle is a small program, and unpickling calls whatever function it names. A subclass of `pickle.Unpickler` does not
+prevent all harm: before it asks any method, the number of a memo can make it allocate 64 GiB, and the hash of a deep
+tuple can end the process. So `pickletools` splits the program into instructions, and a short interpreter carries out
+those that move plain values. Each name becomes a `Name`, each call an `Inert` record of the function and its arguments,
+and each tensor a `PickledTensor`, which `SavedFile.tensor` reads on demand. The interpreter calls only the four
+functions of this file in `REBUILD`. So files that pickle whole Python objects, like those of Ultralytics, can be
+searched for tensors and names too.
 
-Time and memory are bounded by the size of the file: records must be stored as they are, not compressed, as
-``torch.save`` does, and a tensor must lie within its storage.
+The size of the file bounds time and memory: records must be uncompressed, as ``torch.save`` writes them, and a tensor
+must lie within its storage.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from __future__ import annotations
 import math
 import pickletools
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-MAX_AXES = 16  # of a tensor
+MAX_AXES = 16  # axes of a tensor
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -40,11 +41,11 @@ STORAGE_DTYPES = {
 
 
 class RestrictedPickleError(ValueError):
-    """The file is damaged, of another kind, or built to do harm; one line without the file's name."""
+    """The file is damaged, of another kind, or malicious. The message is one line without the file's name."""
 
 
 class Name(NamedTuple):
-    """What the file calls by its module and name; never looked up."""
+    """Module and name of a Python object in the file. The object is never imported."""
 
     module: str
     name: str
@@ -52,26 +53,26 @@ class Name(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class Inert:
-    """An object that the file describes: what would have been called, with what, and the state it would have got."""
+    """Record of an object that unpickling would have created: the call, its arguments and the state."""
 
-    called: Any
-    """A `Name`, or whatever else the file put there."""
-    args: Any
-    state: Any = None
-    """For an ordinary object: its attributes, a dict."""
-    items: dict = field(default_factory=dict)
-    """What would have been set by key."""
-    elements: list = field(default_factory=list)
-    """What would have been appended."""
+    called: object
+    """The called `Name`, or any other value that the file put there."""
+    args: object
+    state: object = None
+    """State of the object; for an ordinary object the dict of its attributes."""
+    items: dict[object, object] = field(default_factory=dict)
+    """Items that unpickling would have set by key."""
+    elements: list[object] = field(default_factory=list)
+    """Elements that unpickling would have appended."""
 
     @property
-    def attributes(self) -> dict:
-        """The object's attributes; empty where its state is of another kind."""
+    def attributes(self) -> dict[object, object]:
+        """Attributes of the object; empty if its state is not a dict."""
         return self.state if isinstance(self.state, dict) else {}
 
 
 class Storage(NamedTuple):
-    """Numbers in the file, under ``data/<key>``."""
+    """Numbers in the record ``data/<key>`` of the file."""
 
     dtype: torch.dtype
     key: str
@@ -79,7 +80,7 @@ class Storage(NamedTuple):
 
 
 class PickledTensor(NamedTuple):
-    """A tensor that is still in the file: `SavedFile.tensor` reads it."""
+    """Description of a tensor, which `SavedFile.tensor` reads from the file."""
 
     storage: Storage
     offset: int
@@ -87,7 +88,7 @@ class PickledTensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: object) -> PickledTensor:
+def _tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> PickledTensor:
     is_plain = isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)
     if not is_plain or not len(size) == len(stride) <= MAX_AXES:
         raise RestrictedPickleError("a tensor in it is described in an unknown way")
@@ -101,31 +102,31 @@ def _parameter(data: PickledTensor, *_: object) -> PickledTensor:
     return data
 
 
-def _ordered_dict() -> dict:
+def _ordered_dict() -> dict[object, object]:
     return {}
 
 
-REBUILD = {
+REBUILD: dict[Name, Callable[..., object]] = {
     Name("collections", "OrderedDict"): _ordered_dict,
     Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Name("torch._utils", "_rebuild_parameter"): _parameter,
     Name("torch._utils", "_rebuild_parameter_with_state"): _parameter,
 }
-"""All that a file can have called: pure functions of this module, whatever the names mean elsewhere."""
+"""The only functions that a file can call: pure functions of this module in place of those it names."""
 
 
 class SavedFile:
-    """A file of ``torch.save``: ``content`` is what was saved, with `Inert` in the place of objects.
+    """A file of ``torch.save``. ``content`` is the saved value, with `Inert` in place of objects.
 
-    Use it in a ``with`` statement, or tensors cannot be read any more than the file can be deleted under Windows.
+    Use it in a ``with`` statement, because an open file cannot be deleted under Windows. Read tensors inside it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open and interpret.
+        """Open and interpret the file.
 
         Raises:
-            RestrictedPickleError: If the file is not such a file, is damaged, or does what none of them does.
-            OSError: If it cannot be read.
+            RestrictedPickleError: If ``torch.save`` did not write the file, or it is damaged.
+            OSError: If the file cannot be read.
         """
         try:
             self._zip = zipfile.ZipFile(path)
@@ -141,7 +142,7 @@ class SavedFile:
             if f"{self._folder}byteorder" in self._zip.namelist() and self._record("byteorder") != b"little":
                 raise RestrictedPickleError("was saved on a big-endian machine: save it again on another")
             self._storages: dict[Storage, Tensor] = {}
-            self._budget_bytes = 2 * Path(path).stat().st_size  # of tensors: many may share one storage
+            self._budget_bytes = 2 * Path(path).stat().st_size  # for all tensors; many may share a storage
             self.content = interpret(self._record("data.pkl"))
         except BaseException:
             self._zip.close()
@@ -154,10 +155,11 @@ class SavedFile:
         self._zip.close()
 
     def tensor(self, pickled: PickledTensor) -> Tensor:
-        """Read a tensor onto the CPU, contiguous, with memory of its own.
+        """Read a tensor onto the CPU, contiguous, into new memory.
 
         Raises:
-            RestrictedPickleError: If it reaches beyond its storage, or the storage is not all there.
+            RestrictedPickleError: If it reaches beyond its storage, the storage is not complete, or the file's tensors
+                take more than twice the size of the file.
         """
         storage, offset, size, stride = pickled
         if 0 in size:
@@ -185,11 +187,12 @@ class SavedFile:
             raise RestrictedPickleError(f"is damaged (record {name}): get it again") from error
 
 
-def interpret(program: bytes) -> Any:
-    """What a pickle describes, in plain values, `Name`, `Inert` and `PickledTensor`; nothing in it is called.
+def interpret(program: bytes) -> object:
+    """Return the value of a pickle as plain values, `Name`, `Inert` and `PickledTensor`, without running it.
 
     Raises:
-        RestrictedPickleError: If it is no pickle, is cut off, or uses an instruction that ``torch.save`` does not.
+        RestrictedPickleError: If the program is not a pickle, is cut off, or has an instruction that ``torch.save``
+            does not use.
     """
     try:
         machine = _Machine()
@@ -202,7 +205,7 @@ def interpret(program: bytes) -> Any:
         raise RestrictedPickleError(f"is damaged or no pickle ({type(error).__name__})") from error
 
 
-PLAIN = {  # instructions whose argument is the value itself
+PLAIN = {  # instructions that put their argument on the stack
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
@@ -210,19 +213,19 @@ PLAIN = {  # instructions whose argument is the value itself
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-HASHABLE = (str, int, float, bytes, type(None))  # keys of other kinds are dropped: hashing a deep tuple can crash
+HASHABLE = (str, int, float, bytes, type(None))  # other keys are dropped: hashing a deep tuple can crash
 
 
 class _Machine:
-    """The stack, the marks and the memo of a pickle, and one method for each group of instructions."""
+    """Stack, marks and memo of a pickle, with a method for each other instruction."""
 
     def __init__(self) -> None:
-        self.stack: list[Any] = []
+        self.stack: list[object] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-        self.result: Any = None
+        self.memo: dict[int, object] = {}
+        self.result: object = None
 
-    def execute(self, name: str, argument: Any) -> None:
+    def execute(self, name: str, argument: object) -> None:
         """Carry out one instruction."""
         if name in PLAIN:
             self.stack.append(argument)
@@ -237,7 +240,7 @@ class _Machine:
         else:
             raise RestrictedPickleError(f"uses the pickle instruction {name}, which torch.save does not")
 
-    def take(self, count: int) -> list[Any]:
+    def take(self, count: int) -> list[object]:
         """Remove the last ``count`` values, in order."""
         if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
             raise IndexError("stack")
@@ -245,8 +248,8 @@ class _Machine:
         del self.stack[len(self.stack) - count :]
         return taken
 
-    def take_marked(self) -> list[Any]:
-        """Remove what was put on the stack since the last mark, in order."""
+    def take_marked(self) -> list[object]:
+        """Remove the values above the last mark, in order."""
         mark = self.marks.pop()
         taken = self.stack[mark:]
         del self.stack[mark:]
@@ -291,8 +294,8 @@ class _Machine:
     def do_setitems(self, _: None) -> None:
         self.set_items(self.take_marked())
 
-    def set_items(self, values: list[Any]) -> None:
-        """Give keys and values, one after the other, to the dict or object on top of the stack."""
+    def set_items(self, values: list[object]) -> None:
+        """Add alternating keys and values to the dict or object on top of the stack."""
         target = self.stack[-1]
         items = target.items if isinstance(target, Inert) else target
         if not isinstance(items, dict):
@@ -306,8 +309,8 @@ class _Machine:
     def do_appends(self, _: None) -> None:
         self.append(self.take_marked())
 
-    def append(self, values: list[Any]) -> None:
-        """Append to the list or object on top of the stack."""
+    def append(self, values: list[object]) -> None:
+        """Append values to the list or object on top of the stack."""
         target = self.stack[-1]
         elements = target.elements if isinstance(target, Inert) else target
         if not isinstance(elements, list):
@@ -332,27 +335,33 @@ class _Machine:
 
     def do_reduce(self, _: None) -> None:
         called, args = self.take(2)
-        rebuild: Any = REBUILD.get(called) if isinstance(called, Name) else None
-        self.stack.append(Inert(called, args) if rebuild is None else rebuild(*args))
+        rebuild = REBUILD.get(called) if isinstance(called, Name) else None
+        if rebuild is None:
+            self.stack.append(Inert(called, args))
+        elif isinstance(args, tuple):
+            self.stack.append(rebuild(*args))
+        else:
+            raise TypeError("arguments")
 
     def do_newobj(self, _: None) -> None:
-        self.stack.append(Inert(*self.take(2)))
+        called, args = self.take(2)
+        self.stack.append(Inert(called, args))
 
     def do_newobj_ex(self, _: None) -> None:
-        called, args, _ = self.take(3)
+        called, args = self.take(3)[:2]
         self.stack.append(Inert(called, args))
 
     def do_build(self, _: None) -> None:
-        """Keep an object's state; what a plain value would be told (an OrderedDict's metadata) is dropped."""
+        """Store the state of an object; drop the state of a plain value, such as the metadata of an OrderedDict."""
         (state,) = self.take(1)
         if isinstance(self.stack[-1], Inert):
             self.stack[-1].state = state
 
     def do_binpersid(self, _: None) -> None:
-        (identity,) = self.take(1)
-        kind, storage, key, _, num_elements = identity
-        if kind != "storage" or storage.module != "torch" or type(num_elements) is not int or type(key) is not str:
-            raise RestrictedPickleError("refers to something that is not in the file")
-        if storage.name not in STORAGE_DTYPES:
-            raise RestrictedPickleError(f"holds numbers of a kind that is not read here: {storage.name}")
-        self.stack.append(Storage(STORAGE_DTYPES[storage.name], key, num_elements))
+        match self.take(1)[0]:
+            case ("storage", Name("torch", name), str(key), _, int(num_elements)) if type(num_elements) is int:
+                if name not in STORAGE_DTYPES:
+                    raise RestrictedPickleError(f"holds numbers of a kind that is not read here: {name}")
+                self.stack.append(Storage(STORAGE_DTYPES[name], key, num_elements))
+            case _:
+                raise RestrictedPickleError("refers to something that is not in the file")

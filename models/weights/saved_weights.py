@@ -1,8 +1,8 @@
-"""Reads weights of any origin: what a file holds, by the names that our networks use.
+"""Reads weights of any origin and names them as our networks do.
 
-Known are Ultralytics' ``.pt`` files (pickles of whole models, from training or stripped), yolofit's checkpoints, state
-dicts and safetensors; averaged weights are preferred where a file has both. None of these runs code that the file
-brings along: see `models.weights.restricted_pickle`.
+The readable files are Ultralytics' ``.pt`` files (pickles of whole models, from training or stripped), yolofit's
+checkpoints, state dicts and safetensors. If a file has averaged weights, these are read. No code from a file runs: see
+`models.weights.restricted_pickle`.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from torch import Tensor
 from models.architecture import NAME, Architecture, plain_name
 from models.weights.restricted_pickle import Inert, PickledTensor, RestrictedPickleError, SavedFile
 
-MAX_MODULES = 20_000  # of a pickled model; YOLO11x has about 1,000
+MAX_MODULES = 20_000  # modules of a pickled model; YOLO11x has about 1,000
 PREFIXES = ("ema.network.", "ema.", "network.", "module.", "model.", "")  # averaged weights first
-STRIDE_PX = 32  # Ultralytics trains at a multiple of this, or of the network's largest stride
+STRIDE_PX = 32  # Ultralytics rounds the image size up to a multiple of this, or of a larger stride
 DOWNLOADS = "https://github.com/ultralytics/assets/releases"
 """Where Ultralytics publishes pretrained weights."""
 EXPORTED = (".onnx", ".torchscript", ".engine")
-SAFETENSORS_KEY = "yolofit"  # of the metadata: the network's description, as JSON
+SAFETENSORS_KEY = "yolofit"  # key in the metadata; its value describes the network as JSON
 
 
 class WeightsError(ValueError):
-    """The file cannot be used; one line: what is wrong, and what to do. Names neither the file nor the key."""
+    """The file cannot be used. The message is one line without the file and the key: what is wrong and what to do."""
 
 
 @dataclass
 class SavedWeights:
-    """What a file holds."""
+    """Weights of a file and what the file says about their network."""
 
     origin: str
-    """Its kind, for people: "an Ultralytics model"."""
+    """Kind of the file, for messages: "an Ultralytics model"."""
     state: dict[str, Tensor]
-    """Tensors by the names that they have in ``models.network``'s networks, as far as these have them."""
+    """Tensors by name. Weights of YOLO11 have the names of the networks of `models.network`."""
     network: str | None = None
-    """Which network it is of, such as ``yolo11l``, where the file says so."""
+    """Name of the network, such as ``yolo11l``, if the file has it."""
     class_names: list[str] | None = None
-    """Names of its classes, where the file has them."""
+    """Class names, if the file has them."""
     image_size: int | None = None
-    """Side of the input that it was trained with, where the file says so."""
+    """Side of the input in training, in pixels, if the file has it."""
     architecture: Architecture | None = None
-    """How to build that network, where the file says so; not checked."""
+    """Architecture of the network, if the file has it. It is not checked."""
 
 
 def read_weights(path: Path) -> SavedWeights:
-    """Read a file of any of the known kinds onto the CPU, without running anything that is in it.
+    """Read a file of any kind named above onto the CPU, without running code from it.
 
     Raises:
-        WeightsError: If there is no such file, it is damaged or of an unknown kind.
+        WeightsError: If the file does not exist, is damaged or is of another kind.
     """
     path = Path(path)
     if path.suffix in EXPORTED and path.exists():
@@ -73,22 +73,20 @@ def read_weights(path: Path) -> SavedWeights:
 
 
 def _where_from(path: Path) -> str:
-    """How to come by a file that is not there."""
+    """Say where to get a file that does not exist."""
     name = path.name if re.fullmatch(r"yolo11[nslmx]\.pt", path.name) else "yolo11l.pt and the like"
     return f"is the path right? {name} can be had from {DOWNLOADS}"
 
 
 def _read_safetensors(path: Path) -> SavedWeights:
     with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  the file is not a dict
         metadata = file.metadata() or {}
-    about = {}
-    if SAFETENSORS_KEY in metadata:
-        try:
-            about = json.loads(metadata[SAFETENSORS_KEY])
-        except json.JSONDecodeError as error:
-            raise WeightsError(f"its metadata is damaged: {error}") from error
-    return SavedWeights("safetensors", _strip_prefix(state), **_description(about))
+    try:
+        about = json.loads(metadata.get(SAFETENSORS_KEY, "{}"))
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"its metadata is damaged: {error}") from error
+    return _described("safetensors", state, about if isinstance(about, dict) else {})
 
 
 def _find_weights(file: SavedFile) -> SavedWeights:
@@ -99,7 +97,7 @@ def _find_weights(file: SavedFile) -> SavedWeights:
         raise WeightsError("holds neither a model nor a state dict")
     if isinstance(content.get("yolofit"), dict):
         state = _read_tensors(file, content.get("state_dict"))
-        return SavedWeights("a yolofit checkpoint", _strip_prefix(state), **_description(content["yolofit"]))
+        return _described("a yolofit checkpoint", state, content["yolofit"])
     for key in ("ema", "model"):
         if isinstance(content.get(key), Inert):
             return _pickled_model(file, content[key], content.get("train_args"))
@@ -111,7 +109,7 @@ def _find_weights(file: SavedFile) -> SavedWeights:
     raise WeightsError("holds no weights: neither a model nor a state dict is in it")
 
 
-def _pickled_model(file: SavedFile, model: Inert, train_args: Any) -> SavedWeights:
+def _pickled_model(file: SavedFile, model: Inert, train_args: object) -> SavedWeights:
     yaml = model.attributes.get("yaml")
     sizes = [_image_size(args) for args in (model.attributes.get("args"), train_args)]
     return SavedWeights(
@@ -124,13 +122,14 @@ def _pickled_model(file: SavedFile, model: Inert, train_args: Any) -> SavedWeigh
     )
 
 
-def _image_size(args: Any) -> int | None:
-    """What ``imgsz`` came to in a training with these arguments: a dict or, in a file of its middle, an object."""
+def _image_size(args: object) -> int | None:
+    """Image size of a training with these arguments, which are a dict, or an object in files of unfinished runs."""
     if isinstance(args, Inert):
         args = args.attributes
     found = args.get("imgsz") if isinstance(args, dict) else None
-    sides = found if isinstance(found, list | tuple) else [found]
-    if not sides or not all(type(side) is int and side > 0 for side in sides):
+    listed = found if isinstance(found, list | tuple) else [found]
+    sides = [side for side in listed if type(side) is int and side > 0]
+    if not sides or len(sides) < len(listed):
         return None
     return -(-max(sides) // STRIDE_PX) * STRIDE_PX
 
@@ -139,7 +138,7 @@ def _walk(model: Inert) -> dict[str, PickledTensor]:
     """Parameters and persistent buffers of a pickled ``nn.Module`` by their names in its state dict.
 
     Raises:
-        WeightsError: If it has no end.
+        WeightsError: If the model has more than `MAX_MODULES` modules, or contains itself.
     """
     found: dict[str, PickledTensor] = {}
     open_modules, num_modules = [("", model)], 0
@@ -159,22 +158,22 @@ def _walk(model: Inert) -> dict[str, PickledTensor]:
     return found
 
 
-def _members(module: Inert, kind: str) -> list[tuple[str, Any]]:
+def _members(module: Inert, kind: str) -> list[tuple[str, object]]:
     members = module.attributes.get(kind)
     if not isinstance(members, dict):
         return []
     return [(name, value) for name, value in members.items() if isinstance(name, str)]
 
 
-def _set_elements(pickled: Any) -> set[str]:
-    """The strings of a pickled set."""
+def _set_elements(pickled: object) -> set[str]:
+    """Strings in a pickled set."""
     if isinstance(pickled, Inert) and isinstance(pickled.args, tuple) and pickled.args:
         pickled = pickled.args[0]
     return {name for name in pickled if isinstance(name, str)} if isinstance(pickled, list | set) else set()
 
 
-def _read_tensors(file: SavedFile, mapping: Any) -> dict[str, Tensor]:
-    """The tensors of a dict; if some of them are averaged weights of ours, only those."""
+def _read_tensors(file: SavedFile, mapping: object) -> dict[str, Tensor]:
+    """Read the tensors of a dict; if it has averaged weights of yolofit, read only those."""
     if not isinstance(mapping, dict):
         return {}
     found = {name: tensor for name, tensor in mapping.items() if isinstance(tensor, PickledTensor)}
@@ -183,7 +182,7 @@ def _read_tensors(file: SavedFile, mapping: Any) -> dict[str, Tensor]:
 
 
 def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what comes before ``model.0.``, in FP32; tensors without it, of other things, as they are."""
+    """Convert weights to FP32 and remove what comes before ``model.0.``, and tensors without this prefix."""
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     for prefix in PREFIXES:
         if any(name.startswith(f"{prefix}model.0.") for name in state):
@@ -191,32 +190,32 @@ def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _description(about: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `SavedWeights` from a description that yolofit wrote; those of the wrong type are left out."""
+def _described(origin: str, state: dict[str, Tensor], about: dict[str, object]) -> SavedWeights:
+    """Weights with the description that yolofit wrote into their file, except values of the wrong type."""
     network, image_size, architecture = (about.get(key) for key in ("network", "image_size", "architecture"))
-    return {
-        "network": network if isinstance(network, str) else None,
-        "architecture": _plain(architecture) if isinstance(architecture, dict) else None,
-        "class_names": _names(about.get("class_names")),
-        "image_size": image_size if type(image_size) is int else None,
-    }
+    return SavedWeights(
+        origin,
+        _strip_prefix(state),
+        network=network if isinstance(network, str) else None,
+        class_names=_names(about.get("class_names")),
+        image_size=image_size if type(image_size) is int else None,
+        architecture=_plain(architecture) if isinstance(architecture, dict) else None,
+    )
 
 
-def _names(names: Any) -> list[str] | None:
-    """Class names by number, out of a list or a dict of them."""
+def _names(names: object) -> list[str] | None:
+    """Class names in order of their numbers, from a list or from a dict by number; None for other values."""
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
             return None
         names = [names[number] for number in range(len(names))]
-    return [str(name) for name in names] if isinstance(names, list) and names and _are_plain(names) else None
+    if isinstance(names, list) and names and all(isinstance(name, str | int) for name in names):
+        return [str(name) for name in names]
+    return None
 
 
-def _are_plain(values: list[Any]) -> bool:
-    return all(isinstance(value, str | int) for value in values)
-
-
-def _network_name(yaml: dict[Any, Any]) -> str | None:
-    """``yolo11n`` of an Ultralytics model's own description, whether its file is yolo11n.yaml or yolo11.yaml."""
+def _network_name(yaml: dict[str, object]) -> str | None:
+    """Name such as ``yolo11n`` from a description of Ultralytics, whose file is yolo11n.yaml or yolo11.yaml."""
     file, scale = yaml.get("yaml_file"), yaml.get("scale")
     if not isinstance(file, str):
         return None

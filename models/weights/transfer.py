@@ -1,4 +1,4 @@
-"""Weights of a file into a network that may tell other classes apart: what fits is loaded, and said."""
+"""Loads the weights of a file that fit into a network, which may have other classes, and reports them."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from models.architecture import CLASS_WIDTH
 from models.network import build_network, class_width, detection_head
 from models.weights.saved_weights import SavedWeights, WeightsError
 
-MIN_LOADED_SHARE = 0.25  # of the network's tensors; less is another network
+MIN_LOADED_SHARE = 0.25  # of the network's tensors; with less, the file is of another network
 
 
 @dataclass
 class Transfer:
-    """What `transfer_weights` did, tensor by tensor and class by class."""
+    """Tensors and classes that `transfer_weights` loaded."""
 
     origin: str
+    """Kind of the file, for messages."""
     loaded: list[str]
-    """Tensors of the network that are the file's now; the class layers count if any of their rows is."""
+    """Tensors of the network loaded from the file; a class layer counts if any row is loaded."""
     initialized: list[str]
-    """Tensors that keep their initial values: the file has none of this name and shape."""
+    """Tensors of the network that keep their initial values: the file has none of this name and shape."""
     unused: list[str]
-    """Tensors of the file that the network has no place for."""
+    """Tensors of the file whose name the network does not have."""
     loaded_classes: list[str]
-    """Classes whose rows are the file's."""
+    """Classes whose rows are loaded."""
     initialized_classes: list[str]
-    """Classes that start anew."""
+    """Classes whose rows keep their initial values."""
     parts: dict[str, str]
-    """The part of the network that each of these tensors belongs to."""
+    """Part of the network of each tensor above."""
 
     def table(self) -> str:
-        """A line for each part of the network, and one about the classes."""
+        """Format as a table with a line for each part of the network, and a line about the classes."""
         groups = (self.loaded, self.initialized, self.unused)
         columns = [Counter(self.parts[name] for name in names) for names in groups]
         lines = [f"weights: {self.origin}", f"{'tensors of':15} {'loaded':>8} {'re-initialized':>15} {'not used':>9}"]
@@ -50,18 +51,19 @@ class Transfer:
 
 
 def transfer_weights(network: DetectionModel, saved: SavedWeights, class_names: list[str]) -> Transfer:
-    """Load what fits into a network: tensors of equal name and shape, and the rows of the classes that both know.
+    """Load into a network the tensors of equal name and shape, and the rows of classes that both have.
 
-    A class row is a class's own weights and bias in the last layer of each class branch. Rows go by name, without
-    regard to case, where the file knows names; else by number, if the number of classes is the same.
+    A class row is the weights and bias of one class in the last layer of each class branch. Rows are matched by name,
+    ignoring case, if the file has names; else by number, if the number of classes is equal.
 
     Args:
-        network: Any network of `models.network.build_network`; keeps its initial values where nothing fits.
-        saved: As `read_weights` gives it.
-        class_names: The network's classes.
+        network: A network of `models.network.build_network`; keeps its initial values where nothing fits.
+        saved: Weights from `read_weights`.
+        class_names: Classes of the network.
 
     Raises:
-        WeightsError: If hardly anything fits, or a tensor holds NaN or infinity; the network is unchanged.
+        WeightsError: If less than half of the tensors fit, or a tensor contains NaN or infinity; the network is
+            unchanged.
     """
     own = network.state_dict()
     branches = _class_branches(network)
@@ -117,7 +119,7 @@ def with_class_width(network: DetectionModel, saved: SavedWeights) -> DetectionM
 
 
 def _copy_rows(own: dict[str, Tensor], saved: SavedWeights, layer: str, rows: dict[int, int]) -> dict[str, Tensor]:
-    """Weight and bias of a class layer with some rows of the file's; nothing if that has another form."""
+    """Weight and bias of a class layer with rows from the file; empty if the file's layer has another shape."""
     new = {}
     for name in (f"{layer}weight", f"{layer}bias"):
         source = saved.state.get(name)
@@ -142,16 +144,16 @@ def _check(new: dict[str, Tensor], own: dict[str, Tensor], saved: SavedWeights) 
 
 
 def _class_branches(network: DetectionModel) -> dict[str, str]:
-    """How the names of each class branch begin, and those of its last layer, whose rows are the classes."""
+    """Prefix of the names of each class branch, and that of its last layer, whose rows are the classes."""
     head = f"model.{len(network.model) - 1}.cv3"
     return {f"{head}.{i}.": f"{head}.{i}.{len(branch) - 1}." for i, branch in enumerate(detection_head(network).cv3)}
 
 
 def _class_rows(class_names: list[str], saved: SavedWeights) -> dict[int, int]:
-    """For each of our classes that the file knows: its number here and there."""
+    """Number of each class that both have: in the network, and in the file."""
     theirs = saved.class_names
     counts = {tensor.shape for name, tensor in saved.state.items() if re.search(r"\.cv3\.\d\.\d\.bias$", name)}
-    if theirs is None or theirs == [str(c) for c in range(len(theirs))]:  # Ultralytics' names where there are none
+    if theirs is None or theirs == [str(c) for c in range(len(theirs))]:  # how Ultralytics names classes without names
         return {c: c for c in range(len(class_names))} if counts == {(len(class_names),)} else {}
     numbers = {_plain(name): c for c, name in reversed(list(enumerate(theirs)))}
     return {c: numbers[_plain(name)] for c, name in enumerate(class_names) if _plain(name) in numbers}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from ultralytics.nn.modules import C2PSA, SPPF, C3k2, Conv
 
-from models.kernels import fused_norm_act, switch
+from models.kernels import fused_norm_act, triton_support
 from models.kernels.fused_norm_act import backward, normalise_activate, normalise_by_batch
 from models.network import batch_norms, freeze_batch_norms
 from models.recompute import norm_act
@@ -371,9 +371,9 @@ class OnCuda:
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """Whether Triton works is looked at anew."""
-    switch._work_on.cache_clear()
+    triton_support._work_on.cache_clear()
     yield
-    switch._work_on.cache_clear()
+    triton_support._work_on.cache_clear()
 
 
 def test_kernels_for__are_fused_only_on_demand(forgotten: None) -> None:

@@ -215,12 +215,12 @@ def test_apply_recompute__only_block_repeats_convolutions(level: str, repeats: b
 def test_apply_recompute__engages_and_can_be_undone() -> None:
     network = make_network(frozen=False)
     keys = list(network.state_dict())
-    undo = apply_recompute(network, "elementwise")
+    apply_recompute(network, "elementwise")
     changed = [module for module in network.modules() if "forward" in vars(module)]
     assert len(changed) > 80
     assert list(network.state_dict()) == keys
     assert not any("forward" in vars(module) for module in make_network().modules())
-    undo()
+    remove_recompute(network)
     assert not any("forward" in vars(module) for module in network.modules())
 
 

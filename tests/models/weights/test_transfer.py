@@ -103,6 +103,11 @@ def test_read_weights__safetensors(described: bool, pretrained: nn.Module, tmp_p
     assert weights.class_names == (NAMES if described else None)
 
 
+def test_read_weights__ignores_a_safetensors_description_of_another_form(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(1)}, tmp_path / "file.safetensors", {"yolofit": "[1]"})
+    assert read_weights(tmp_path / "file.safetensors").network is None
+
+
 def test_read_weights__rejects_files_without_weights(tmp_path: Path) -> None:
     torch.save({"epoch": 1}, tmp_path / "no-weights.pt")
     torch.save([1, 2], tmp_path / "list.pt")

@@ -1,8 +1,7 @@
-"""Whether kernels written in Triton work on this machine. Whether they are wanted, each caller is told.
+"""Decides whether Triton kernels run on a device. Each caller is told separately whether to use them.
 
-They serve what does little but move memory: see `models.kernels.fused_norm_act`, `models.kernels.fused_copies`,
-`models.kernels.fused_pooling`, `models.kernels.fused_boxes` and `models.kernels.fused_color`. Each has a counterpart of
-PyTorch's own operations, which is taken otherwise.
+Triton kernels replace operations that mostly move memory: see `fused_norm_act`, `fused_copies`, `fused_pooling`,
+`fused_boxes` and `fused_color` in this folder. Where Triton does not work, operations of PyTorch do the same.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 def fused_kernels_work(x: Tensor) -> bool:
-    """Whether they work on the device of ``x``."""
+    """Whether Triton kernels run on the device of ``x``."""
     return x.is_cuda and _work_on(x.device)
 
 
 @cache
 def _work_on(device: torch.device) -> bool:
-    """Whether Triton is installed and works: it compiles its kernels with this machine's C compiler."""
+    """Whether Triton is installed and compiles kernels, for which it needs a C compiler on this machine."""
     if importlib.util.find_spec("triton") is None:
         return False
     from models.kernels import fused_norm_act
@@ -33,7 +32,7 @@ def _work_on(device: torch.device) -> bool:
         x, channel = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, device=device)
         out, mean, variance = fused_norm_act.normalise_by_batch(x, channel, channel, None, 0.0, 1.0, True)
         fused_norm_act.backward(out, x, channel, channel, mean, variance, True, True)
-    except Exception as error:  # Triton's compilers fail in many ways
+    except Exception as error:  # Triton and its compilers raise many types
         log.warning("model.fused_kernels: Triton does not work here (%s): PyTorch's own kernels are used", error)
         return False
     return True
