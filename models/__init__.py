@@ -8,8 +8,8 @@
     weights      reads files of weights without running code from them
     precision    the dtype and autocast of computations in FP32
 
-`weights` imports `network`, and `network` imports `architecture` and `detection`. `detection`, `recompute` and `network`
-import `kernels` and `precision`. No file imports `data` or Lightning. Begin with `models.detection.loss`.
+`weights` imports `network`, and `network` imports `architecture` and `detection`. `detection`, `recompute` and
+`network` import `kernels` and `precision`. No file imports `data` or Lightning. Begin with `models.detection.loss`.
 
 The networks come from the `ultralytics` package. On import, it looks up a host name, writes a settings file and prints
 a message; later it may install packages. The environment variables set here switch this off, or direct the file to the
