@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fidelity_arms import PAIRS
 from fidelity_statistics import MARGIN, gap_text, summarise, verdict_text
 from matplotlib.axes import Axes
-from report_parts import COLOURS, SIDES, missing, table
-
-if TYPE_CHECKING:
-    from report import Report, Result
+from report_parts import COLOURS, SIDES, Report, Result, missing, table
 
 RESULTS = (
     "gpu_fidelity",

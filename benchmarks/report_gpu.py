@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
-from report_parts import COLOURS, GIB, LEVELS, gib, missing, table, with_quartiles
-
-if TYPE_CHECKING:
-    from report import Report, Result
+from report_parts import COLOURS, GIB, LEVELS, Report, Result, gib, missing, table, with_quartiles
 
 RIVALS = ("ultralytics", *LEVELS)
 

@@ -6,15 +6,12 @@ Nothing in them is typed in by hand, and what has no result says so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from report_fidelity import fidelity
 from report_gpu import autobatch, budget, cards, compiled, engine, kernels, on_gpu, precision_on_gpu
-from report_parts import COLOURS, LEVELS, SIDES, gib, missing, table, with_quartiles
-
-if TYPE_CHECKING:
-    from report import Report, Result
+from report_parts import COLOURS, LEVELS, SIDES, Report, Result, gib, missing, table, with_quartiles
 
 AXES = ("micro_batch", "image_size", "boxes_per_image")
 

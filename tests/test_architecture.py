@@ -76,6 +76,8 @@ def module_of(path: Path) -> str:
 
 
 OURS = {module_of(path): path for path in SOURCES}
+PROGRAMS = {path.stem: path for folder in ("benchmarks", "docs") for path in (ROOT / folder).glob("*.py")}
+"""Programs import each other by the name of the file alone."""
 
 
 @cache
@@ -142,18 +144,19 @@ def test_imports__go_down(path: Path) -> None:
         assert is_down, f"{relative(path)} imports {relative(OURS[other])}, which is not below it"
 
 
-def test_imports__go_in_no_circle() -> None:
-    below = {module: {i.module for i in imports_of(path) if i.module in OURS} for module, path in OURS.items()}
+@pytest.mark.parametrize("paths", [OURS, PROGRAMS], ids=["packages", "programs"])
+def test_imports__go_in_no_circle(paths: dict[str, Path]) -> None:
+    below = {module: {i.module for i in imports_of(path) if i.module in paths} for module, path in paths.items()}
 
     def look(module: str, way: tuple[str, ...]) -> None:
-        assert module not in way, " imports ".join(relative(OURS[m]) for m in (*way[way.index(module) :], module))
+        assert module not in way, " imports ".join(relative(paths[m]) for m in (*way[way.index(module) :], module))
         if module not in done:
             for other in sorted(below[module]):
                 look(other, (*way, module))
             done.add(module)
 
     done: set[str] = set()
-    for module in OURS:
+    for module in paths:
         look(module, ())
 
 
