@@ -3,7 +3,7 @@
     python benchmarks/accumulation.py --data synthetic PATH/TO/data.yaml --out benchmarks/results/accumulation_cpu.json
 
 yolo11n in FP32 after some steps of training, with frozen BatchNorm; windows of 16 training pictures with mosaic.
-"ultralytics" is their loss accumulated as their trainer does: every micro-batch divides by its own normaliser.
+"ultralytics" is their loss accumulated as their trainer does: every micro-batch divides by its own normalizer.
 "yolofit" is `engine.training.accumulation`. Each is compared with its own gradient of the 16 pictures at once.
 """
 

@@ -61,7 +61,7 @@ import torch
 from common import write
 from fidelity_arms import ARMS, PAIRS
 from fidelity_run import TRAINERS, Run, copy_data, hold_back, read_curves, validate_all, write_first_weights
-from fidelity_statistics import summarise
+from fidelity_statistics import summarize
 from uneven_boards import write_uneven_boards
 
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
@@ -208,7 +208,7 @@ def collect(begun: list[Run], earlier: list[dict[str, Any]], orders: int) -> dic
     return {
         "failed": failed,
         "orders": orders,
-        "summary": summarise(finished, PAIRS, orders),
+        "summary": summarize(finished, PAIRS, orders),
         "runs": finished,
         "unfinished": unfinished,
     }

@@ -12,11 +12,11 @@ from fidelity_exchanges import (
     no_small_window,
     nothing,
     our_batches,
-    own_normalisers,
+    own_normalizers,
     pools_of,
     their_batches,
     warp_as_theirs,
-    warp_by_pixel_centres,
+    warp_by_pixel_centers,
 )
 from fidelity_run import Recipe, Trainer
 
@@ -56,7 +56,7 @@ ARMS: dict[str, Arm] = {
     "yolofit, no close mosaic": _ours(data__augment__close_mosaic=0),
     # pixels
     "yolofit, warpAffine": _ours(warp_as_theirs),
-    "yolofit, warpAffine by pixel centres": _ours(warp_by_pixel_centres),
+    "yolofit, warpAffine by pixel centres": _ours(warp_by_pixel_centers),
     "yolofit, HSV of 8 bits": _ours(hsv_of_8_bits),
     # the step
     "yolofit, no small window": _ours(no_small_window),
@@ -67,12 +67,12 @@ ARMS: dict[str, Arm] = {
     "yolofit, rate by the step": _ours(model__schedule__per_epoch="false"),
     # exact accumulation
     "yolofit, 4 x 4": _ours(**BY_FOUR),
-    "yolofit, 4 x 4, own normalisers": _ours(own_normalisers, "yolofit, 4 x 4", **BY_FOUR),
+    "yolofit, 4 x 4, own normalisers": _ours(own_normalizers, "yolofit, 4 x 4", **BY_FOUR),
     "yolofit, 16 x 1": _ours(**BY_ONE),
-    "yolofit, 16 x 1, own normalisers": _ours(own_normalisers, "yolofit, 16 x 1", **BY_ONE),
+    "yolofit, 16 x 1, own normalisers": _ours(own_normalizers, "yolofit, 16 x 1", **BY_ONE),
     "yolofit, frozen": _ours(**FROZEN),
-    "yolofit, frozen, 4 x 4, own normalisers": _ours(own_normalisers, "yolofit, frozen", **BY_FOUR, **FROZEN),
-    "yolofit, frozen, 16 x 1, own normalisers": _ours(own_normalisers, "yolofit, frozen", **BY_ONE, **FROZEN),
+    "yolofit, frozen, 4 x 4, own normalisers": _ours(own_normalizers, "yolofit, frozen", **BY_FOUR, **FROZEN),
+    "yolofit, frozen, 16 x 1, own normalisers": _ours(own_normalizers, "yolofit, frozen", **BY_ONE, **FROZEN),
     # what people get who choose nothing
     "yolofit, its defaults": Arm("yolofit", ("ultralytics, its defaults",), recipe="defaults"),
     "ultralytics, its defaults": Arm("ultralytics", (), recipe="defaults"),

@@ -56,27 +56,27 @@ def warp_as_theirs(run: Run) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def warp_by_pixel_centres(run: Run) -> Iterator[None]:
+def warp_by_pixel_centers(run: Run) -> Iterator[None]:
     """As `warp_as_theirs`, but pixels move as boxes do.
 
-    ``cv2.warpAffine`` puts the centre of the first pixel at (0, 0), where boxes have its corner.
+    ``cv2.warpAffine`` puts the center of the first pixel at (0, 0), where boxes have its corner.
     """
-    with warp_as_theirs(run), mock.patch("data.augmentation.augment.warp", warped_by_centres):
+    with warp_as_theirs(run), mock.patch("data.augmentation.augment.warp", warped_by_centers):
         yield
 
 
-def warped_by_centres(source: LabelledImage, matrix: np.ndarray, scale: float, output_size: int) -> LabelledImage:
+def warped_by_centers(source: LabelledImage, matrix: np.ndarray, scale: float, output_size: int) -> LabelledImage:
     """`data.augmentation.affine.warp` with the matrix for pixels moved by half a pixel on either side."""
-    to_corner, to_centre = (np.array([[1, 0, half], [0, 1, half], [0, 0, 1]]) for half in (0.5, -0.5))
-    by_centres = (to_centre @ matrix @ to_corner)[:2]
-    image = cv2.warpAffine(source.image, by_centres, (output_size,) * 2, borderValue=(PAD_VALUE,) * 3)
+    to_corner, to_center = (np.array([[1, 0, half], [0, 1, half], [0, 0, 1]]) for half in (0.5, -0.5))
+    by_centers = (to_center @ matrix @ to_corner)[:2]
+    image = cv2.warpAffine(source.image, by_centers, (output_size,) * 2, borderValue=(PAD_VALUE,) * 3)
     boxes = transform_boxes(source.boxes_xyxy_px, matrix).clip(0, output_size)
     keep = is_candidate(source.boxes_xyxy_px * scale, boxes)
     return LabelledImage(image, boxes[keep].astype(np.float32), source.classes[keep])
 
 
 def hsv_of_8_bits(run: Run) -> AbstractContextManager[Any]:
-    """Colours are changed by way of OpenCV's HSV, with hue in 180 steps. Holds where the host changes them."""
+    """Colors are changed by way of OpenCV's HSV, with hue in 180 steps. Holds where the host changes them."""
     return mock.patch("data.loading.dataset.shift_hsv_to_planes", shift_hsv_of_8_bits)
 
 
@@ -103,16 +103,16 @@ def no_small_window(run: Run) -> AbstractContextManager[Any]:
     return mock.patch.object(WindowSampler, "__init__", init)
 
 
-def own_normalisers(run: Run) -> AbstractContextManager[Any]:
-    """Every micro-batch is divided by its own normaliser, as trainers usually do: accumulation is not exact."""
+def own_normalizers(run: Run) -> AbstractContextManager[Any]:
+    """Every micro-batch is divided by its own normalizer, as trainers usually do: accumulation is not exact."""
     from engine.training import step
 
     exact = step.back_propagate
 
     def back_propagate(sums: LossSums, gains: LossGains, scale: torch.Tensor, scaler: Any) -> torch.Tensor:
-        normaliser = sums.normaliser.clamp(min=MIN_NORMALISER)
-        terms = (term / normaliser for term in (sums.box, sums.cls, sums.dfl))
-        return exact(LossSums(*terms, normaliser=torch.ones_like(normaliser)), gains, scale, scaler)
+        normalizer = sums.normaliser.clamp(min=MIN_NORMALISER)
+        terms = (term / normalizer for term in (sums.box, sums.cls, sums.dfl))
+        return exact(LossSums(*terms, normaliser=torch.ones_like(normalizer)), gains, scale, scaler)
 
     return mock.patch.object(step, "back_propagate", back_propagate)
 
@@ -171,8 +171,8 @@ class TheirWindows:
 def as_window(batch: dict[str, Any]) -> Batch:
     """A batch of theirs as one of ours."""
     height, width = batch["img"].shape[2:]
-    centres, sizes = batch["bboxes"][:, :2], batch["bboxes"][:, 2:]
-    corners = torch.cat([centres - sizes / 2, centres + sizes / 2], 1) * torch.tensor([width, height] * 2)
+    centers, sizes = batch["bboxes"][:, :2], batch["bboxes"][:, 2:]
+    corners = torch.cat([centers - sizes / 2, centers + sizes / 2], 1) * torch.tensor([width, height] * 2)
     classes, image_index = batch["cls"].flatten().long(), batch["batch_idx"].long()
     return Batch(batch["img"], corners, classes, image_index, list(batch["im_file"]))
 

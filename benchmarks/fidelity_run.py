@@ -203,7 +203,7 @@ def _parity_in_their_names(run: Run) -> dict[str, Any]:
         "weight_decay": optimizer["weight_decay"], "lrf": schedule["final_lr_fraction"],
         "warmup_epochs": schedule["warmup_epochs"], "warmup_bias_lr": schedule["warmup_bias_lr"],
         "warmup_momentum": schedule["warmup_momentum"], "close_mosaic": run.close_mosaic, "cache": "ram",
-        "augmentations": [],  # else it blurs or greys every 25th image where Albumentations is installed
+        "augmentations": [],  # else it blurs or grays every 25th image where Albumentations is installed
     }  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def _sources_of_variance(groups: list[list[float]]) -> dict[str, float]:
     return {"deviation_by_order": math.sqrt(within), "deviation_by_weights": math.sqrt(max(between, 0))}
 
 
-def summarise(runs: Sequence[Mapping[str, Any]], pairs: Iterable[tuple[str, str]], orders: int = 1) -> dict[str, Any]:
+def summarize(runs: Sequence[Mapping[str, Any]], pairs: Iterable[tuple[str, str]], orders: int = 1) -> dict[str, Any]:
     """For each data set, epoch and validator: every arm over its seeds, and the gaps of the pairs that there are.
 
     Args:

@@ -90,7 +90,7 @@ def measure(step: Callable[[], None], device: torch.device, folder: Path) -> dic
                     hooks.append(time.perf_counter() - hook_begun)
                     processor["hooks"].append(time.process_time() - processor_begun)
             steps[is_watched].append((time.perf_counter() - begun) / STEPS_PER_ROUND)
-    return summarise(steps, hooks[STEPS_PER_ROUND:], processor, time_samples(device))
+    return summarize(steps, hooks[STEPS_PER_ROUND:], processor, time_samples(device))
 
 
 def time_samples(device: torch.device) -> list[float]:
@@ -104,7 +104,7 @@ def time_samples(device: torch.device) -> list[float]:
     return samples
 
 
-def summarise(
+def summarize(
     steps: dict[bool, list[float]], hooks: list[float], processor: dict[str, list[float]], samples: list[float]
 ) -> dict[str, object]:
     """The figures, of all rounds but the first; processor time does not count other programs' share."""

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fidelity_arms import PAIRS
-from fidelity_statistics import MARGIN, gap_text, summarise, verdict_text
+from fidelity_statistics import MARGIN, gap_text, summarize, verdict_text
 from matplotlib.axes import Axes
-from report_parts import COLOURS, SIDES, Report, Result, missing, table
+from report_parts import COLORS, SIDES, Report, Result, missing, table
 
 RESULTS = (
     "gpu_fidelity",
@@ -46,7 +46,7 @@ def fidelity(report: Report) -> str:
 def _fidelity(report: Report, result: Result) -> str:
     """The table of gaps of one result file, what chance does, and the curves."""
     orders = result.content.get("orders", 1)
-    summary = summarise(result["runs"], PAIRS, orders)
+    summary = summarize(result["runs"], PAIRS, orders)
     parts = [result.source()]
     for call in result.content.get("earlier_calls", []):
         parts.append(f"Some runs are of `{call['command']}`, commit {call['commit']}.")
@@ -142,11 +142,11 @@ def _draw_curves(runs: list[dict[str, Any]]) -> Callable[..., None]:
             for run in runs:
                 points = [(epoch, y) for epoch, y in enumerate(run["curves"].get(curve, []), 1) if y is not None]
                 if points:
-                    each.plot(*zip(*points, strict=True), color=COLOURS[run["trainer"]], linewidth=0.8)
+                    each.plot(*zip(*points, strict=True), color=COLORS[run["trainer"]], linewidth=0.8)
             each.set_title(curve.replace("_", " "), fontsize=8)
             each.set(xlabel="epoch")
         for trainer in SIDES:
-            pictures[0].plot([], [], color=COLOURS[trainer], label=trainer)
+            pictures[0].plot([], [], color=COLORS[trainer], label=trainer)
         pictures[0].legend(fontsize=7)
 
     return draw

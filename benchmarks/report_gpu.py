@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from report_parts import COLOURS, GIB, LEVELS, Report, Result, gib, missing, table, with_quartiles
+from report_parts import COLORS, GIB, LEVELS, Report, Result, gib, missing, table, with_quartiles
 
 RIVALS = ("ultralytics", *LEVELS)
 
@@ -49,7 +49,7 @@ def on_gpu(report: Report) -> str:
         keys = sorted(key for key in cells if key[2] == "fp16" and key[0] == min(size for size, *_ in cells))
         for rival in ("ultralytics", *LEVELS):
             points = [(key[1], cells[key][rival]) for key in keys if rival in cells[key]]
-            style = {"marker": "o", "markersize": 3, "label": rival, "color": COLOURS[rival]}
+            style = {"marker": "o", "markersize": 3, "label": rival, "color": COLORS[rival]}
             memory.plot([x for x, _ in points], [row["peak_allocated_bytes"] / GIB for _, row in points], **style)
             speed.plot([x for x, _ in points], [row["images_per_second"] for _, row in points], **style)
         memory.set(xlabel="micro-batch", ylabel="peak allocated, GiB", ylim=(0, None))

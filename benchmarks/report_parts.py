@@ -16,7 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 GIB = 2**30
 LEVELS = ("none", "elementwise", "block")
 SIDES = ("ultralytics", "yolofit")
-COLOURS = {
+COLORS = {
     "yolofit": "#0969da", "ultralytics": "#bc4c00", "none": "#0969da", "elementwise": "#1a7f37", "block": "#8250df",
 }  # fmt: skip
 

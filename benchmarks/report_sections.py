@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from report_fidelity import fidelity
 from report_gpu import autobatch, budget, cards, compiled, engine, kernels, on_gpu, precision_on_gpu
-from report_parts import COLOURS, LEVELS, SIDES, Report, Result, gib, missing, table, with_quartiles
+from report_parts import COLORS, LEVELS, SIDES, Report, Result, gib, missing, table, with_quartiles
 
 AXES = ("micro_batch", "image_size", "boxes_per_image")
 
@@ -28,7 +28,7 @@ def _step_on_cpu(report: Report, step: Result, name: str) -> str:
 
     def draw(memory: Axes, time: Axes) -> None:
         names = list(reversed(step["peak_bytes"]))
-        colors = [COLOURS[name.partition(",")[0]] for name in names]
+        colors = [COLORS[name.partition(",")[0]] for name in names]
         memory.barh(names, [step["peak_bytes"][name] / 2**20 for name in names], color=colors)
         time.barh(names, [step["median_seconds"][name] for name in names], color=colors)
         memory.set(xlabel="peak of tensors, MiB")
@@ -89,7 +89,7 @@ def plan(report: Report) -> str:
 
     def draw(*axes: Axes) -> None:
         for each, kind in zip(axes, kinds, strict=True):
-            each.hist([100 * error for error in errors[kind]], bins=15, color=COLOURS["yolofit"])
+            each.hist([100 * error for error in errors[kind]], bins=15, color=COLORS["yolofit"])
             each.set_title(about[kind], fontsize=7)
             each.set(xlabel="error, %", ylabel="cells")
 
@@ -119,7 +119,7 @@ def precision(report: Report) -> str:
         names = [f"{row['image_size']}\n{row['precision']}" for row in result["rows"]]
         for shift, name in ((-0.2, "ultralytics"), (0.2, "yolofit")):
             places = [i + shift for i in range(len(names))]
-            axes.bar(places, [row[name] for row in result["rows"]], 0.4, label=name, color=COLOURS[name])
+            axes.bar(places, [row[name] for row in result["rows"]], 0.4, label=name, color=COLORS[name])
         axes.set_xticks(range(len(names)), names, fontsize=6)
         axes.set(yscale="log", ylabel="1 - CIoU")
         axes.legend(fontsize=7)
@@ -148,7 +148,7 @@ def accumulation(report: Report) -> str:
             names = [f"{row['accumulate']} x {row['micro_batch']}" for row in found["rows"]]
             for side in ("ultralytics", "yolofit"):
                 values = [row[side] for row in found["rows"]]
-                each.plot(names, values, "o-", markersize=3, label=side, color=COLOURS[side])
+                each.plot(names, values, "o-", markersize=3, label=side, color=COLORS[side])
             each.set(yscale="log", ylabel="relative error")
             each.set_title(data, fontsize=8)
             each.legend(fontsize=7)
@@ -256,7 +256,7 @@ def _measured_growth(report: Report, step: dict[str, Any]) -> list[str]:
         for each, axis in zip(pictures, AXES, strict=True):
             for side in SIDES:
                 seconds = step[axis][side]["seconds"]
-                each.plot(step[axis]["values"], seconds, "o-", markersize=3, label=side, color=COLOURS[side])
+                each.plot(step[axis]["values"], seconds, "o-", markersize=3, label=side, color=COLORS[side])
             each.set(xlabel=axis.replace("_", " "), ylabel="seconds a step", ylim=(0, None))
         pictures[0].legend(fontsize=7)
 

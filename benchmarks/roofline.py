@@ -46,7 +46,7 @@ EMA_PASSES = 3
 NORM_ACT_OPERATORS = ("batch_norm", "silu")
 FUSED_KERNELS = ("_moments_kernel", "_merge_kernel", "_apply_kernel", "_reduce_kernel", "_sum_kernel", "_grad_kernel")
 """Of `models.kernels.fused_norm_act`, which no operator of PyTorch's launches."""
-CONVOLUTIONS, NORM_ACT = "convolutions", "normalisation and activation"
+CONVOLUTIONS, NORM_ACT = "convolutions", "normalization and activation"
 
 
 def least_work(name: str, images_shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[float, float]]:

@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from fidelity_arms import PAIRS  # noqa: E402  from this checkout
-from fidelity_statistics import by_first_weights, gap_text, interval, summarise, verdict_text  # noqa: E402
+from fidelity_statistics import by_first_weights, gap_text, interval, summarize, verdict_text  # noqa: E402
 
 from data.loading.ram_plan import RAM_SHARE, STALL_SHARE, WORKER_BYTES  # noqa: E402  from this checkout
 from engine.memory.overhead import (  # noqa: E402
@@ -147,7 +147,7 @@ EXACTNESS = {"fidelity_exact_cpu": "random weights", "fidelity_exact_pretrained_
 @cache
 def _last(name: str) -> dict[str, Any]:
     """Arms and gaps of the last epoch of a result file with a single data set."""
-    summary = summarise(result(name)["runs"], PAIRS, result(name)["orders"])
+    summary = summarize(result(name)["runs"], PAIRS, result(name)["orders"])
     (found,) = (case for title, case in summary.items() if title.endswith(LAST))
     return found
 
@@ -208,7 +208,7 @@ def chance_table() -> list[list[str]]:
 
 
 def exactness_table() -> list[list[str]]:
-    """A normaliser for each micro-batch, less the exact step in the same micro-batches or in one."""
+    """A normalizer for each micro-batch, less the exact step in the same micro-batches or in one."""
     rows = [["micro-batches", "from", "seeds", "gap and 95 % interval"]]
     for name, weights in EXACTNESS.items():
         for pair, gap in _last(name)["gaps"].items():

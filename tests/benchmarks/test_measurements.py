@@ -124,9 +124,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_summarise__pairs_runs_by_seed() -> None:
+def test_summarize__pairs_runs_by_seed() -> None:
     runs = [run("yolofit", 0, 0.5), run("ultralytics", 0, 0.4), run("yolofit", 1, 0.3), run("ultralytics", 1, 0.4)]
-    summary = fidelity_statistics.summarise([*runs, run("yolofit", 2, 0.9)], fidelity_arms.PAIRS)
+    summary = fidelity_statistics.summarize([*runs, run("yolofit", 2, 0.9)], fidelity_arms.PAIRS)
     found = summary["boards, last, validated by yolofit"]
     assert list(found["gaps"]) == ["yolofit less ultralytics"]
     gap = found["gaps"]["yolofit less ultralytics"]
@@ -134,10 +134,10 @@ def test_summarise__pairs_runs_by_seed() -> None:
     assert found["arms"]["ultralytics"] == {"mean": 0.4, "standard_deviation": 0.0, "values": [0.4, 0.4]}
 
 
-def test_summarise__counts_first_weights_once() -> None:
+def test_summarize__counts_first_weights_once() -> None:
     maps = {"yolofit": [0.41, 0.43, 0.30, 0.32], "ultralytics": [0.40, 0.40, 0.30, 0.30]}
     runs = [run(arm, seed, value) for arm, values in maps.items() for seed, value in enumerate(values)]
-    found = fidelity_statistics.summarise(runs, fidelity_arms.PAIRS, orders=2)["boards, last, validated by yolofit"]
+    found = fidelity_statistics.summarize(runs, fidelity_arms.PAIRS, orders=2)["boards, last, validated by yolofit"]
     gap = found["gaps"]["yolofit less ultralytics"]
     assert (gap["seeds"], gap["independent"]) == (4, 2)
     # By hand: means 0.02 and 0.01 of the two first weights, deviation 0.00707, and 12.706 is t's quantile.
