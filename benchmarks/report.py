@@ -13,10 +13,9 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "benchmarks"
 HEAD = """# Benchmarks
 
-Generated from `benchmarks/results/` by `python benchmarks/report.py`; do not edit. Every figure comes from a file
-there, which also says on what hardware, with what versions and by which command it was made. yolofit and its rival run
-in one process, in turns; figures are medians, and what stands in brackets behind one is its middle half (first to third
-quartile) unless a column says otherwise.
+Generated from `benchmarks/results/` by `python benchmarks/report.py`; do not edit. Every figure comes from a file in
+that folder. The file also has the hardware, the versions and the command. yolofit and Ultralytics run in one process,
+in turns. Figures are medians. The brackets have the first and the third quartile, unless a column says otherwise.
 """
 
 

@@ -30,16 +30,16 @@ class Result:
 
     @property
     def name(self) -> str:
-        """Of the file, without its date."""
+        """Name of the file without its date."""
         return re.sub(r"_\d{4}-\d\d-\d\d$", "", self.path.stem)
 
     def __getitem__(self, key: str) -> Any:
         return self.content[key]
 
     def source(self) -> str:
-        """What was measured, when, on what, by which command, and the file."""
+        """Markdown that names what was measured, when, on what, by which command, and the file."""
         about = self.content.get("machine")
-        if not isinstance(about, dict):  # before `common.machine`, what there was stood beside the results
+        if not isinstance(about, dict):  # the oldest files have these keys beside the results
             about = self.content
         hardware = about.get("gpu") or (f"{about['cpu']}, {about['cpu_cores']} cores" if "cpu_cores" in about else "")
         names = ("torch", "ultralytics", "lightning", "driver", "commit")
@@ -52,7 +52,7 @@ class Result:
 
 @dataclass
 class Report:
-    """What the page is made of."""
+    """Collects the result files, plots and targets of the page."""
 
     folder: Path = RESULTS
     plots: dict[str, Figure] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Report:
     used: set[Path] = field(default_factory=set)
 
     def newest(self, name: str) -> Result | None:
-        """The newest result of that name: ``name.json``, or with a date behind it."""
+        """The newest result of that name: ``name.json`` or ``name_DATE.json``; None if there is none."""
         found = [result for result in self.results() if result.name == name]
         if not found:
             return None
@@ -68,22 +68,22 @@ class Report:
         return found[-1]
 
     def results(self) -> list[Result]:
-        """All there are, the newest of each name last."""
+        """All results, the newest of each name last."""
         paths = sorted(self.folder.glob("*.json"))
         return [Result(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
 
     def target(self, number: str, text: str, measured: str | None, share_met: float = 0) -> None:
-        """Note a target, what was measured (None for nothing), and in which share of the cases it is met."""
+        """Note a target, the measured value (None: not measured) and the share of cases that meet the target."""
         is_part = 0 < share_met < 1
         verdict = "not measured" if measured is None else "in part" if is_part else "met" if share_met else "**missed**"
         self.state(number, text, measured or "-", verdict)
 
     def state(self, number: str, text: str, measured: str, verdict: str) -> None:
-        """Note a target and a verdict in words."""
+        """Note a target, the measured value and the verdict."""
         self.targets.append((number, text, measured, verdict))
 
     def plot(self, name: str, draw: Callable[..., None], columns: int = 1) -> str:
-        """Draw a picture of one or several axes; the Markdown that shows it."""
+        """Draw a picture with one or several axes; return the Markdown that shows it."""
         figure = Figure(figsize=(4.5 * columns, 3.2), layout="constrained")
         draw(*figure.subplots(1, columns, squeeze=False)[0])
         self.plots[f"{name}.svg"] = figure
@@ -91,23 +91,23 @@ class Report:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], num_text: int = 1) -> str:
-    """A Markdown table: the first columns to the left, the others to the right."""
+    """A Markdown table: the first ``num_text`` columns are aligned left, the others right."""
     marks = ["---"] * num_text + ["---:"] * (len(head) - num_text)
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in [head, marks, *rows])
 
 
 def with_quartiles(value: float, quartiles: Sequence[float], form: str = ".3f") -> str:
-    """A median and, in brackets, its quartiles."""
+    """A median with its quartiles in brackets."""
     return f"{value:{form}} ({quartiles[0]:{form}} to {quartiles[1]:{form}})"
 
 
 def gib(num_bytes: float) -> str:
-    """Bytes in GiB, or in MiB or KiB where there are few."""
+    """Bytes in the largest fitting unit of GiB, MiB and KiB."""
     if num_bytes >= GIB:
         return f"{num_bytes / GIB:.2f} GiB"
     return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.0f} KiB"
 
 
 def missing(what: str, program: str) -> str:
-    """What a section says without a result."""
-    return f"Not measured yet: {what}. `{program}` does."
+    """The text of a section without a result."""
+    return f"Not measured yet: {what}. Run `{program}`."

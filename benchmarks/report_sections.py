@@ -1,6 +1,6 @@
-"""The sections of docs/benchmarks.md: functions from results to Markdown, which note their targets on the way.
+"""The sections of docs/benchmarks.md: functions that turn results into Markdown and note their targets.
 
-Nothing in them is typed in by hand, and what has no result says so.
+All figures come from result files. A section without a result says so.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def plan(report: Report) -> str:
     """The plan against measurement."""
     result, on_a_gpu = report.newest("plan_error"), report.newest("plan_error_gpu")
     about = {
-        "simulated": "simulated against a real step on a CPU",
-        "between": "read off a straight line against simulated",
+        "simulated": "simulation against a real step on a CPU",
+        "between": "interpolation between simulations against a simulation",
         "allocated": "plan against torch's allocated bytes on a GPU",
         "gpu": "plan against the driver on a GPU",
     }
@@ -100,7 +100,7 @@ def plan(report: Report) -> str:
 
 
 def precision(report: Report) -> str:
-    """What rounding costs the box loss."""
+    """The error that rounding adds to the box loss."""
     saving, result = precision_on_gpu(report), report.newest("box_precision_cpu")
     if result is None:
         return f"{missing('the box loss in each precision', 'python benchmarks/box_precision.py')}\n\n{saving}"
@@ -154,7 +154,7 @@ def accumulation(report: Report) -> str:
             each.legend(fontsize=7)
 
     apart = max(found["whole_gradients_apart"] for found in result["data"].values())
-    note = f"Of 16 pictures at once the two gradients are at most {apart:.0e} apart."
+    note = f"For all 16 images at once the two gradients differ by at most {apart:.0e}."
     picture = report.plot("accumulation", draw, len(result["data"]))
     head = ("data, micro-batches", "Ultralytics", "yolofit")
     return f"{result.source()}\n\n{table(head, rows)}\n\n{picture}\n\n{note}"
@@ -285,8 +285,8 @@ def validation(report: Report) -> str:
     report.target("9", text, f"{min(ratios):.2f} to {max(ratios):.2f} x", max(ratios) <= 1)
     head = ("", "", "Ultralytics, s", "yolofit, s", "ratio")
     grown = [
-        f"{case}: resident memory grows by {gib(found['ultralytics']['grown_bytes'])} with Ultralytics', "
-        f"{gib(found['yolofit']['grown_bytes'])} with ours."
+        f"{case}: resident memory grows by {gib(found['ultralytics']['grown_bytes'])} with Ultralytics, "
+        f"by {gib(found['yolofit']['grown_bytes'])} with yolofit."
         for case, found in cases.items()
         if "grown_bytes" in found["yolofit"]
     ]
