@@ -1,4 +1,4 @@
-"""Rules about the code itself: who may import whom, and how long a function may be."""
+"""Rules about the code itself: who may import whom, where a test lies, and how long a function may be."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "models", "data")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TESTS = sorted(path for package in PACKAGES for path in (ROOT / "tests" / package).rglob("test_*.py"))
 MAX_FUNCTION_LINES = 80
 
 LAYERS = {
@@ -178,6 +179,16 @@ def test_private_names__stay_in_their_file(path: Path) -> None:
     for module, name in taken:
         is_private = name.startswith("_") and not name.startswith("__")
         assert not is_private, f"{relative(path)} takes {name} from {relative(OURS[module])}"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=relative)
+def test_tests__lie_under_the_path_of_their_file(path: Path) -> None:
+    """A test that is not named after a file tests its whole folder."""
+    counterpart = ROOT / path.relative_to(ROOT / "tests").with_name(path.name.removeprefix("test_"))
+    assert counterpart.parent.is_dir(), f"{relative(path)}: there is no folder {relative(counterpart.parent)}"
+    namesakes = [source for source in SOURCES if source.name == counterpart.name]
+    message = f"{relative(path)}: move it to the path of {', '.join(map(relative, namesakes))}"
+    assert not namesakes or counterpart in namesakes, message
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
