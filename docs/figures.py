@@ -438,7 +438,7 @@ def _index_files(*keys: str) -> Any:
 
 def _quickstart() -> list[str]:
     found = result("quickstart_cpu")
-    return [f"{found['val_map50']:.2f}", f"{found['val_map50_after_first_epoch']:.2f}"]
+    return [f"{found['val_map50_after_first_epoch']:.2f}", f"{found['val_map50']:.2f}"]
 
 
 def _unrecorded_ms(rival: str, fused: bool) -> str:
@@ -453,10 +453,10 @@ def _unrecorded_ms(rival: str, fused: bool) -> str:
 CLAIMS = (
     Claim(
         "README.md",
-        "(`make fit` with the installation {} seconds here)",
+        "({} seconds with the installation)",
         lambda: [str(result("quickstart_cpu")["seconds_of_make_fit_with_installation"])],
     ),
-    Claim("README.md", "mAP50 {} on its validation boards, where the network after one epoch has {}", _quickstart),
+    Claim("README.md", "validation boards from {} after the first epoch to {}", _quickstart),
     Claim(
         "README.md",
         "the plan came within {} % of the bytes that torch allocated, in {} cells",
@@ -515,8 +515,8 @@ CLAIMS = (
     Claim("docs/memory.md", "leaves {} % of the budget free", lambda: [f"{100 * MARGIN_SHARE:.0f}"]),
     Claim(
         "docs/memory.md",
-        "The extra time of `elementwise` is {} % where fused kernels work, which `none` has not ({} to {} % "
-        "measured on an H200 in fp16), and {} % elsewhere",
+        "The extra time of `elementwise` is {} % with fused kernels, which `none` does not use ({} to {} % "
+        "measured on an H200 in fp16), and {} % without them",
         lambda: [
             f"{100 * FUSED_EXTRA_TIME:.0f}",
             f"{100 * (max(_gpu_ratios('median_seconds', 'elementwise', 'none')) - 1):.0f}",
@@ -534,10 +534,10 @@ CLAIMS = (
         "on an H200 16 + 16 images take {} to {} % longer than 32, by this rule {} to {} %.",
         lambda: [*_measured_split_percent(), *_planned_split_percent()],
     ),
-    Claim("docs/memory.md", "The {} stands for what each micro-batch costs", lambda: [f"{MICRO_BATCH_COST:.0f}"]),
+    Claim("docs/memory.md", "The {} is the fixed cost of each micro-batch", lambda: [f"{MICRO_BATCH_COST:.0f}"]),
     Claim(
         "docs/memory.md",
-        "and {} MiB for kernels still to be loaded; without one {} MiB, which is an assumption",
+        "and {} MiB for kernels still to be loaded; without a GPU {} MiB, which is an assumption",
         lambda: [str(MODULES_BYTES // MIB), str(CUDA_CONTEXT_BYTES // MIB)],
     ),
     Claim(
@@ -551,7 +551,7 @@ CLAIMS = (
         lambda: [str(GAPS_BYTES // MIB), str(GAPS_BYTES_PER_PIXEL)],
     ),
     Claim("docs/distributed.md", "| after the last backward pass | {} MB", lambda: _scaling("gradient_bytes", 0)),
-    Claim("docs/distributed.md", "micro-batch: {} MB more in forward", lambda: _scaling("gradient_bytes", 0)),
+    Claim("docs/distributed.md", "This is {} MB more in forward", lambda: _scaling("gradient_bytes", 0)),
     Claim("docs/distributed.md", "averaged | after the step | {} MB", lambda: _scaling("statistics_bytes", 2)),
     Claim("docs/distributed.md", "YOLO11l has {} million parameters", lambda: _parameters()[:1]),
     Claim(

@@ -127,7 +127,7 @@ def _accumulation_errors() -> str:
         for data, found in json.loads(newest.read_text(encoding="utf-8"))["data"].items()
         for row in found["rows"]
     ]
-    return _table(("pictures, micro-batches", "Ultralytics", "yolofit"), cells)
+    return _table(("images, micro-batches", "Ultralytics", "yolofit"), cells)
 
 
 def _filled(page: str, mark: str, content: str) -> str:
