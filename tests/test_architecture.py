@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "models", "data")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-TESTS = sorted(path for package in PACKAGES for path in (ROOT / "tests" / package).rglob("test_*.py"))
+TESTS = sorted(path for folder in (*PACKAGES, "benchmarks") for path in (ROOT / "tests" / folder).rglob("test_*.py"))
 MAX_FUNCTION_LINES = 80
 
 LAYERS = {
@@ -186,7 +186,7 @@ def test_tests__lie_under_the_path_of_their_file(path: Path) -> None:
     """A test that is not named after a file tests its whole folder."""
     counterpart = ROOT / path.relative_to(ROOT / "tests").with_name(path.name.removeprefix("test_"))
     assert counterpart.parent.is_dir(), f"{relative(path)}: there is no folder {relative(counterpart.parent)}"
-    namesakes = [source for source in SOURCES if source.name == counterpart.name]
+    namesakes = [file for file in (*SOURCES, *PROGRAMS.values()) if file.name == counterpart.name]
     message = f"{relative(path)}: move it to the path of {', '.join(map(relative, namesakes))}"
     assert not namesakes or counterpart in namesakes, message
 
