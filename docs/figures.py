@@ -598,7 +598,7 @@ CLAIMS = (
     ),
     Claim(
         "docs/fidelity.md",
-        "Chance moves the gap by some {} from seed to seed",
+        "Chance moves the gap by about {} from seed to seed",
         lambda: [f"{statistics.stdev(_last('fidelity_boards_cpu')['gaps'][OURS_LESS_THEIRS]['values']):.3f}"],
     ),
     Claim(
