@@ -1,10 +1,10 @@
-"""How far the gradient of K micro-batches is from that of the whole batch: by Ultralytics' loss and by ours.
+"""Difference between the gradient of K micro-batches and of the whole batch, with Ultralytics' loss and with yolofit's.
 
     python benchmarks/accumulation.py --data synthetic PATH/TO/data.yaml --out benchmarks/results/accumulation_cpu.json
 
-yolo11n in FP32 after some steps of training, with frozen BatchNorm; windows of 16 training pictures with mosaic.
-"ultralytics" is their loss accumulated as their trainer does: every micro-batch divides by its own normaliser.
-"yolofit" is `engine.training.accumulation`. Each is compared with its own gradient of the 16 pictures at once.
+yolo11n in FP32 after some steps of training, with BatchNorm frozen; windows of 16 training images with mosaic.
+"ultralytics" accumulates as Ultralytics' trainer does: every micro-batch divides by its own normalizer. "yolofit" is
+`engine.training.accumulation`. Each gradient is compared with the same trainer's gradient of all 16 images at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MICRO_BATCHES = (8, 4, 2, 1)
 
 
 def make_windows(description: DatasetYaml, image_size: int, num_windows: int) -> list[Batch]:
-    """Training pictures as the loader makes them."""
+    """Make windows of training images, as the loader does."""
     dataset = TrainDataset(build_index(description, "train"), image_size, AugmentConfig(), seed=0, max_epochs=100)
     starts = range(0, num_windows * NUM_IMAGES, NUM_IMAGES)
     keys = [[SampleKey(0, (start + i) % len(dataset)) for i in range(NUM_IMAGES)] for start in starts]
@@ -48,7 +48,7 @@ def make_windows(description: DatasetYaml, image_size: int, num_windows: int) ->
 
 
 def make_network(windows: list[Batch], num_classes: int, num_steps: int) -> nn.Module:
-    """A network after some steps on the windows, whose BatchNorm statistics are those of the first, and stay."""
+    """Train a network for some steps; then freeze BatchNorm with the statistics of the first window."""
     torch.manual_seed(0)
     network = build_network("yolo11n", num_classes)
     step = training_step(network, NUM_IMAGES, NUM_IMAGES)
@@ -66,7 +66,7 @@ def make_network(windows: list[Batch], num_classes: int, num_steps: int) -> nn.M
 
 
 def ultralytics_gradient(network: nn.Module, window: Batch, micro_batch_size: int) -> Tensor:
-    """Their loss of each micro-batch, added up; in one vector."""
+    """The gradient of Ultralytics' loss, summed over the micro-batches, in one vector."""
     criterion = v8DetectionLoss(network)
     network.zero_grad()
     for part in window.split(micro_batch_size):
@@ -76,7 +76,7 @@ def ultralytics_gradient(network: nn.Module, window: Batch, micro_batch_size: in
 
 
 def yolofit_gradient(network: nn.Module, window: Batch, micro_batch_size: int) -> Tensor:
-    """The same by our accumulation."""
+    """The gradient of yolofit's exact accumulation, in one vector."""
     loss, gains = DetectionLoss(head_strides(network)), LossGains()
     network.zero_grad()
     collected = AccumulationWindow(len(window), len(window.classes), torch.device("cpu"))
@@ -94,7 +94,7 @@ def flat_gradient(network: nn.Module) -> Tensor:
 
 
 def relative_error(gradient: Tensor, reference: Tensor) -> float:
-    """L2 norm of the difference over that of the reference."""
+    """L2 norm of the difference divided by the L2 norm of the reference."""
     return float((gradient - reference).norm() / reference.norm())
 
 

@@ -1,15 +1,17 @@
-"""Ultralytics' AutoBatch on cards of 8, 12, 16 and 24 GiB: what it aims for against what the batch it chooses takes.
+"""Ultralytics' AutoBatch on cards of 8, 12, 16 and 24 GiB: its aim, and the memory that its batch takes.
 
     PYTHONPATH=. python benchmarks/autobatch.py --out benchmarks/results/gpu_autobatch_2026-11-26.json
 
-YOLO11l at 640 in fp16. AutoBatch is `check_train_batch_size`, as its trainer calls it: by default for 0.6 of what is
-free, and here also for 0.9. It finds a card of the given size: torch's allocator is capped, and what AutoBatch asks
-about the device's memory is answered for such a card, with what CUDA holds in this process taken off. Then the chosen
-batch is trained with on the whole device, by Ultralytics' step and by ours at level `none`, and the bytes that torch's
-allocator reserves at the peak are compared: Ultralytics' with AutoBatch's aim, ours with the plan's for that batch.
+YOLO11l at 640 in fp16. AutoBatch is `check_train_batch_size`, as Ultralytics' trainer calls it: by default for 0.6 of
+the free memory, and here also for 0.9. The program simulates a card of the given size. It caps torch's allocator, and
+it answers AutoBatch's questions about the device's memory for such a card, less what CUDA holds in this process.
 
-The cards are simulated side by side. Without a GPU there is nothing to measure: `--dry` shows that the program works,
-with an AutoBatch that always answers 2.
+The chosen batch then trains on the whole device, with Ultralytics' step and with yolofit's at level `none`. The program
+compares the bytes that torch's allocator reserves at the peak: Ultralytics' with AutoBatch's aim, yolofit's with the
+plan for that batch.
+
+The program measures all cards at the same time. `--dry` tries the program without a GPU, with an AutoBatch that always
+answers 2.
 """
 
 from __future__ import annotations
@@ -47,11 +49,11 @@ MOST_IMAGES = 96
 
 @contextmanager
 def pretended_card(card_bytes: int, own_bytes: int) -> Iterator[None]:
-    """Within, torch says that the device is of that size, and all of it free but for what CUDA holds, and caps itself.
+    """A context in which torch reports a device of this size and caps its allocator accordingly.
 
     Args:
         card_bytes: Size of the card.
-        own_bytes: What this process holds beside torch's allocator.
+        own_bytes: Bytes that this process holds outside of torch's allocator.
     """
     properties = torch.cuda.get_device_properties(0)
     card = SimpleNamespace(name=properties.name, total_memory=card_bytes)
@@ -71,13 +73,13 @@ def pretended_card(card_bytes: int, own_bytes: int) -> Iterator[None]:
 
 
 def chosen_batch(fraction: float) -> tuple[int, list[str]]:
-    """The batch that AutoBatch chooses, and what it says."""
+    """The batch that AutoBatch chooses, and its messages."""
     messages: list[str] = []
     listener = logging.Handler(logging.INFO)
     listener.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     level = LOGGER.level
     LOGGER.addHandler(listener)
-    LOGGER.setLevel(logging.INFO)  # `models` has it quiet
+    LOGGER.setLevel(logging.INFO)  # `models` silences it
     try:
         batch = check_train_batch_size(
             fresh_network(), IMAGE_SIZE, amp=True, batch=fraction, max_num_obj=BOXES_PER_IMAGE
@@ -89,7 +91,7 @@ def chosen_batch(fraction: float) -> tuple[int, list[str]]:
 
 
 def expected_bytes(messages: list[str]) -> int | None:
-    """What AutoBatch says that its batch will take, to 10 MiB: ``Using batch-size 8 for CUDA:0 4.51G/8.00G``."""
+    """Bytes that AutoBatch expects of its batch, to 10 MiB: ``Using batch-size 8 for CUDA:0 4.51G/8.00G``."""
     found = re.search(r"Using batch-size \d+ for \S+ ([\d.]+)G", " ".join(messages))
     return round(float(found[1]) * GIB) if found else None
 
@@ -110,14 +112,14 @@ def measure_card(card_gib: int) -> list[dict[str, Any]]:
         row |= {"ultralytics": theirs.run(batch), "none": ours.run(batch)}
         with mock.patch("engine.planning.predict.of_this_machine", lambda: machine):
             components = predict(spec_of(IMAGE_SIZE), LARGEST, "none", batch, accumulates=False)
-        # The allocator's part of it: that is what AutoBatch is about, too.
+        # AutoBatch's aim does not include the CUDA context either.
         row |= {"planned_bytes": sum(components.values()) - components["cuda_context"]}
         rows.append(row | {"fits_card": row["ultralytics"]["process_bytes"] <= card_gib * GIB})
     return rows
 
 
 def dry_run(card_gib: int) -> list[dict[str, Any]]:
-    """The same on a CPU."""
+    """Try `measure_card` without a GPU."""
     gpu_steps.NETWORK = "yolo11n"
     card = SimpleNamespace(name="none", total_memory=80 * GIB)
     with (
@@ -138,11 +140,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--cards-gib", type=int, nargs="+", default=CARDS_GIB)
-    parser.add_argument("--dry", action="store_true", help="Without a GPU: only to see that the program works.")
+    parser.add_argument("--dry", action="store_true", help="try the program without a GPU")
     options = parser.parse_args()
     what = f"YOLO11l, {IMAGE_SIZE}, fp16: the batch that AutoBatch chooses, its aim, and what that batch takes"
     results: dict[str, Any] = {"rows": [], "failed": {}}
-    jobs = num_side_by_side(max(options.cards_gib) * 5 // 4)  # a batch that does not fit is trained with all the same
+    jobs = num_side_by_side(max(options.cards_gib) * 5 // 4)  # batches that do not fit train, too
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         futures = {pool.submit(dry_run if options.dry else measure_card, card): card for card in options.cards_gib}
         for future in as_completed(futures):

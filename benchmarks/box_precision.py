@@ -1,9 +1,9 @@
-"""Box loss of boxes that are predicted all but perfectly, in each precision: Ultralytics' and ours.
+"""Box loss of almost perfect predictions in each precision, with Ultralytics' loss and with yolofit's.
 
     python benchmarks/box_precision.py --out benchmarks/results/box_precision_cpu.json
 
-The logits are those that decode to the true boxes, rounded to the precision; so 1 - CIoU would be 0 but for rounding.
-Both losses get the same logits under the same autocast. What a loss says here is the least that training can reach.
+The logits decode to the true boxes and are rounded to the precision. Without rounding 1 - CIoU would be 0. Both losses
+get the same logits under the same autocast. The result is the lowest loss that training can reach.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ NUM_IMAGES, BOXES_PER_IMAGE, NUM_CLASSES, ROUNDS = 4, 20, 3, 5
 NUM_BINS = 16  # of YOLO11's head
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SIDES_PX = (12.0, 96.0)
-ABSENT = -30.0  # logit of a bin, or of a class, that is not meant
+ABSENT = -30.0  # logit of all other bins and classes
 
 
 def random_boxes(image_size: int, generator: torch.Generator) -> Batch:
-    """Small boxes anywhere in the image, of one class."""
+    """Small boxes of one class at random places."""
     num_boxes = NUM_IMAGES * BOXES_PER_IMAGE
     low, high = SIDES_PX
     sides = torch.rand(num_boxes, 2, generator=generator) * (high - low) + low
@@ -47,7 +47,7 @@ def random_boxes(image_size: int, generator: torch.Generator) -> Batch:
 
 
 def perfect_logits(batch: Batch, strides: tuple[int, ...], dtype: torch.dtype) -> dict:
-    """Raw predictions that decode to the true box wherever an anchor lies in one."""
+    """Raw predictions in which every anchor inside a true box decodes to that box."""
     size = batch.images.shape[-1]
     cells = [(size // stride, size // stride) for stride in strides]
     points_A2, stride_A = anchor_points(cells, strides, torch.device("cpu"), torch.float64)
@@ -69,14 +69,14 @@ def perfect_logits(batch: Batch, strides: tuple[int, ...], dtype: torch.dtype) -
 
 
 def bin_logits(distance_A4: Tensor) -> Tensor:
-    """Logits (A, 4, R) of the distribution over bins whose mean is the distance."""
+    """Logits (A, 4, R) of a distribution over bins whose mean is the distance."""
     bins = torch.arange(NUM_BINS, dtype=distance_A4.dtype)
     share = (1 - (bins - distance_A4[..., None]).abs()).clamp(min=0)
     return share.log().clamp(min=ABSENT)
 
 
 def box_losses(image_size: int, precision: str, seed: int) -> dict[str, float]:
-    """Mean 1 - CIoU of the assigned anchors, weighted by their target scores, by either loss."""
+    """Mean 1 - CIoU of the assigned anchors, weighted by their target scores, for both losses."""
     batch = random_boxes(image_size, torch.Generator().manual_seed(seed))
     network = build_network("yolo11n", NUM_CLASSES)
     network.args = SimpleNamespace(box=1.0, cls=1.0, dfl=1.0)

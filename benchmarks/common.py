@@ -1,4 +1,4 @@
-"""What the benchmarks share: windows of noise, alternating timing, and the result file."""
+"""Shared by the benchmarks: windows of random images, alternating timing, and result files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BOXES_PER_IMAGE = 12
 
 
 def random_window(num_images: int, image_size: int, seed: int = 0, boxes_per_image: int = BOXES_PER_IMAGE) -> Batch:
-    """Noise images with boxes."""
+    """A window of random images with random boxes."""
     generator = torch.Generator().manual_seed(seed)
     num_boxes = num_images * boxes_per_image
     centers = torch.rand(num_boxes, 2, generator=generator) * image_size
@@ -62,7 +62,7 @@ def training_step(
     recompute: str = "none",
     hooks: RecoveryHooks = RecoveryHooks(),  # noqa: B008  frozen
 ) -> TrainingStep:
-    """A training step on the network's device, as `engine.loop.module` builds it."""
+    """Build a training step on the network's device, as `engine.loop.module` does."""
     config = ModelConfig(precision=precision)
     device = next(network.parameters()).device
     fused = config.fused_kernels
@@ -82,7 +82,7 @@ def training_step(
 
 
 class BareLoop:
-    """One optimizer step as a plain PyTorch script writes it, with our network, loss and optimizer."""
+    """One optimizer step in plain PyTorch, with yolofit's network, loss and optimizer."""
 
     def __init__(self, network: nn.Module, micro_batch_size: int, precision: Precision = "fp32") -> None:
         self.network, self.micro_batch_size, self.precision = network, micro_batch_size, precision
@@ -95,7 +95,7 @@ class BareLoop:
         self.averages, self.weights = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
 
     def __call__(self, window: Batch) -> None:
-        """Forward and backward of each micro-batch, clip, step, average."""
+        """Run forward and backward of each micro-batch, clip, step and average the weights."""
         for on_host in window.split(self.micro_batch_size):
             batch = on_host.to(self.device, non_blocking=True)
             with autocast(self.precision, self.device):
@@ -117,9 +117,9 @@ def alternate(
     warm_up: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each function, called in turn; a GPU's work is waited for.
+    """Call the functions in turn and return the seconds of each call, until the GPU has finished.
 
-    With ``clock=time.process_time`` and one thread, other work on the machine counts little.
+    With ``clock=time.process_time`` and one thread, other work on the machine has little effect.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(warm_up + rounds):
@@ -133,7 +133,7 @@ def alternate(
 
 
 def compare(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str, Any]]:
-    """Medians and quartiles, of the seconds and of the paired ratios to ``base``."""
+    """Medians and quartiles of the seconds and of the paired ratios to ``base``."""
     ratios = {name: [a / b for a, b in zip(times, seconds[base], strict=True)] for name, times in seconds.items()}
     return {
         "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
@@ -144,12 +144,12 @@ def compare(seconds: Mapping[str, list[float]], base: str) -> dict[str, dict[str
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
-    """The first and the third: between them lies the middle half."""
+    """The first and the third quartile."""
     return np.percentile(values, [25, 75]).tolist()
 
 
 def step_tensors(step: TrainingStep) -> list[torch.Tensor]:
-    """What a training step holds between two windows: weights, their average, the optimizer's state."""
+    """The tensors that a training step keeps between two windows: weights, weight average, optimizer state."""
     state = [value for values in step.optimizer.state.values() for value in values.values()]
     return [*module_tensors(step.network), *module_tensors(step.ema), *state]
 
@@ -160,7 +160,7 @@ def module_tensors(module: nn.Module) -> list[torch.Tensor]:
 
 
 def cpu_peak_bytes(function: Callable[[], object], held: Sequence[torch.Tensor]) -> int:
-    """Most bytes of tensors on the CPU at any moment of a call, with those that are ``held`` all the time."""
+    """Peak bytes of tensors on the CPU during a call, including the ``held`` tensors."""
     tracker = StorageTracker("cpu", CUDA_ALLOCATION_BYTES)
     tracker.track([tensor for tensor in held if isinstance(tensor, torch.Tensor)], None)
     with tracker:
@@ -170,7 +170,7 @@ def cpu_peak_bytes(function: Callable[[], object], held: Sequence[torch.Tensor])
 
 
 def machine() -> dict[str, Any]:
-    """What one needs to know to judge a number: hardware, versions, commit and date."""
+    """Hardware, versions, commit and date of a measurement."""
     about: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "commit": os.environ.get("YOLOFIT_COMMIT") or _commit(),
@@ -206,7 +206,7 @@ def _driver() -> str:
 
 
 def _commit() -> str | None:
-    """The commit, with ``+`` if files differ from it; None where the folder is no checkout."""
+    """The commit, with ``+`` if files differ from it; None if the folder is no checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
@@ -217,7 +217,7 @@ def _commit() -> str | None:
 
 
 def _command() -> str:
-    """The command line, without where the result went and where this machine keeps its data."""
+    """The command line, without the path of the result and with absolute paths shortened to ``PATH/TO``."""
     words, arguments = ["python", f"benchmarks/{Path(sys.argv[0]).name}"], iter(sys.argv[1:])
     for word in arguments:
         if word == "--out":
@@ -230,7 +230,7 @@ def _command() -> str:
 
 
 def write(out: Path | None, what: str, results: Mapping[str, Any], quiet: bool = False) -> None:
-    """Print the results and, with ``out``, write them with the command that made them and the machine it ran on."""
+    """Print the results with their command and machine, and write them to ``out``."""
     text = json.dumps({"what": what, "command": _command(), "machine": machine()} | dict(results), indent=2)
     if not quiet:
         print(text, flush=True)

@@ -1,10 +1,10 @@
-"""Training by yolofit and by Ultralytics' trainer: same data, first weights, recipe and number of images seen.
+"""Train with yolofit and with Ultralytics' trainer: same data, first weights, recipe and number of images.
 
-On a CPU, as many seeds as time allows; the same command later goes on where it stopped:
+On a CPU, with as many seeds as time allows; the same command resumes a stopped comparison:
 
     PYTHONPATH=. python benchmarks/fidelity.py --seeds 12 --orders 2 --validate-every 5 --out FILE.json
 
-What one thing does, by exchanging it; then what exact accumulation does; then what people get who choose nothing:
+The effect of one exchange, of exact accumulation, and of the defaults:
 
     PYTHONPATH=. python benchmarks/fidelity.py --seeds 8 --arms yolofit 'yolofit, warpAffine' --out FILE.json
     PYTHONPATH=. python benchmarks/fidelity.py --seeds 8 --data uneven --arms 'yolofit, 4 x 4' \
@@ -12,31 +12,34 @@ What one thing does, by exchanging it; then what exact accumulation does; then w
     PYTHONPATH=. python benchmarks/fidelity.py --seeds 8 --data PATH/TO/pcb-components/data.yaml --image-size 128 \
         --arms 'yolofit, its defaults' 'ultralytics, its defaults' --first-weights boards.pt --out FILE.json
 
-On one GPU with 16 cores, all runs at the same time, for six minutes:
+On one GPU with 16 cores, all runs at once, for six minutes:
 
     PYTHONPATH=. python benchmarks/fidelity.py --device cuda --jobs 12 --epochs 60 --validate-every 20 --deadline 360 \
         --image-size 320 --data synthetic PATH/TO/pcb-components/data.yaml --out benchmarks/results/gpu_fidelity.json
 
-To see it work on a CPU:
+To try the program on a CPU:
 
     python benchmarks/fidelity.py --jobs 2 --epochs 2 --image-size 96 --seeds 1 --data synthetic --images 32
 
-For every data set and seed a random yolo11n is written into one file, and every arm starts from it; or all start from
-``--first-weights``. Arms share the recipe of configs/parity.yaml with an effective batch of `--batch` images, unless
-their name says what differs. The averaged weights of early epochs, of the best and of the last are then validated by
-yolofit's validator and, with ``--both-validators``, by Ultralytics'. What is not training is left out on both sides:
-pictures, the report, checkpoints of epochs that are not validated, Ultralytics' validation of its best epoch. The data
-set is copied for every run; its own folder is only read.
+``--arms`` selects what is trained. `fidelity_arms.ARMS` lists the arms, and the arms that each one is compared with.
+All arms use the recipe of configs/parity.yaml and an effective batch of ``--batch`` images, unless the name of the arm
+states a difference.
 
-``--arms`` names the sides (`fidelity_arms.ARMS`), which also says what each is compared with, seed by seed. The result
-says of each gap whether the first is non-inferior, inferior, or how many seeds would decide (`fidelity_statistics`).
-``--orders 2`` trains two seeds of order and augmentation on each of the first weights.
+For every data set and seed the program writes a random yolo11n to a file. Every arm starts from this file, or from
+``--first-weights``. ``--orders 2`` trains two seeds of order and augmentation from each of the first weights.
 
-The result file is written again every few seconds: with the runs that have ended, and of the others the curves so far,
-which is what is left of them after `--deadline` seconds.
+yolofit's validator evaluates the averaged weights of the early epochs, of the best epoch and of the last epoch. With
+``--both-validators`` Ultralytics' validator evaluates them, too. `fidelity_statistics` decides for each gap whether the
+first arm is non-inferior or inferior, and otherwise how many seeds would decide.
 
-With `--plain` nothing is augmented: then only the order of images is left to chance, and with one batch an epoch
-nothing is, so both trainers must take the same course until rounding has grown into a difference.
+Both trainers omit what is not training: pictures, the report, checkpoints of epochs without validation, and
+Ultralytics' validation of its best epoch. Every run trains on its own copy of the data set.
+
+The program rewrites the result file every few seconds. The file has the results of finished runs and the curves of the
+other runs. After ``--deadline`` seconds the program stops the other runs, so that only their curves remain.
+
+``--plain`` switches augmentation off. Only the order of the images then remains random. With one batch an epoch nothing
+is random, and the losses of both trainers must agree until rounding errors have grown.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ import torch
 from common import write
 from fidelity_arms import ARMS, PAIRS
 from fidelity_run import TRAINERS, Run, copy_data, hold_back, read_curves, validate_all, write_first_weights
-from fidelity_statistics import summarise
+from fidelity_statistics import summarize
 from uneven_boards import write_uneven_boards
 
 from data.boards.synthetic import SyntheticConfig, generate_pcb_dataset
@@ -73,7 +76,7 @@ POLL_SECONDS, SAVE_SECONDS = 0.2, 10.0
 
 
 def train_and_validate(run: Run) -> None:
-    """One run, in a process of its own: output goes to ``log.txt`` of its folder, what it found to ``result.json``."""
+    """Train and validate one run in this process. Write the output to ``log.txt``, the result to ``result.json``."""
     run.folder.mkdir()
     copy_data(run.source, run.data.parent)
     if run.hold_back:
@@ -91,20 +94,20 @@ def train_and_validate(run: Run) -> None:
 
 
 def log_of(run: Run) -> str:
-    """What a run has printed."""
+    """The output of a run so far."""
     log = run.folder / "log.txt"
     return log.read_text() if log.exists() else ""
 
 
 def leave_result(run: Run, result: dict[str, Any]) -> None:
-    """Write a run's ``result.json``, which is there as a whole or not at all."""
+    """Write a run's ``result.json``, whole or not at all."""
     run.folder.mkdir(exist_ok=True)
     with replacing(run.folder / "result.json") as file:
         file.write(json.dumps(result).encode())
 
 
 def trained_and_validated(run: Run) -> dict[str, Any]:
-    """Curves, mAP of each checkpoint by each validator, and the seconds of training."""
+    """Curves, metrics of each checkpoint from each validator, and the seconds of training."""
     start_seconds = time.perf_counter()
     with ARMS[run.arm].exchange(run):
         checkpoints = TRAINERS[run.trainer](run)
@@ -114,7 +117,7 @@ def trained_and_validated(run: Run) -> dict[str, Any]:
 
 
 def data_sets(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
-    """Path of the ``data.yaml`` of each data set, by name; those that are drawn are drawn here."""
+    """Path of the ``data.yaml`` of each data set, by name; draw `synthetic` and `uneven` data sets."""
     found = {}
     size_px = max(options.image_size, 96)
     for data in options.data:
@@ -129,7 +132,7 @@ def data_sets(options: argparse.Namespace, folder: Path) -> dict[str, Path]:
 
 
 def make_runs(options: argparse.Namespace, folder: Path, finished: list[dict[str, Any]]) -> list[Run]:
-    """Write the first weights; the runs that have not finished, the arms of a seed one after the other."""
+    """Write the first weights, and list the runs that have not finished; the arms of one seed follow one another."""
     runs = []
     have = {(run["data"], run["seed"], run["trainer"]) for run in finished}
     for name, source in data_sets(options, folder).items():
@@ -158,7 +161,7 @@ def make_runs(options: argparse.Namespace, folder: Path, finished: list[dict[str
 def train_all(
     runs: list[Run], jobs: int, deadline_seconds: float, start_method: str, save: Callable[[list[Run]], None]
 ) -> None:
-    """Every run in its own process, ``jobs`` at a time; ``save`` is told which have begun, every few seconds."""
+    """Run every run in its own process, ``jobs`` at a time. Pass the started runs to ``save`` every few seconds."""
     context = get_context(start_method)
     context.set_forkserver_preload(IMPORTED_ONCE)
     waiting, begun, running = list(runs), [], dict[str, BaseProcess]()
@@ -173,7 +176,7 @@ def train_all(
         ended = [run for run in begun if run.folder.name in running and not running[run.folder.name].is_alive()]
         for run in ended:
             exit_code = running.pop(run.folder.name).exitcode
-            if not (run.folder / "result.json").exists():  # killed, by the system or by a fault of some library
+            if not (run.folder / "result.json").exists():  # the process was killed or crashed
                 leave_result(run, {"error": f"exit code {exit_code}: {log_of(run)[-2000:]}"})
         now = time.perf_counter()
         if ended or now > saved + SAVE_SECONDS:
@@ -187,9 +190,12 @@ def train_all(
 
 
 def collect(begun: list[Run], earlier: list[dict[str, Any]], orders: int) -> dict[str, Any]:
-    """What the runs that have begun have to show: results, errors, and the curves of those that have not ended.
+    """The content of the result file: results, errors, and the curves of unfinished runs.
 
-    ``earlier``: results of earlier calls, which go first.
+    Args:
+        begun: The started runs.
+        earlier: Results of earlier calls, which come first.
+        orders: Seeds for each of the first weights.
     """
     finished, unfinished, failed = list(earlier), [], {}
     for run in sorted(begun, key=lambda run: (run.data_name, run.seed, run.arm)):
@@ -208,19 +214,19 @@ def collect(begun: list[Run], earlier: list[dict[str, Any]], orders: int) -> dic
     return {
         "failed": failed,
         "orders": orders,
-        "summary": summarise(finished, PAIRS, orders),
+        "summary": summarize(finished, PAIRS, orders),
         "runs": finished,
         "unfinished": unfinished,
     }
 
 
 def earlier_call(earlier: dict[str, Any]) -> list[dict[str, str]]:
-    """The call that left a result file: it is kept when another adds runs."""
+    """Command and commit of the earlier call, which the file keeps when another call adds runs."""
     return [{"command": earlier["command"], "commit": earlier["machine"]["commit"]}] if "command" in earlier else []
 
 
 def describe(options: argparse.Namespace) -> str:
-    """What all runs of a result file share; those of another call are added where it is the same."""
+    """The settings that all runs of a result file share. Calls with the same settings add their runs to one file."""
     weights = options.first_weights.name if options.first_weights else "random weights"
     held = f"{options.hold_back} training images held back, " if options.hold_back else ""
     is_drawn = bool({"synthetic", "uneven"} & set(options.data))
@@ -239,16 +245,16 @@ def main() -> None:
         "--data",
         nargs="+",
         default=["synthetic"],
-        help="`synthetic`, `uneven` (1 to some 60 objects a picture), or paths of data.yaml",
+        help="`synthetic`, `uneven` (1 to about 60 objects per image), or paths of data.yaml",
     )
-    parser.add_argument("--images", type=int, default=900, help="training images that are drawn")
-    parser.add_argument("--validation-images", type=int, default=2000, help="that are drawn")
+    parser.add_argument("--images", type=int, default=900, help="number of drawn training images")
+    parser.add_argument("--validation-images", type=int, default=2000, help="number of drawn validation images")
     parser.add_argument("--arms", nargs="+", default=["yolofit", "ultralytics"], choices=list(ARMS), metavar="ARM")
-    parser.add_argument("--orders", type=int, default=1, help="seeds of order on each of the first weights")
-    parser.add_argument("--both-validators", action="store_true", help="let Ultralytics' validator measure, too")
-    held_help = "training images that are validated on instead"
+    parser.add_argument("--orders", type=int, default=1, help="seeds of order for each of the first weights")
+    parser.add_argument("--both-validators", action="store_true", help="validate with Ultralytics' validator, too")
+    held_help = "number of training images to use for validation instead"
     parser.add_argument("--hold-back", type=int, default=0, help=held_help)
-    parser.add_argument("--first-weights", type=Path, help="a .pt that all start from; default: random, by seed")
+    parser.add_argument("--first-weights", type=Path, help="a .pt for all runs to start from; default: random, by seed")
     parser.add_argument("--close-mosaic", type=int, help="last epochs without mosaic; default: a fifth, at most 10")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16"))
@@ -256,27 +262,32 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=0.002)
-    parser.add_argument("--plain", action="store_true", help="augment nothing")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--plain", action="store_true", help="switch augmentation off")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
-    parser.add_argument("--validate-every", type=int, help="epochs; a divisor of --epochs; default: the last only")
-    parser.add_argument("--deadline", type=float, default=math.inf, help="seconds after which runs are broken off")
-    start_help = "forkserver imports once for all; spawn, should CUDA not like it, once in each process"
+    parser.add_argument("--jobs", type=int, default=2, help="number of runs at the same time")
+    validate_help = "epochs between validations, a divisor of --epochs; default: validate the last epoch only"
+    parser.add_argument("--validate-every", type=int, help=validate_help)
+    parser.add_argument("--deadline", type=float, default=math.inf, help="seconds after which to stop all runs")
+    start_help = "forkserver imports libraries once for all runs; spawn imports them in each process, for CUDA's sake"
     parser.add_argument("--start", default="forkserver", choices=("forkserver", "spawn"), help=start_help)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.validate_every = options.validate_every or options.epochs
     if options.epochs % options.validate_every:
-        parser.error("--validate-every: the last epoch must be one of those")
+        parser.error(
+            f"--validate-every: {options.validate_every}: is no divisor of --epochs {options.epochs}. "
+            "Choose one, so that the last epoch is validated."
+        )
     what = describe(options)
     earlier = json.loads(options.out.read_text()) if options.out and options.out.exists() else {"runs": []}
     if earlier.get("what", what) != what:
-        parser.error(f"--out: {options.out}: holds runs of another setting ({earlier['what']}): give another file")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # loaders of runs broken off still end
+        parser.error(f"--out: {options.out}: has runs with other settings ({earlier['what']}). Choose another file.")
+    # The loaders of stopped runs may still write.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ |= {"YOLOFIT_CACHE": folder, "YOLO_CONFIG_DIR": folder, "OMP_NUM_THREADS": "1"}
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask for GPUs before a fork must not start CUDA
-        # Ultralytics writes its settings when first imported: now, lest the runs do so all at once.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looking for GPUs must not start CUDA before a fork
+        # Ultralytics writes its settings at the first import: do it once, before the runs import it at the same time.
         subprocess.run([sys.executable, "-c", "import ultralytics"], check=True)
         runs = make_runs(options, Path(folder), earlier["runs"])
         start_seconds = time.perf_counter()

@@ -1,6 +1,6 @@
-"""What can be exchanged in a trainer, one thing at a time: each is a context that holds while a run trains.
+"""The exchanges: contexts that change one part of a trainer while a run trains.
 
-Where a key of either trainer does it, `fidelity_arms` sets that key instead.
+Where a key of the trainer has the same effect, `fidelity_arms` sets that key instead.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Exchange = Callable[[Run], AbstractContextManager[Any]]
 
 
 def nothing(run: Run) -> AbstractContextManager[Any]:
-    """The trainer as it is."""
+    """Change nothing."""
     return nullcontext()
 
 
 def pools_of(size: int) -> Exchange:
-    """Mosaic partners from pools of so many images, although all are kept decoded."""
+    """Take mosaic partners from pools of ``size`` images, although the cache has all images."""
 
     @contextmanager
     def exchange(run: Run) -> Iterator[None]:
@@ -51,37 +51,37 @@ def pools_of(size: int) -> Exchange:
 
 
 def warp_as_theirs(run: Run) -> AbstractContextManager[Any]:
-    """A mosaic is a canvas that ``cv2.warpAffine`` warps, not tiles that are resized onto their places."""
+    """Warp the whole mosaic with ``cv2.warpAffine``, as Ultralytics does. yolofit resizes each tile onto its place."""
     return mock.patch("data.augmentation.augment.only_scales_and_shifts", lambda matrix: False)
 
 
 @contextmanager
-def warp_by_pixel_centres(run: Run) -> Iterator[None]:
-    """As `warp_as_theirs`, but pixels move as boxes do.
+def warp_by_pixel_centers(run: Run) -> Iterator[None]:
+    """Warp as `warp_as_theirs` does, but move pixels exactly as boxes.
 
-    ``cv2.warpAffine`` puts the centre of the first pixel at (0, 0), where boxes have its corner.
+    For ``cv2.warpAffine`` the center of the first pixel is at (0, 0). For boxes its corner is there.
     """
-    with warp_as_theirs(run), mock.patch("data.augmentation.augment.warp", warped_by_centres):
+    with warp_as_theirs(run), mock.patch("data.augmentation.augment.warp", warped_by_centers):
         yield
 
 
-def warped_by_centres(source: LabelledImage, matrix: np.ndarray, scale: float, output_size: int) -> LabelledImage:
-    """`data.augmentation.affine.warp` with the matrix for pixels moved by half a pixel on either side."""
-    to_corner, to_centre = (np.array([[1, 0, half], [0, 1, half], [0, 0, 1]]) for half in (0.5, -0.5))
-    by_centres = (to_centre @ matrix @ to_corner)[:2]
-    image = cv2.warpAffine(source.image, by_centres, (output_size,) * 2, borderValue=(PAD_VALUE,) * 3)
+def warped_by_centers(source: LabelledImage, matrix: np.ndarray, scale: float, output_size: int) -> LabelledImage:
+    """Like `data.augmentation.affine.warp`, with a matrix for pixel centers: half a pixel added before and after."""
+    to_corner, to_center = (np.array([[1, 0, half], [0, 1, half], [0, 0, 1]]) for half in (0.5, -0.5))
+    by_centers = (to_center @ matrix @ to_corner)[:2]
+    image = cv2.warpAffine(source.image, by_centers, (output_size,) * 2, borderValue=(PAD_VALUE,) * 3)
     boxes = transform_boxes(source.boxes_xyxy_px, matrix).clip(0, output_size)
     keep = is_candidate(source.boxes_xyxy_px * scale, boxes)
     return LabelledImage(image, boxes[keep].astype(np.float32), source.classes[keep])
 
 
 def hsv_of_8_bits(run: Run) -> AbstractContextManager[Any]:
-    """Colours are changed by way of OpenCV's HSV, with hue in 180 steps. Holds where the host changes them."""
+    """Shift colors with OpenCV's 8-bit HSV, which has 180 steps of hue. Has no effect if the device shifts colors."""
     return mock.patch("data.loading.dataset.shift_hsv_to_planes", shift_hsv_of_8_bits)
 
 
 def shift_hsv_of_8_bits(image: np.ndarray, gains_3: np.ndarray, planes_3HW: np.ndarray) -> None:
-    """What Ultralytics computes for ``gains_3``, in the place of `data.augmentation.color.shift_hsv_to_planes`."""
+    """Replace `data.augmentation.color.shift_hsv_to_planes` by what Ultralytics computes for ``gains_3``."""
     levels = np.arange(256.0)
     hue = (levels + gains_3[0] * 180) % 180
     saturation, value = (np.clip(levels * (1 + gain), 0, 255) for gain in gains_3[1:])
@@ -92,7 +92,7 @@ def shift_hsv_of_8_bits(image: np.ndarray, gains_3: np.ndarray, planes_3HW: np.n
 
 
 def no_small_window(run: Run) -> AbstractContextManager[Any]:
-    """What is left over at the end of an epoch is not trained on."""
+    """Skip the last window of an epoch if it has fewer images than the others."""
     original = WindowSampler.__init__
 
     def init(sampler: WindowSampler, num_images: int, batch_size: int, *args: Any, **options: Any) -> None:
@@ -103,29 +103,29 @@ def no_small_window(run: Run) -> AbstractContextManager[Any]:
     return mock.patch.object(WindowSampler, "__init__", init)
 
 
-def own_normalisers(run: Run) -> AbstractContextManager[Any]:
-    """Every micro-batch is divided by its own normaliser, as trainers usually do: accumulation is not exact."""
+def own_normalizers(run: Run) -> AbstractContextManager[Any]:
+    """Divide the loss of every micro-batch by its own normalizer, as most trainers do. Accumulation is then inexact."""
     from engine.training import step
 
     exact = step.back_propagate
 
     def back_propagate(sums: LossSums, gains: LossGains, scale: torch.Tensor, scaler: Any) -> torch.Tensor:
-        normaliser = sums.normaliser.clamp(min=MIN_NORMALISER)
-        terms = (term / normaliser for term in (sums.box, sums.cls, sums.dfl))
-        return exact(LossSums(*terms, normaliser=torch.ones_like(normaliser)), gains, scale, scaler)
+        normalizer = sums.normaliser.clamp(min=MIN_NORMALISER)
+        terms = (term / normalizer for term in (sums.box, sums.cls, sums.dfl))
+        return exact(LossSums(*terms, normaliser=torch.ones_like(normalizer)), gains, scale, scaler)
 
     return mock.patch.object(step, "back_propagate", back_propagate)
 
 
 def their_batches(run: Run) -> AbstractContextManager[Any]:
-    """Our step on the windows of Ultralytics' data set."""
+    """Train yolofit's step on the batches of Ultralytics' data set."""
     from engine.loop.datamodule import DetectionData
 
     return mock.patch.object(DetectionData, "train_dataloader", lambda module: TheirWindows(run))
 
 
 def our_batches(run: Run) -> AbstractContextManager[Any]:
-    """Ultralytics' step on our windows."""
+    """Train Ultralytics' step on yolofit's windows."""
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     original = DetectionTrainer.get_dataloader
@@ -138,9 +138,10 @@ def our_batches(run: Run) -> AbstractContextManager[Any]:
 
 
 class TheirWindows:
-    """Batches of Ultralytics' training data set as our windows; an iteration is an epoch.
+    """Batches of Ultralytics' training data set as windows of yolofit; one iteration is one epoch.
 
-    Here and in `OurWindows` an epoch begins with its first window: trainers also ask for iterators that they never use.
+    Here and in `OurWindows` an epoch begins with the first window, because trainers also make iterators that they never
+    use.
     """
 
     def __init__(self, run: Run) -> None:
@@ -169,16 +170,16 @@ class TheirWindows:
 
 
 def as_window(batch: dict[str, Any]) -> Batch:
-    """A batch of theirs as one of ours."""
+    """Convert a batch of Ultralytics (center boxes relative to the image) to a window (corner boxes in pixels)."""
     height, width = batch["img"].shape[2:]
-    centres, sizes = batch["bboxes"][:, :2], batch["bboxes"][:, 2:]
-    corners = torch.cat([centres - sizes / 2, centres + sizes / 2], 1) * torch.tensor([width, height] * 2)
+    centers, sizes = batch["bboxes"][:, :2], batch["bboxes"][:, 2:]
+    corners = torch.cat([centers - sizes / 2, centers + sizes / 2], 1) * torch.tensor([width, height] * 2)
     classes, image_index = batch["cls"].flatten().long(), batch["batch_idx"].long()
     return Batch(batch["img"], corners, classes, image_index, list(batch["im_file"]))
 
 
 class OurWindows:
-    """Our training windows as their batches; everything else of their loader stays."""
+    """Training windows of yolofit as batches of Ultralytics; all other attributes are those of Ultralytics' loader."""
 
     def __init__(self, run: Run, theirs: Any) -> None:
         self.theirs = theirs
@@ -204,7 +205,7 @@ class OurWindows:
 
 
 def as_their_batch(window: Batch) -> dict[str, Any]:
-    """A window of ours as a batch of theirs."""
+    """Convert a window (corner boxes in pixels) to a batch of Ultralytics (center boxes relative to the image)."""
     height, width = window.images.shape[2:]
     first, second = window.boxes_xyxy_px[:, :2], window.boxes_xyxy_px[:, 2:]
     boxes = torch.cat([(first + second) / 2, second - first], 1) / torch.tensor([width, height] * 2)

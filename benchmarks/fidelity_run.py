@@ -1,4 +1,4 @@
-"""One training of a comparison, by yolofit or by Ultralytics' trainer, and what the validators say of its result."""
+"""One training of a comparison, with yolofit or with Ultralytics' trainer, and the validation of its checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from models.network import build_network, head_strides
 
 PARITY = Path(__file__).resolve().parent.parent / "configs" / "parity.yaml"
 AUGMENTATIONS = ("mosaic", "translate", "scale", "hsv_h", "hsv_s", "hsv_v", "fliplr")
-"""All that either recipe does by default, under the names that both have."""
+"""All augmentations that either trainer applies by default. Both trainers have keys of these names."""
 LOSSES = ("box_loss", "cls_loss", "dfl_loss")
 
 Trainer = Literal["yolofit", "ultralytics"]
@@ -35,23 +35,23 @@ Recipe = Literal["parity", "defaults"]
 
 @dataclass(frozen=True)
 class Run:
-    """One training, of one arm."""
+    """One training of one arm."""
 
     arm: str
     """A key of `fidelity_arms.ARMS`."""
     trainer: Trainer
     recipe: Recipe
-    """``parity``: that of configs/parity.yaml, on either side; ``defaults``: what the trainer does by itself."""
+    """``parity``: the recipe of configs/parity.yaml for both trainers; ``defaults``: the trainer's own."""
     settings: Mapping[str, Any]
-    """Keys of the trainer that differ from the recipe."""
+    """Keys of the trainer whose values differ from the recipe."""
     data_name: str
     seed: int
     source: Path
-    """The ``data.yaml`` of the data set, which is only read."""
+    """The ``data.yaml`` of the original data set, which the run copies."""
     weights: Path
-    """The ``.pt`` that it starts from."""
+    """The ``.pt`` with the first weights."""
     folder: Path
-    """Receives everything."""
+    """The folder for all files of this run."""
     device: str
     precision: str
     epochs: int
@@ -61,29 +61,29 @@ class Run:
     close_mosaic: int
     is_plain: bool
     hold_back: int
-    """Training images that are validated on instead."""
+    """Number of training images that are used for validation instead."""
     validate_every: int
-    """Epochs from one validation to the next; the last epoch is one of those."""
+    """Epochs from one validation to the next; divides ``epochs``."""
     validators: tuple[str, ...]
 
     @property
     def data(self) -> Path:
-        """The ``data.yaml`` of its own copy of the data set."""
+        """The ``data.yaml`` of this run's copy of the data set."""
         return self.folder / "data" / "data.yaml"
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Checkpoints that the trainer keeps."""
+        """Names of the checkpoints to validate."""
         return ("last",) if self.validate_every == self.epochs else ("last", "best")
 
     @property
     def about(self) -> dict[str, Any]:
-        """Which run it is."""
+        """The keys that identify the run in a result file."""
         return {"trainer": self.arm, "data": self.data_name, "seed": self.seed}
 
     @property
     def augment(self) -> dict[str, float]:
-        """What differs from the augmentation of the recipe."""
+        """Augmentation keys whose values differ from the recipe."""
         return dict.fromkeys(AUGMENTATIONS, 0.0) if self.is_plain else {}
 
     def is_validated(self, epoch: int) -> bool:
@@ -91,12 +91,12 @@ class Run:
         return (epoch + 1) % self.validate_every == 0
 
     def early_epochs(self) -> range:
-        """Epochs, counted from 1, that end with a validation, but for the last."""
+        """Epochs before the last one, counted from 1, that end with a validation."""
         return range(self.validate_every, self.epochs, self.validate_every)
 
 
 def copy_data(source: Path, target: Path) -> Path:
-    """Copy a data set with all below the folder of its ``data.yaml``; the copy's ``data.yaml`` has absolute paths."""
+    """Copy the folder of a ``data.yaml`` with everything in it. The copy's ``data.yaml`` has absolute paths."""
     description = read_dataset_yaml(source)
     for file in source.parent.rglob("*"):
         if file.is_file() and file.suffix != ".cache":
@@ -114,7 +114,7 @@ def copy_data(source: Path, target: Path) -> Path:
 
 
 def hold_back(data: Path, count: int) -> None:
-    """Move the last ``count`` training images, by path, to those that are validated on: ``data.yaml`` lists images."""
+    """Move the last ``count`` training images, ordered by path, to the validation split of a copied data set."""
     description = read_dataset_yaml(data)
     indices = {split: build_index(description, split) for split in ("train", "val")}
     images = {split: sorted(map(index.path, range(len(index)))) for split, index in indices.items()}
@@ -127,14 +127,14 @@ def hold_back(data: Path, count: int) -> None:
 
 
 def write_first_weights(path: Path, data: Path, seed: int, image_size: int) -> None:
-    """A random yolo11n as an Ultralytics ``.pt``, which both trainers read."""
+    """Write a random yolo11n as an Ultralytics ``.pt``, which both trainers read."""
     names = list(read_dataset_yaml(data).names)
     torch.manual_seed(seed)
     export(LoadedNetwork(build_network("yolo11n", len(names)), "yolo11n", names, image_size), "ultralytics", path)
 
 
 def train_yolofit(run: Run) -> dict[str, Path]:
-    """Train with ``engine.fit``; its checkpoints by name."""
+    """Train with ``engine.fit``; return the checkpoints by name."""
     from engine.fit import main as fit
     from engine.loop.reporter import RunReporter
 
@@ -160,7 +160,7 @@ def train_yolofit(run: Run) -> dict[str, Path]:
 
 
 def yolofit_recipe(run: Run) -> dict[str, Any]:
-    """Keys of ``engine.fit`` that the recipe sets."""
+    """The keys of the recipe for ``engine.fit``."""
     if run.recipe == "defaults":
         return {"config": suggested_config(run)}
     return {
@@ -175,7 +175,7 @@ def yolofit_recipe(run: Run) -> dict[str, Any]:
 
 
 def suggested_config(run: Run) -> Path:
-    """What ``engine.new`` writes for the data set."""
+    """Write the configuration that ``engine.new`` suggests for the data set."""
     from engine.new import main as new
 
     config = run.folder / "suggested.yaml"
@@ -184,7 +184,7 @@ def suggested_config(run: Run) -> Path:
 
 
 def ultralytics_overrides(run: Run) -> dict[str, Any]:
-    """What Ultralytics' trainer is told."""
+    """The arguments for Ultralytics' trainer."""
     common = {
         "model": str(run.weights), "data": str(run.data), "epochs": run.epochs, "imgsz": run.image_size,
         "seed": run.seed, "device": their_device(run), "workers": 1, "patience": run.epochs, "deterministic": False,
@@ -203,17 +203,17 @@ def _parity_in_their_names(run: Run) -> dict[str, Any]:
         "weight_decay": optimizer["weight_decay"], "lrf": schedule["final_lr_fraction"],
         "warmup_epochs": schedule["warmup_epochs"], "warmup_bias_lr": schedule["warmup_bias_lr"],
         "warmup_momentum": schedule["warmup_momentum"], "close_mosaic": run.close_mosaic, "cache": "ram",
-        "augmentations": [],  # else it blurs or greys every 25th image where Albumentations is installed
+        "augmentations": [],  # by default it blurs or grays every 25th image if Albumentations is installed
     }  # fmt: skip
 
 
 def train_ultralytics(run: Run) -> dict[str, Path]:
-    """Train with Ultralytics' ``DetectionTrainer``; its checkpoints by name, those of early epochs too."""
+    """Train with Ultralytics' ``DetectionTrainer``; return the checkpoints by name, those of early epochs included."""
     from ultralytics.engine import trainer as module
     from ultralytics.models.yolo.detect import DetectionTrainer
 
-    no_download = mock.patch.object(module, "check_amp", lambda model: True)  # of a network to check with
-    no_polars = mock.patch.object(DetectionTrainer, "read_results_csv", lambda self: {})  # a copy in the checkpoint
+    no_download = mock.patch.object(module, "check_amp", lambda model: True)  # which downloads a network to check
+    no_polars = mock.patch.object(DetectionTrainer, "read_results_csv", lambda self: {})  # for a copy in the checkpoint
     no_final_validation = mock.patch.object(DetectionTrainer, "final_eval", lambda self: None)
     weights = run.folder / "run" / "weights"
     early = {f"epoch {epoch}": weights / f"early{epoch}.pt" for epoch in run.early_epochs()}
@@ -237,14 +237,14 @@ TRAINERS = {"yolofit": train_yolofit, "ultralytics": train_ultralytics}
 
 
 def their_device(run: Run) -> str:
-    """The device as Ultralytics writes it."""
+    """The device in Ultralytics' notation."""
     return "cpu" if run.device == "cpu" else "0"
 
 
 def read_curves(run: Run) -> dict[str, list[float | None]]:
-    """Training losses, validation losses and mAP50-95 by epoch, as the trainer itself has logged them so far.
+    """Training losses, validation losses and mAP50-95 by epoch, from the trainer's own log so far.
 
-    None stands where an epoch was not validated.
+    Epochs without validation have None.
     """
     is_ours = run.trainer == "yolofit"
     file = run.folder / "run" / ("metrics.csv" if is_ours else "results.csv")
@@ -264,9 +264,10 @@ def read_curves(run: Run) -> dict[str, list[float | None]]:
 
 
 def validate_all(run: Run, checkpoints: Mapping[str, Path]) -> dict[str, dict[str, dict[str, float]]]:
-    """What each validator says of each checkpoint, and ours of early epochs.
+    """Metrics by checkpoint and validator.
 
-    yolofit's trainer has validated its early epochs with the same validator, and keeps no checkpoint of them.
+    For its early epochs yolofit has no checkpoints. The trainer's own validations of them, with the same validator,
+    are used instead.
     """
     validated: dict[str, dict[str, dict[str, float]]] = {}
     for name, path in checkpoints.items():
@@ -283,7 +284,7 @@ def validate_all(run: Run, checkpoints: Mapping[str, Path]) -> dict[str, dict[st
 
 
 def validate_by_yolofit(loaded: LoadedNetwork, run: Run) -> dict[str, float]:
-    """What our validator says, in FP32."""
+    """Validate with yolofit's validator in FP32."""
     dataset = ValidationDataset(build_index(read_dataset_yaml(run.data), "val"), run.image_size)
     network = loaded.network.to(run.device)
     evaluation = Evaluation(DetectionLoss(head_strides(network)), LossGains(), NmsConfig(), loaded.class_names)
@@ -294,7 +295,7 @@ def validate_by_yolofit(loaded: LoadedNetwork, run: Run) -> dict[str, float]:
 
 
 def validate_by_ultralytics(loaded: LoadedNetwork, run: Run, path: Path) -> dict[str, float]:
-    """What their validator says, in FP32, with its default of rectangular batches."""
+    """Validate with Ultralytics' validator in FP32, in rectangular batches as it does by default."""
     from ultralytics import YOLO
 
     loaded.network.to("cpu")

@@ -1,8 +1,8 @@
-"""What paired runs say about one trainer beside another: a gap with its interval, and whether that is enough to decide.
+"""Statistics of paired runs: the gap between two arms, its 95 % interval and the verdict.
 
-Runs of one seed start from the same weights, and so do those of several seeds where there are several orders for each
-of the first weights. Their differences are averaged to one value for each of the first weights. These are independent,
-so their mean has a 95 % interval by Student's t.
+Both runs of a pair have the same seed and start from the same weights. With several orders, several seeds share the
+same first weights. Their differences are averaged to one value for each of the first weights. These values are
+independent, and Student's t gives the 95 % interval of their mean.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 from scipy import stats
 
 MARGIN = 0.005
-"""How much mAP may be lower before users would mind."""
+"""The largest loss of mAP that counts as non-inferior."""
 CONFIDENCE = 0.95
 MOST_SEEDS = 100_000
 DECIDED_BY = "map50_95"
 
 
 def half_width(deviation: float, num_seeds: int) -> float:
-    """Of the interval round the mean of so many values with this standard deviation."""
+    """Half the width of the 95 % interval of the mean of ``num_seeds`` values with this standard deviation."""
     if num_seeds < 2:
         return math.inf
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1)) * deviation / math.sqrt(num_seeds)
 
 
 def seeds_to_decide(mean: float, deviation: float) -> int | None:
-    """Seeds after which the interval lies on one side of ``-MARGIN`` if mean and deviation stay; None: too many."""
+    """Seeds that put the interval on one side of ``-MARGIN`` if mean and deviation stay; None above `MOST_SEEDS`."""
     distance = abs(mean + MARGIN)
     least, most = 2, MOST_SEEDS
     if half_width(deviation, most) > distance:
@@ -54,7 +54,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def compared(values: Sequence[float]) -> dict[str, Any]:
-    """Mean gap, standard deviation, interval and verdict of paired differences (ours less theirs, higher is better)."""
+    """Mean, standard deviation, interval and verdict of paired differences: first arm less second, higher is better."""
     found = interval(values)
     if len(values) < 2:
         return found | {"verdict": "undecided"}
@@ -68,24 +68,24 @@ def compared(values: Sequence[float]) -> dict[str, Any]:
 
 
 def gap_text(gap: Mapping[str, Any], form: str = "+.4f") -> str:
-    """Mean and 95 % interval, such as ``-0.0012 (-0.0040 to +0.0016)``; the mean alone of a single value."""
+    """Mean and 95 % interval, such as ``-0.0012 (-0.0040 to +0.0016)``; only the mean for a single value."""
     between = gap.get("interval_95")
     return f"{gap['mean']:{form}}" + (f" ({between[0]:{form}} to {between[1]:{form}})" if between else "")
 
 
 def verdict_text(gap: Mapping[str, Any]) -> str:
-    """The verdict of a gap; where it is open, with the seeds that would decide."""
+    """The verdict of a gap; if undecided, with the number of seeds that would decide."""
     needed = gap.get("seeds_to_decide") if gap["verdict"] == "undecided" else None
     return f"undecided: {needed} seeds would decide" if needed else str(gap["verdict"])
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, float]:
-    """Differences of the seeds that both have."""
+    """Differences by seed, for the seeds of both arms."""
     return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
 
 
 def by_first_weights(values: Mapping[int, float], orders: int) -> list[list[float]]:
-    """Values of seeds, those of the same first weights together."""
+    """Group the values of seeds by first weights."""
     groups: dict[int, list[float]] = {}
     for seed, value in sorted(values.items()):
         groups.setdefault(seed // orders, []).append(value)
@@ -93,7 +93,7 @@ def by_first_weights(values: Mapping[int, float], orders: int) -> list[list[floa
 
 
 def spread(values: Mapping[int, float], orders: int = 1) -> dict[str, Any]:
-    """Mean and standard deviation of an arm over its seeds; with several orders, what they and the weights cause."""
+    """Mean and standard deviation of an arm over its seeds; with several orders, also the deviation by source."""
     listed = list(values.values())
     deviation = statistics.stdev(listed) if len(listed) > 1 else None
     found = {"mean": statistics.fmean(listed) if listed else None, "standard_deviation": deviation, "values": listed}
@@ -104,19 +104,19 @@ def spread(values: Mapping[int, float], orders: int = 1) -> dict[str, Any]:
 
 
 def _sources_of_variance(groups: list[list[float]]) -> dict[str, float]:
-    """Standard deviations by order and by first weights, from a one-way analysis of variance."""
+    """Standard deviations caused by the order and by the first weights, from a one-way analysis of variance."""
     within = statistics.fmean(statistics.variance(group) for group in groups)
     between = statistics.variance(statistics.fmean(group) for group in groups) - within / len(groups[0])
     return {"deviation_by_order": math.sqrt(within), "deviation_by_weights": math.sqrt(max(between, 0))}
 
 
-def summarise(runs: Sequence[Mapping[str, Any]], pairs: Iterable[tuple[str, str]], orders: int = 1) -> dict[str, Any]:
-    """For each data set, epoch and validator: every arm over its seeds, and the gaps of the pairs that there are.
+def summarize(runs: Sequence[Mapping[str, Any]], pairs: Iterable[tuple[str, str]], orders: int = 1) -> dict[str, Any]:
+    """Statistics of every arm, and gaps of all pairs with runs, for each data set, epoch and validator.
 
     Args:
-        runs: From a result file.
-        pairs: Which arms are compared, the first less the second.
-        orders: Seeds on each of the first weights.
+        runs: The runs of a result file.
+        pairs: The arms to compare, the first less the second.
+        orders: Seeds for each of the first weights.
     """
     pairs = list(pairs)
     summary: dict[str, Any] = {}
@@ -133,7 +133,7 @@ def summarise(runs: Sequence[Mapping[str, Any]], pairs: Iterable[tuple[str, str]
 
 
 def _place(kept: str) -> tuple[int, str]:
-    """Early epochs in their order, then the best and the last."""
+    """Sort key: early epochs in order, then the best and the last epoch."""
     return (int(kept.split()[1]), "") if kept.startswith("epoch ") else (10**9, kept)
 
 
@@ -154,7 +154,7 @@ def _case(
 def _gap(
     ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]], orders: int
 ) -> dict[str, Any]:
-    """The gap in mAP with its verdict, and beside it the differences of the other metrics with their intervals."""
+    """The gap in mAP with its verdict, and the intervals of the differences in the other metrics."""
     by_metric = {}
     for metric in next(iter(ours.values())):
         own, other = (

@@ -1,11 +1,11 @@
-"""The well-known table of 16 GiB, trained for real: YOLO11l, 16 and 32 images at 640 and 800, 32 images a step.
+"""Real trainings of the popular 16 GB table: YOLO11l, micro-batches of 16 and 32 at 640 and 800, 32 images a step.
 
     PYTHONPATH=. python benchmarks/gpu_budget.py --out benchmarks/results/gpu_budget_2026-11-26.json
 
-Each row is a run of ``python -m engine.fit`` on drawn boards, two epochs with validation, with automatic recompute and
-``--memory.budget 16GiB``; a last row leaves the micro-batch to the plan as well. The allocator is capped at the budget,
-so a run that needs more does not end with status 0. The rows run side by side: it is their memory that is looked at,
-as the allocator and, by process, the driver report it.
+Each row is a run of ``python -m engine.fit`` on drawn boards: two epochs with validation, automatic recompute and
+``--memory.budget 16GiB``. In the last row the plan chooses the micro-batch, too. The allocator is capped at the budget,
+so a run that needs more memory fails. The rows run at the same time. The result has the memory of each process, as the
+allocator and the driver report it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROWS = [(16, 640), (32, 640), (16, 800), (32, 800), ("auto", 640)]
 
 
 def train(micro_batch: int | str, image_size: int, folder: Path, network: str, batch_size: int) -> dict[str, Any]:
-    """One run; what it planned and what it took."""
+    """Run one training; return its plan and its memory."""
     run = folder / f"{micro_batch}x{image_size}"
     arguments = {
         "run.folder": run, "model.network": network, "model.precision": "fp16", "model.recompute": "auto",

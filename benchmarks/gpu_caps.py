@@ -1,14 +1,15 @@
-"""The largest micro-batch that trains on cards of 8, 12, 16 and 24 GiB: Ultralytics' step and ours at each level.
+"""The largest micro-batch that trains on cards of 8 to 24 GiB, with Ultralytics' step and with yolofit's at each level.
 
     PYTHONPATH=. python benchmarks/gpu_caps.py --out benchmarks/results/gpu_caps_2026-11-26.json
 
-YOLO11l in fp16, as in `gpu_steps.py`. A card's size is a cap on torch's allocator: the size less what CUDA itself holds
-in that process, as the driver says. Every answer is tried out: three steps with that micro-batch succeed, three steps
-with one image more run out of memory. (Three, since ours are recorded in the second.) Beside it stands the plan's
-answer, made without running anything: with its margin, as `engine.fit` would choose, and without.
+YOLO11l in fp16, as in `gpu_steps.py`. The program simulates a card with a cap on torch's allocator: the size of the
+card less what CUDA itself holds in the process, as the driver reports it. Every answer is tried: three steps with this
+micro-batch succeed, and three steps with one more image run out of memory. Three steps are needed because yolofit
+captures its graphs in the second step. The result also has the answer of the plan, which runs nothing: with its margin,
+as `engine.fit` would choose, and without it.
 
-Each rival at each size is searched in a process of its own, several at a time; the result file grows with each. On a
-machine without a GPU, `--dry` runs the program with yolo11n and a pretended card.
+Each rival at each image size is measured in a process of its own, several at a time. The program rewrites the result
+file after each of them. `--dry` tries the program without a GPU, with yolo11n and a pretended card.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ WARM_UP_IMAGES = 2
 
 
 def largest(fits: Callable[[int], bool], guess: int, most: int = LARGEST) -> int:
-    """The largest number up to ``most`` that fits, if all smaller ones do; 0 if none does.
+    """The largest number up to ``most`` that fits, if all smaller numbers fit; 0 if none fits.
 
-    Goes from the guess in growing strides until one fits and one does not, then halves what lies between.
+    Goes from the guess in growing strides until one number fits and one does not, then bisects.
     """
     low, high, stride, number = 0, most + 1, 1, min(max(guess, 1), most)
     while high - low > 1:
@@ -74,7 +75,7 @@ def planned_bytes(spec: StepSpec, level: Level, micro_batch: int) -> int:
 
 
 def planned(spec: StepSpec, level: Level, limit_bytes: int) -> int:
-    """The largest micro-batch that the plan sees within a limit."""
+    """The largest micro-batch whose planned memory is within a limit."""
     return largest(lambda micro_batch: planned_bytes(spec, level, micro_batch) <= limit_bytes, LARGEST // 4)
 
 

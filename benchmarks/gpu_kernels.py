@@ -1,11 +1,11 @@
-"""Fused Triton kernels on a GPU against PyTorch's own, and those of BatchNorm + SiLU against torch.compile.
+"""Fused Triton kernels on a GPU against PyTorch's kernels, and for BatchNorm + SiLU also against torch.compile.
 
     PYTHONPATH=. python benchmarks/gpu_kernels.py --out benchmarks/results/gpu_kernels_2026-11-26.json
 
-For maps of YOLO11l at 640, in both layouts: forward, output computed again, backward. Microseconds of the kernels:
-calls are recorded in a CUDA graph, so that launching them from Python does not count; only torch.compile's run in an
-ordinary loop, with its guards. ``floor`` is the least traffic (3, 2 and 5 passes over the map) at the speed of a copy.
-Then max-pooling and the decoding of boxes, for 16 and 64 images.
+For feature maps of YOLO11l at 640, in both layouts: forward, recomputation of the output, and backward. The times are
+microseconds of the kernels. Calls are captured in a CUDA graph, so that launching from Python does not count. Only
+torch.compile runs in an ordinary loop with its guards. ``floor`` is the least traffic (3, 2 and 5 passes over the map)
+at the speed of a copy. The program also measures max-pooling and the decoding of boxes, for 16 and 64 images.
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
     PYTHONPATH=. python benchmarks/gpu_steps.py --out benchmarks/results/gpu_steps_2026-11-26.json
 
-YOLO11l, one micro-batch a step, fp16, random images. For every size and micro-batch the rivals take turns, twice; each
-turn starts on an empty device. Ours is `engine.training.step`, with recordings and fused kernels; theirs is what
-`BaseTrainer` does with a batch (see `step_time.py`), in channels_last under autocast, as its defaults are. Bytes are
-those after the first steps: allocated and reserved by torch at the peak, and by the driver for the whole process. What
-the plan predicts for them is another program's business: `plan_error.py`.
+YOLO11l, one micro-batch a step, fp16, random images. For every image size and micro-batch the rivals take turns, twice.
+Each turn starts on an empty device. yolofit's step is `engine.training.step`, with captured graphs and fused kernels.
+Ultralytics' step is what `BaseTrainer` does with a batch (see `step_time.py`), in channels_last under autocast, as by
+default. The bytes are measured after the first steps: allocated and reserved by torch at the peak, and reported by the
+driver for the whole process. `plan_error.py` compares the plan with these bytes.
 
-With `--compiled` there are cells for `torch.compile` instead, one to two minutes each: Ultralytics' `compile=True`
-(TorchInductor in its default mode) beside the same step without it, with the seconds of the first steps, which compile.
+`--compiled` measures `torch.compile` instead, which takes one to two minutes a cell: Ultralytics' `compile=True`
+(TorchInductor in its default mode) beside the same step without it. The first steps, which compile, are timed, too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from models.network import build_network
 LEVELS = ("none", "elementwise", "block")
 RIVALS = ("ultralytics", *LEVELS)
 COMPILED = " compiled"
-"""Ends the name of a rival whose network is compiled."""
+"""Ending of the name of a rival whose network is compiled."""
 COMPILED_RIVALS = ("ultralytics", "ultralytics compiled", "elementwise")
 CELLS = ["16x640", "32x640", "16x800", "32x800", "8x640", "64x640"]
 COMPILED_CELLS = ["16x640", "64x640"]
@@ -77,9 +77,9 @@ def measure_turn(rival: str, precision: Precision, window: Batch, steps: int) ->
 def make_step(
     rival: str, precision: Precision, window: Batch, on_recovery: Callable[[str], object] = lambda sentence: None
 ) -> Callable[[], object]:
-    """A function that takes a step of one of the rivals: ``ultralytics`` or a recompute level, perhaps compiled.
+    """A function that takes a step of a rival: ``ultralytics`` or a recompute level, perhaps compiled.
 
-    ``on_recovery`` is told if a step of ours ran out of memory and goes on with less.
+    ``on_recovery`` is called if a step of yolofit runs out of memory and continues with lower settings.
     """
     name, compiled = rival.removesuffix(COMPILED), rival.endswith(COMPILED)
     if compiled:
@@ -94,7 +94,7 @@ def make_step(
 
 
 def empty_device() -> None:
-    """Give everything back; the peak is counted anew."""
+    """Free all memory and reset the peak."""
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
@@ -119,7 +119,7 @@ def _template(name: str) -> torch.nn.Module:
 
 
 def used_bytes() -> int:
-    """What the driver reports for the device, on which nothing else runs; 0 without a GPU."""
+    """Bytes in use on the device, as the driver reports them; 0 without a GPU. Nothing else runs on the device."""
     if DEVICE == "cpu":
         return 0
     handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())

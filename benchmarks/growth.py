@@ -1,10 +1,10 @@
-"""How memory and time of a training step grow with micro-batch, image size, boxes per image and network.
+"""Growth of a training step's memory and time with micro-batch, image size, boxes per image and network.
 
     python benchmarks/growth.py --out benchmarks/results/growth_cpu.json
 
-`memory`: simulated on the meta device, YOLO11l in fp16 where nothing else is said, every network and recompute level.
-`step`: on the CPU, fp32, yolo11n where nothing else is said: processor seconds of one thread, and the peak of tensors,
-ours (`none`) and those of the Ultralytics trainer's step, alternating. A fitted exponent of 1 is growth in proportion.
+`memory`: simulated on the meta device in fp16, with YOLO11l and `none`; every network at every recompute level, too.
+`step`: on the CPU in fp32, with yolo11n unless the network varies: processor seconds of one thread and the peak of
+tensors, of yolofit's step (`none`) and of Ultralytics' step in turns. A fitted exponent of 1 means proportional growth.
 """
 
 from __future__ import annotations

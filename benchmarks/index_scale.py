@@ -1,10 +1,10 @@
-"""What the index of a large data set costs: bytes, start-up, resident memory, time per image.
+"""Cost of the index of a large data set: bytes, seconds at the start, resident memory, time per image.
 
 python benchmarks/index_scale.py --out benchmarks/results/index_scale.json
 
-Two parts. A synthetic index of a million images and 20 million boxes is saved, mapped, checked and read. And real
-files (one JPEG under many names, label files of 20 boxes) are scanned by one process, by several and by threads,
-then indexed again: unchanged, with one label changed, and from a file that is damaged.
+The first part saves, maps, checks and reads a random index of a million images and 20 million boxes. The second part
+scans real files (one JPEG under many names, label files of 20 boxes) with one process, with several processes and with
+threads. It then builds the index again: unchanged, with one changed label, and from a damaged index file.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure_synthetic(folder: Path, num_images: int) -> dict[str, float]:
-    """Save, map and read an index of random boxes."""
+    """Save, map, check and read an index of random boxes."""
     table = synthetic_table(num_images)
     array_bytes = sum(getattr(table, name).nbytes for name in ARRAYS)
     file = folder / f"{num_images}.bin"

@@ -1,18 +1,18 @@
-"""Images per second and core of the training loader against Ultralytics' dataset, side by side in one run.
+"""Images per second and core of the training loader against Ultralytics' data set, in one run.
 
 python benchmarks/loader.py --root data.yaml --out benchmarks/results/loader.json
 
-Both sides make windows of 16 pictures of 640 pixels (mosaic, affine, HSV, flip at the recipe's defaults), each in a
-process of its own with one thread. Rounds alternate; what counts is the median of the rounds' ratios. The training
-images are linked as often as needed to make up 960: else Ultralytics' buffer of recent images, up to 128 for this
-batch, holds most of a small set and hardly ever reads a file. Its extra Albumentations transforms (blur and such, each
-with probability 0.01) are switched off: our recipe does not have them.
+Both sides make windows of 16 images of 640 pixels (mosaic, affine, HSV and flip with the recipe's defaults), each in
+its own process with one thread. The rounds alternate. The result is the median of the rounds' ratios. The program links
+the training images repeatedly until there are 960. Otherwise Ultralytics' buffer of recent images, up to 128 for this
+batch, would hold most of a small data set and hardly read any file. Its extra Albumentations transforms (such as blur,
+each with probability 0.01) are switched off, because yolofit's recipe does not have them.
 
-Seconds are processor seconds of the process, so that other work on the machine counts little. In the cases
-``color_on_device`` we leave HSV to the GPU (`Batch.colored`), whose time is not in the figures; Ultralytics has no
-such choice. ``ram_color_by_torch`` is the same with that code run by this CPU instead: what it costs where there is no
-GPU to do it. In the case ``ram_worker`` both sides make their windows in one worker process of a DataLoader, whose
-seconds are added to those of the process that takes them.
+Seconds are processor seconds of the process, so that other work on the machine has little effect. In the cases
+``color_on_device`` yolofit leaves HSV to the GPU (`Batch.colored`), and the figures do not include the GPU's time;
+Ultralytics has no such option. ``ram_color_by_torch`` runs the same code on this CPU, as a machine without a GPU would.
+In the case ``ram_worker`` both sides make their windows in one worker process of a DataLoader; its seconds are added to
+the seconds of the main process.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CASES = {
 
 
 def theirs(root: Path, cache: str | None, num_workers: int = 0) -> Iterator[object]:
-    """Batches of Ultralytics' training dataset, endlessly."""
+    """Endless batches of Ultralytics' training data set."""
     import ultralytics.data.base
     from torch.utils.data import DataLoader
     from ultralytics.cfg import get_cfg
@@ -84,7 +84,7 @@ def theirs(root: Path, cache: str | None, num_workers: int = 0) -> Iterator[obje
 
 
 def ours(root: Path, in_ram: bool, color_on_device: bool = False, num_workers: int = 0) -> Iterator[Batch]:
-    """Windows of our training loader, endlessly."""
+    """Endless windows of yolofit's training loader."""
     from data.augmentation.augment import AugmentConfig
     from data.formats.dataset_yaml import read_dataset_yaml
     from data.indexing.index import build_index
@@ -120,7 +120,7 @@ SIDES: dict[str, Callable[[Path], Iterator[object]]] = {
 
 
 def serve(side: str, root: Path, pipe: Connection) -> None:
-    """In a process of its own: make as many windows as asked for, and answer with the seconds that took."""
+    """In a process of its own: make the requested number of windows, and answer with the seconds."""
     multiprocessing.set_start_method("fork", force=True)  # of workers, as from a command line on Linux
     import cv2
     import torch
@@ -140,7 +140,7 @@ def serve(side: str, root: Path, pipe: Connection) -> None:
 
 
 def processor_seconds() -> float:
-    """Of this process and its worker, if it has one."""
+    """Processor seconds of this process and of its worker, if it has one."""
     seconds = time.process_time()
     for worker in multiprocessing.active_children():
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()

@@ -2,11 +2,11 @@
 
 python benchmarks/loader_workers.py --root data.yaml --workers 1 2 4 8 --out benchmarks/results/loader_workers.json
 
-Both sides make the windows of `benchmarks/loader.py`, from disk and from RAM, in a DataLoader with so many workers, one
-side at a time: first a whole epoch, which fills caches and buffers, then rounds of 8 windows by the clock. Rounds do
-not alternate, as the two sides would share the cores: run it on a machine with nothing else to do, and with more cores
-than workers. RAM is the proportional set size of the process that takes the windows and its workers together: what they
-share counts once. The windows are dropped as soon as they are there.
+Both sides make the windows of `benchmarks/loader.py`, from disk and from RAM, in a DataLoader with several workers. One
+side runs at a time: first a whole epoch, which fills caches and buffers, then rounds of 8 windows, timed by the wall
+clock. The rounds do not alternate, because the two sides would share the cores. Run the program on an idle machine with
+more cores than workers. RAM is the proportional set size of the main process and its workers: memory that they share
+counts once. The main process drops the windows at once.
 """
 
 from __future__ import annotations

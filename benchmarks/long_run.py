@@ -1,10 +1,10 @@
-"""Does a long run grow? RSS and open files of the training process and its workers over 2,000 steps with validation.
+"""Resident memory and open files of the training process and its workers over 2,000 steps with validation.
 
     python benchmarks/long_run.py --out benchmarks/results/long_run_cpu_DATE.json
 
-A real ``engine.fit`` of yolo11n on drawn boards at 64 pixels, two images a step, 50 steps an epoch, a validation and a
-checkpoint after each. A sample is taken after every validation. The first quarter warms caches up; growth is the slope
-of a line through the rest.
+The program runs ``engine.fit`` with yolo11n on drawn boards at 64 pixels, two images a step and 50 steps an epoch, with
+a validation and a checkpoint after each epoch. It takes a sample after every validation. The first quarter of the
+samples fills the caches. Growth is the slope of a line through the rest.
 """
 
 from __future__ import annotations

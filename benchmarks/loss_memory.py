@@ -1,4 +1,4 @@
-"""Peak bytes of assignment, loss and its backward above the predictions, storage by storage on the meta device.
+"""Peak bytes of assignment, loss and the loss's backward, without the predictions, on the meta device.
 
 python benchmarks/loss_memory.py --out benchmarks/results/loss_memory.json
 """
@@ -17,7 +17,7 @@ from models.detection.loss import DetectionLoss, LossGains
 NUM_IMAGES = 32
 IMAGE_SIZE = 640
 STRIDES = (8, 16, 32)
-# What, and boxes by image.
+# The name of the scene, and the number of boxes of each image.
 SCENES = (
     ("10 in every image", [10] * NUM_IMAGES),
     ("300 in one image, 10 in each other", [300] + [10] * (NUM_IMAGES - 1)),
@@ -27,7 +27,7 @@ SCENES = (
 
 
 def loss_memory(num_classes: int, box_counts: list[int]) -> dict:
-    """Peaks of forward and of backward; fp16 predictions, which do not count, nor do the boxes."""
+    """Peak bytes of forward and of backward, without the fp16 predictions and the true boxes."""
     cells = [IMAGE_SIZE // stride for stride in STRIDES]
     num_anchors = sum(n * n for n in cells)
     tracker = StorageTracker("meta")

@@ -1,6 +1,6 @@
-"""What the memory monitor adds to a training step: with and without it in one process, alternating, medians.
+"""Time that the memory monitor adds to a training step: medians with and without it, in turns in one process.
 
-On a CPU it samples the process; with ``--device cuda`` torch's counters and the driver, as in real runs.
+On a CPU the monitor samples the process. With ``--device cuda`` it samples torch's counters and the driver.
 
 python benchmarks/monitor_overhead.py --out benchmarks/results/monitor_overhead.json
 """
@@ -28,7 +28,7 @@ ROUNDS, STEPS_PER_ROUND, LOG_EVERY_STEPS = 9, 10, 10
 
 
 def main() -> None:
-    """Time training steps of a small network, the least favorable to the monitor."""
+    """Time training steps of a small network, for which the monitor's share is largest."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--image-size", type=int, default=96)
@@ -90,7 +90,7 @@ def measure(step: Callable[[], None], device: torch.device, folder: Path) -> dic
                     hooks.append(time.perf_counter() - hook_begun)
                     processor["hooks"].append(time.process_time() - processor_begun)
             steps[is_watched].append((time.perf_counter() - begun) / STEPS_PER_ROUND)
-    return summarise(steps, hooks[STEPS_PER_ROUND:], processor, time_samples(device))
+    return summarize(steps, hooks[STEPS_PER_ROUND:], processor, time_samples(device))
 
 
 def time_samples(device: torch.device) -> list[float]:
@@ -104,10 +104,10 @@ def time_samples(device: torch.device) -> list[float]:
     return samples
 
 
-def summarise(
+def summarize(
     steps: dict[bool, list[float]], hooks: list[float], processor: dict[str, list[float]], samples: list[float]
 ) -> dict[str, object]:
-    """The figures, of all rounds but the first; processor time does not count other programs' share."""
+    """The figures of all rounds but the first; processor time excludes other programs."""
     pairs = zip(steps[True][1:], steps[False][1:], strict=True)
     processor_step = statistics.median(processor["step"][2 * STEPS_PER_ROUND :])
     # The mean, for TensorBoard's share comes every few steps only.

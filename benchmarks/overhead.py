@@ -1,17 +1,17 @@
-"""What the engine costs over a bare PyTorch loop with the same network, loss, optimizer and average.
+"""Time that the engine adds to a bare PyTorch loop with the same network, loss, optimizer and weight average.
 
     python benchmarks/overhead.py --out benchmarks/results/overhead_cpu.json
     python benchmarks/overhead.py --network yolo11l --image-size 640 --images 16 --precision fp16 --out ...
 
-Lightning's Trainer runs as in `engine.fit`. Its loader hands out one window after the other and, before each, times a
-step of the bare loop and one of `TrainingStep` alone. So the three alternate in one process, and what counts as the
-engine's time is all that Lightning, our module and the callbacks do between two windows.
+Lightning's Trainer runs as in `engine.fit`. Before each window its loader times one step of the bare loop and one step
+of `TrainingStep` alone. The three therefore alternate in one process. The engine's time is everything that Lightning,
+the module and the callbacks do between two windows.
 
-On a CPU it is processor seconds of one thread, so that other work on the machine counts little. On a GPU, which is
-taken where there is one, it is seconds of the wall clock, with the device waited for after every step: so the host's
-work between two steps is seen in full, though in training it is done beside the device's. There the bare loop launches
-every kernel from Python, under autocast, while ours has its micro-steps recorded: what the engine adds is its
-difference to `step`.
+On a CPU the times are processor seconds of one thread, so that other work on the machine has little effect. On a GPU,
+which is used if there is one, the times are wall-clock seconds, and the program waits for the device after every step.
+The host's work between two steps therefore counts in full, although in training it overlaps with the device's work. On
+a GPU the bare loop launches every kernel from Python under autocast, while `TrainingStep` replays captured graphs. The
+engine's cost there is the difference from `step`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WARM_UP = 3
 
 
 class AlternatingLoader:
-    """The same window again and again; what lies between two requests is the engine's step."""
+    """Yields the same window again and again; the engine's step runs between two requests."""
 
     def __init__(
         self, window: Batch, others: dict[str, Callable[[Batch], object]], rounds: int, clock: Callable[[], float]

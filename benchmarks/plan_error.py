@@ -4,12 +4,12 @@
     python benchmarks/plan_error.py --gpu benchmarks/results/gpu_steps_DATE.json --out ...plan_error_gpu.json
 
 1. `simulated`: the step on the meta device against the storages of a real step of yolo11n on the CPU.
-2. `between`: what the plan reads off its straight lines between simulations against a simulation of that micro-batch.
-3. `allocated` and `gpu`, on their own: the plan as it is made on that machine against what torch allocated there, and
-   against what its driver reported, for every cell of `gpu_steps.py`. (What `engine.memory.overhead` assumes was read
-   off these very results: other cards may differ more.)
+2. `between`: the plan's interpolation between simulations against a simulation of the same micro-batch.
+3. `allocated` and `gpu`, with `--gpu`: the plan against the bytes that torch allocated and against the bytes that the
+   driver reported, for every cell of `gpu_steps.py`. The constants of `engine.memory.overhead` were derived from these
+   results, so other cards may differ more.
 
-The first two are about tensors: what a GPU holds beside them (`engine.memory.overhead`) is no part of them.
+The first two cover tensors only, without the other memory of a GPU (`engine.memory.overhead`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def real_bytes(micro_batch: int, image_size: int, level: Level, accumulate: int)
 
 
 def simulated() -> Iterator[dict[str, Any]]:
-    """A row a cell."""
+    """Rows that compare the simulated step with a real step on the CPU."""
     for level, size, micro_batch, accumulate in itertools.product(
         get_args(Level), IMAGE_SIZES, MICRO_BATCHES, ACCUMULATES
     ):
@@ -66,7 +66,7 @@ def simulated() -> Iterator[dict[str, Any]]:
 
 
 def between() -> Iterator[dict[str, Any]]:
-    """A row a cell."""
+    """Rows that compare the plan's interpolation with a simulation."""
     for network, level, micro_batch in itertools.product(("yolo11n", "yolo11l"), get_args(Level), BETWEEN):
         spec = StepSpec(ModelConfig(network, precision="fp16"))
         found = predict(spec, LARGEST, level, micro_batch, accumulates=True)
@@ -76,7 +76,7 @@ def between() -> Iterator[dict[str, Any]]:
 
 
 def on_gpu(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """For every cell of ours that was measured a row about allocated bytes, and one about those of the driver."""
+    """Rows that compare the plan with the allocated bytes and with the driver's bytes, for every cell of yolofit."""
     results = json.loads(file.read_text())
     context_bytes = results["used_bytes_of_an_empty_process"] + MODULES_BYTES
     is_hopper = re.search("H[12]00", results["machine"]["gpu"])
@@ -97,7 +97,7 @@ def on_gpu(file: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def row(cell: dict[str, Any], predicted: int, measured: int) -> dict[str, Any]:
-    """A cell with its error, relative to what was measured."""
+    """A cell with its error, relative to the measured bytes."""
     print(cell, f"{predicted / measured - 1:+.3%}", flush=True)
     return cell | {
         "predicted_bytes": predicted,

@@ -1,4 +1,4 @@
-"""The default table of ``python -m engine.plan``: what every combination needs, who holds it, and how long that took.
+"""The default table of ``python -m engine.plan``: memory of every combination by component, and the time to plan.
 
 python benchmarks/plan_table.py --out benchmarks/results/plan_meta.json
 """

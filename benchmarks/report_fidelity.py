@@ -1,17 +1,14 @@
-"""What networks trained here are worth beside Ultralytics': the section on fidelity of docs/benchmarks.md."""
+"""The section of docs/benchmarks.md on fidelity: networks of both trainers side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fidelity_arms import PAIRS
-from fidelity_statistics import MARGIN, gap_text, summarise, verdict_text
+from fidelity_statistics import MARGIN, gap_text, summarize, verdict_text
 from matplotlib.axes import Axes
-from report_parts import COLOURS, SIDES, missing, table
-
-if TYPE_CHECKING:
-    from report import Report, Result
+from report_parts import COLORS, SIDES, Report, Result, missing, table
 
 RESULTS = (
     "gpu_fidelity",
@@ -24,18 +21,18 @@ RESULTS = (
     "fidelity_exact_pretrained_cpu",
 )
 AGAINST = {"yolofit less ultralytics": "", "yolofit, its defaults less ultralytics, its defaults": ", defaults"}
-"""Pairs of the two trainers: what is promised of them."""
-INTRODUCTION = f"""Both trainers start from the same weights and see as many images. The gap is mAP50-95 of the first
-network less that of the second, by seed; behind it stands its 95 % interval by Student's t. **Non-inferior**: the
-interval lies above -{MARGIN}. **Inferior**: it lies below. Otherwise **undecided**, with the number of independent
-seeds that would decide if mean and deviation stay as they are. Seeds that share random first weights count as one;
-where all runs start from one file, each seed counts. A class loss below 0 % means that the first network has the lower
-one on the validation images."""
+"""The pairs with a promise, and the remark for each in the table of targets."""
+INTRODUCTION = f"""Both trainers start from the same weights and see the same number of images. The gap is the mAP50-95
+of the first network less the mAP50-95 of the second, by seed. The brackets have its 95 % interval by Student's t.
+**Non-inferior**: the interval lies above -{MARGIN}. **Inferior**: the interval lies below -{MARGIN}. Otherwise the gap
+is **undecided**, and the table has the number of independent seeds that would decide if mean and deviation stay the
+same. Seeds that share random first weights count as one. If all runs start from one file, each seed counts. A class
+loss below 0 % means that the first network has the lower class loss on the validation images."""
 HEAD = ("epoch, validator", "network", "beside", "seeds", "mAP50-95", "beside", "gap, 95 % interval", "class loss", "")
 
 
 def fidelity(report: Report) -> str:
-    """Trained by both: what the networks are worth."""
+    """Networks of both trainers: mAP, gaps and verdicts."""
     results = [found for name in RESULTS if (found := report.newest(name))]
     parts = [INTRODUCTION.replace("\n", " "), *(_fidelity(report, result) for result in results)]
     if not results:
@@ -47,12 +44,12 @@ def fidelity(report: Report) -> str:
 
 
 def _fidelity(report: Report, result: Result) -> str:
-    """The table of gaps of one result file, what chance does, and the curves."""
+    """The table of gaps of one result file, the deviations by chance, and the curves."""
     orders = result.content.get("orders", 1)
-    summary = summarise(result["runs"], PAIRS, orders)
+    summary = summarize(result["runs"], PAIRS, orders)
     parts = [result.source()]
     for call in result.content.get("earlier_calls", []):
-        parts.append(f"Some runs are of `{call['command']}`, commit {call['commit']}.")
+        parts.append(f"Some runs come from `{call['command']}`, commit {call['commit']}.")
     if note := result.content.get("note"):
         parts.append(note)
     for data in sorted({run["data"] for run in result["runs"]}):
@@ -71,12 +68,12 @@ def _fidelity(report: Report, result: Result) -> str:
         shown = [run for run in runs if run["data"] == data and run["trainer"] in SIDES]
         if shown:
             parts.append(report.plot(f"{result.name}_{data}", _draw_curves(shown), 4))
-            parts.append("Curves: losses in training, and mAP50-95 as each trainer's own validator saw it.")
+            parts.append("Curves: losses in training, and mAP50-95 by each trainer's own validator.")
     return "\n\n".join(parts)
 
 
 def _gap_rows(cases: dict[str, Any]) -> list[tuple]:
-    """Gaps of all pairs; early epochs and a validator beside ours only for the two trainers themselves."""
+    """Gaps of all pairs at the last epoch by yolofit's validator; other epochs and validators only for `AGAINST`."""
     rows = []
     for case, found in cases.items():
         for pair, gap in found["gaps"].items():
@@ -90,7 +87,7 @@ def _gap_rows(cases: dict[str, Any]) -> list[tuple]:
 
 
 def _class_loss(gap: dict[str, Any]) -> str:
-    """The interval in parts of the second network's class loss."""
+    """The interval of the class loss, relative to the second network's class loss."""
     loss = gap["beside"].get("cls_loss", {})
     if "interval_95" not in loss:
         return "-"
@@ -99,7 +96,7 @@ def _class_loss(gap: dict[str, Any]) -> str:
 
 
 def _chance(cases: dict[str, Any], orders: int) -> list[str]:
-    """What chance does to one trainer: order and augmentation, and the first weights."""
+    """Standard deviations of each trainer by order and augmentation, and by first weights."""
     if orders == 1:
         return []
     arms = cases["last, validated by yolofit"]["arms"]
@@ -122,7 +119,7 @@ def _note_targets(report: Report, result: Result, data: str, cases: dict[str, An
 
 
 def _same_course(report: Report, result: Result) -> str:
-    """How far the losses of the two trainers are apart where nothing is left to chance."""
+    """Differences between the losses of the two trainers in a training without random choices."""
     curves = {run["trainer"]: run["curves"] for run in result["runs"]}
     names = ("box_loss", "cls_loss", "dfl_loss", "val_box_loss", "val_dfl_loss")
     apart = {
@@ -133,30 +130,30 @@ def _same_course(report: Report, result: Result) -> str:
     rows = [(name.replace("_", " "), *(f"{value:.0e}" for value in values)) for name, values in apart.items()]
     worst = max(values[2] for values in apart.values())
     report.target("7", "without chance, losses equal to 1e-4 for three steps", f"{worst:.0e}", worst <= 1e-4)
-    note = "Relative difference of the losses by epoch, of one step each, where nothing is left to chance:"
+    note = "Relative difference of the losses by epoch, in a training of one step an epoch without random choices:"
     return f"{result.source()}\n\n{note}\n\n{table(('', *epochs), rows)}"
 
 
 def _draw_curves(runs: list[dict[str, Any]]) -> Callable[..., None]:
-    """A picture of the runs on one data set."""
+    """A function that draws the curves of the runs on one data set."""
 
     def draw(*pictures: Axes) -> None:
         for each, curve in zip(pictures, ("box_loss", "cls_loss", "dfl_loss", "val_map50_95"), strict=True):
             for run in runs:
                 points = [(epoch, y) for epoch, y in enumerate(run["curves"].get(curve, []), 1) if y is not None]
                 if points:
-                    each.plot(*zip(*points, strict=True), color=COLOURS[run["trainer"]], linewidth=0.8)
+                    each.plot(*zip(*points, strict=True), color=COLORS[run["trainer"]], linewidth=0.8)
             each.set_title(curve.replace("_", " "), fontsize=8)
             each.set(xlabel="epoch")
         for trainer in SIDES:
-            pictures[0].plot([], [], color=COLOURS[trainer], label=trainer)
+            pictures[0].plot([], [], color=COLORS[trainer], label=trainer)
         pictures[0].legend(fontsize=7)
 
     return draw
 
 
 def _broken_off(runs: list[dict[str, Any]], num_unfinished: int) -> str:
-    """What can be said where runs have not ended: mAP at the last epoch that both trainers have validated."""
+    """For unfinished runs: mAP at the last epoch that both trainers have validated."""
     by_pair: dict[tuple, dict[str, list[float | None]]] = {}
     for run in runs:
         by_pair.setdefault((run["data"], run["seed"]), {})[run["trainer"]] = run["curves"].get("val_map50_95", [])
@@ -167,4 +164,4 @@ def _broken_off(runs: list[dict[str, Any]], num_unfinished: int) -> str:
         if epochs:
             rows.append((data, seed, epochs[-1], *(f"{value:.4f}" for value in both[epochs[-1] - 1])))
     head = ("mAP50-95 by each trainer's own validator", "seed", "epoch", *SIDES)
-    return f"{num_unfinished} runs were broken off. The last epoch that both have validated:\n\n{table(head, rows)}"
+    return f"{num_unfinished} runs were stopped. The last epoch that both have validated:\n\n{table(head, rows)}"

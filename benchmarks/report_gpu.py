@@ -1,16 +1,13 @@
-"""The sections of docs/benchmarks.md about a GPU, and those that compare a GPU and a CPU."""
+"""The sections of docs/benchmarks.md about a GPU, and the sections about both GPU and CPU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
-from report_parts import COLOURS, GIB, LEVELS, gib, missing, table, with_quartiles
-
-if TYPE_CHECKING:
-    from report import Report, Result
+from report_parts import COLORS, GIB, LEVELS, Report, Result, gib, missing, table, with_quartiles
 
 RIVALS = ("ultralytics", *LEVELS)
 
@@ -52,7 +49,7 @@ def on_gpu(report: Report) -> str:
         keys = sorted(key for key in cells if key[2] == "fp16" and key[0] == min(size for size, *_ in cells))
         for rival in ("ultralytics", *LEVELS):
             points = [(key[1], cells[key][rival]) for key in keys if rival in cells[key]]
-            style = {"marker": "o", "markersize": 3, "label": rival, "color": COLOURS[rival]}
+            style = {"marker": "o", "markersize": 3, "label": rival, "color": COLORS[rival]}
             memory.plot([x for x, _ in points], [row["peak_allocated_bytes"] / GIB for _, row in points], **style)
             speed.plot([x for x, _ in points], [row["images_per_second"] for _, row in points], **style)
         memory.set(xlabel="micro-batch", ylabel="peak allocated, GiB", ylim=(0, None))
@@ -63,7 +60,7 @@ def on_gpu(report: Report) -> str:
 
 
 def _gpu_targets(report: Report, texts: Sequence[str], cells: dict[tuple, dict[str, dict]]) -> None:
-    lean, fast = [], []  # in each cell, the least memory at no less speed, and the most speed at no more memory
+    lean, fast = [], []  # by cell: least memory at Ultralytics' speed or more; most speed at its memory or less
     for cell in cells.values():
         theirs = cell["ultralytics"]
         ratios = [
@@ -83,7 +80,7 @@ def _gpu_targets(report: Report, texts: Sequence[str], cells: dict[tuple, dict[s
 
 
 def budget(report: Report) -> str:
-    """Runs within 16 GiB."""
+    """Trainings of the popular 16 GB table within 16 GiB."""
     result = report.newest("gpu_budget")
     text = "GPU: all four rows of the popular 16 GB table train within 16 GiB"
     if result is None:
@@ -183,7 +180,7 @@ def compiled(report: Report) -> str:
         for rival, row in cell.items()
     ]  # fmt: skip
     head = ("cell", "", "first steps, s", "peak allocated", "images/s", "memory ratio", "speed ratio")
-    note = "Ratios are to Ultralytics' step as it is by default, without compilation; the first steps compile."
+    note = "Ratios are to Ultralytics' default step, which is not compiled. The first steps include compilation."
     return "\n\n".join([*parts, result.source(), table(head, rows, num_text=2), note])
 
 
@@ -214,8 +211,8 @@ def cards(report: Report) -> str:
     ]
     failed = [name for result in results for name in result["failed"]]
     note = (
-        "In brackets what the plan says, before anything has run: first with its margin, as `engine.fit` chooses, "
-        "then without. For Ultralytics it is the plan of `none`, which keeps the same tensors."
+        "The brackets have the micro-batch of the plan, which runs nothing: first with the margin, as `engine.fit` "
+        "chooses, then without it. For Ultralytics it is the plan of `none`, which keeps the same tensors."
     )
     parts = [*(result.source() for result in results), table(("card", *map(_name, RIVALS)), rows), note]
     return "\n\n".join(parts + [f"Failed: {', '.join(failed)}."] * bool(failed))
@@ -237,7 +234,7 @@ def _card_targets(report: Report, texts: Sequence[str], found: dict[tuple, dict[
 
 
 def autobatch(report: Report) -> str:
-    """What Ultralytics' AutoBatch expects against what its batch takes, beside the plan for that batch."""
+    """Memory that Ultralytics' AutoBatch expects and that its batch takes, and the plan for the same batch."""
     result = report.newest("gpu_autobatch")
     text = "the plan errs less than AutoBatch, for the batches that AutoBatch chooses"
     if result is None or not result["rows"]:
@@ -256,13 +253,13 @@ def autobatch(report: Report) -> str:
         ))  # fmt: skip
     worst = [max(map(abs, errors)) for errors in (ours, theirs)]
     report.target("3", text, f"worst {worst[0]:.1%}, AutoBatch {worst[1]:.1%}", worst[0] < worst[1])
-    head = ("card, share aimed for", "batch", "aim", "AutoBatch expects", "it takes", "error", "fits the card",
-            "plan of `none`", "it takes", "error")  # fmt: skip
+    head = ("card, share to use", "batch", "aim", "AutoBatch expects", "measured", "error", "fits the card",
+            "plan of `none`", "measured", "error")  # fmt: skip
     return f"{result.source()}\n\n{table(head, rows)}"
 
 
 def engine(report: Report) -> str:
-    """What Lightning and the engine add to a step, and how close its parts come to the machine's limits."""
+    """Time that Lightning and the engine add to a step, and the distance of its parts from the machine's limits."""
     parts = []
     for name, where, base in (("gpu_overhead", "GPU", "step"), ("overhead_cpu", "CPU", "bare")):
         against = "a step alone" if base == "step" else "a bare loop"
@@ -302,6 +299,6 @@ def _roofline(result: Result) -> str:
 
 
 def _name(rival: str) -> str:
-    """A recompute level as code; Ultralytics, and what is compiled, as words."""
+    """Markdown of a rival: the recompute level as code, everything else as words."""
     level, _, rest = rival.partition(" ")
     return f"`{level}` {rest}".rstrip() if level in LEVELS else rival

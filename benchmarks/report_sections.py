@@ -1,20 +1,17 @@
-"""The sections of docs/benchmarks.md: functions from results to Markdown, which note their targets on the way.
+"""The sections of docs/benchmarks.md: functions that turn results into Markdown and note their targets.
 
-Nothing in them is typed in by hand, and what has no result says so.
+All figures come from result files. A section without a result says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from report_fidelity import fidelity
 from report_gpu import autobatch, budget, cards, compiled, engine, kernels, on_gpu, precision_on_gpu
-from report_parts import COLOURS, LEVELS, SIDES, gib, missing, table, with_quartiles
-
-if TYPE_CHECKING:
-    from report import Report, Result
+from report_parts import COLORS, LEVELS, SIDES, Report, Result, gib, missing, table, with_quartiles
 
 AXES = ("micro_batch", "image_size", "boxes_per_image")
 
@@ -31,7 +28,7 @@ def _step_on_cpu(report: Report, step: Result, name: str) -> str:
 
     def draw(memory: Axes, time: Axes) -> None:
         names = list(reversed(step["peak_bytes"]))
-        colors = [COLOURS[name.partition(",")[0]] for name in names]
+        colors = [COLORS[name.partition(",")[0]] for name in names]
         memory.barh(names, [step["peak_bytes"][name] / 2**20 for name in names], color=colors)
         time.barh(names, [step["median_seconds"][name] for name in names], color=colors)
         memory.set(xlabel="peak of tensors, MiB")
@@ -65,8 +62,8 @@ def plan(report: Report) -> str:
     """The plan against measurement."""
     result, on_a_gpu = report.newest("plan_error"), report.newest("plan_error_gpu")
     about = {
-        "simulated": "simulated against a real step on a CPU",
-        "between": "read off a straight line against simulated",
+        "simulated": "simulation against a real step on a CPU",
+        "between": "interpolation between simulations against a simulation",
         "allocated": "plan against torch's allocated bytes on a GPU",
         "gpu": "plan against the driver on a GPU",
     }
@@ -92,7 +89,7 @@ def plan(report: Report) -> str:
 
     def draw(*axes: Axes) -> None:
         for each, kind in zip(axes, kinds, strict=True):
-            each.hist([100 * error for error in errors[kind]], bins=15, color=COLOURS["yolofit"])
+            each.hist([100 * error for error in errors[kind]], bins=15, color=COLORS["yolofit"])
             each.set_title(about[kind], fontsize=7)
             each.set(xlabel="error, %", ylabel="cells")
 
@@ -103,7 +100,7 @@ def plan(report: Report) -> str:
 
 
 def precision(report: Report) -> str:
-    """What rounding costs the box loss."""
+    """The error that rounding adds to the box loss."""
     saving, result = precision_on_gpu(report), report.newest("box_precision_cpu")
     if result is None:
         return f"{missing('the box loss in each precision', 'python benchmarks/box_precision.py')}\n\n{saving}"
@@ -122,7 +119,7 @@ def precision(report: Report) -> str:
         names = [f"{row['image_size']}\n{row['precision']}" for row in result["rows"]]
         for shift, name in ((-0.2, "ultralytics"), (0.2, "yolofit")):
             places = [i + shift for i in range(len(names))]
-            axes.bar(places, [row[name] for row in result["rows"]], 0.4, label=name, color=COLOURS[name])
+            axes.bar(places, [row[name] for row in result["rows"]], 0.4, label=name, color=COLORS[name])
         axes.set_xticks(range(len(names)), names, fontsize=6)
         axes.set(yscale="log", ylabel="1 - CIoU")
         axes.legend(fontsize=7)
@@ -151,13 +148,13 @@ def accumulation(report: Report) -> str:
             names = [f"{row['accumulate']} x {row['micro_batch']}" for row in found["rows"]]
             for side in ("ultralytics", "yolofit"):
                 values = [row[side] for row in found["rows"]]
-                each.plot(names, values, "o-", markersize=3, label=side, color=COLOURS[side])
+                each.plot(names, values, "o-", markersize=3, label=side, color=COLORS[side])
             each.set(yscale="log", ylabel="relative error")
             each.set_title(data, fontsize=8)
             each.legend(fontsize=7)
 
     apart = max(found["whole_gradients_apart"] for found in result["data"].values())
-    note = f"Of 16 pictures at once the two gradients are at most {apart:.0e} apart."
+    note = f"For all 16 images at once the two gradients differ by at most {apart:.0e}."
     picture = report.plot("accumulation", draw, len(result["data"]))
     head = ("data, micro-batches", "Ultralytics", "yolofit")
     return f"{result.source()}\n\n{table(head, rows)}\n\n{picture}\n\n{note}"
@@ -259,7 +256,7 @@ def _measured_growth(report: Report, step: dict[str, Any]) -> list[str]:
         for each, axis in zip(pictures, AXES, strict=True):
             for side in SIDES:
                 seconds = step[axis][side]["seconds"]
-                each.plot(step[axis]["values"], seconds, "o-", markersize=3, label=side, color=COLOURS[side])
+                each.plot(step[axis]["values"], seconds, "o-", markersize=3, label=side, color=COLORS[side])
             each.set(xlabel=axis.replace("_", " "), ylabel="seconds a step", ylim=(0, None))
         pictures[0].legend(fontsize=7)
 
@@ -288,8 +285,8 @@ def validation(report: Report) -> str:
     report.target("9", text, f"{min(ratios):.2f} to {max(ratios):.2f} x", max(ratios) <= 1)
     head = ("", "", "Ultralytics, s", "yolofit, s", "ratio")
     grown = [
-        f"{case}: resident memory grows by {gib(found['ultralytics']['grown_bytes'])} with Ultralytics', "
-        f"{gib(found['yolofit']['grown_bytes'])} with ours."
+        f"{case}: resident memory grows by {gib(found['ultralytics']['grown_bytes'])} with Ultralytics, "
+        f"by {gib(found['yolofit']['grown_bytes'])} with yolofit."
         for case, found in cases.items()
         if "grown_bytes" in found["yolofit"]
     ]

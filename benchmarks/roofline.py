@@ -1,16 +1,17 @@
-"""How close a training step comes to the machine's limits, by part.
+"""Time of each part of a training step against the machine's limits.
 
     python benchmarks/roofline.py --out benchmarks/results/roofline_cpu.json
     python benchmarks/roofline.py --network yolo11l --image-size 640 --images 16 --precision fp16 --out ...
 
-FLOPs and least bytes of a step are counted from the network itself, on the meta device. Least bytes: every input is
-read once and every output written once, with BatchNorm and SiLU as one operation. The machine's ceilings are measured:
-a large matrix product and a large copy. A part's floor is the longer of its two times; the step's floor is their sum.
-The loader works beside the step: `throughput` in a run's table says whether it keeps up.
+The program counts the FLOPs and the least bytes of a step on the meta device. Least bytes means that every input is
+read once and every output is written once, with BatchNorm and SiLU as one operation. The program measures the machine's
+ceilings with a large matrix product and a large copy. The floor of a part is the longer of its two times at these
+ceilings. The floor of the step is the sum over its parts. The loader is not part of the step; `throughput` in a run's
+table shows whether it keeps up.
 
-On a CPU a part's time is its share, by the profiler, of the processor seconds of one thread. On a GPU it is the time of
-its kernels, by the profiler, when they are launched one by one; the step is the recorded one by the wall clock, and
-what it takes beyond its kernels stands as a part of its own.
+On a CPU the time of a part is its share, by the profiler, of the processor seconds of one thread. On a GPU it is the
+time of its kernels, by the profiler, when they are launched one by one. The step is timed by the wall clock with
+captured graphs. The time that it takes beyond its kernels is listed as a separate part.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ CLIP_PASSES = 3  # gradient read for the norm, read and written for the scale
 EMA_PASSES = 3
 NORM_ACT_OPERATORS = ("batch_norm", "silu")
 FUSED_KERNELS = ("_moments_kernel", "_merge_kernel", "_apply_kernel", "_reduce_kernel", "_sum_kernel", "_grad_kernel")
-"""Of `models.kernels.fused_norm_act`, which no operator of PyTorch's launches."""
-CONVOLUTIONS, NORM_ACT = "convolutions", "normalisation and activation"
+"""Kernels of `models.kernels.fused_norm_act`; no operator of PyTorch launches them."""
+CONVOLUTIONS, NORM_ACT = "convolutions", "normalization and activation"
 
 
 def least_work(name: str, images_shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[float, float]]:

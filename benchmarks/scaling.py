@@ -1,10 +1,10 @@
-"""Scaling on paper: what a window communicates, and the efficiency to expect. Nothing here is measured.
+"""Calculated scaling over several devices: bytes to communicate in a window, and the efficiency. Nothing is measured.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling_paper_DATE.json
 
-The model, per optimizer step on N devices: gradients (FP32) travel once, by a ring all-reduce, in parts of
-`engine.training.accumulation.PART_BYTES`, after the last backward pass and so beside no computation; BatchNorm's
-running statistics do the same; and the processes agree `NUM_AGREEMENTS` times over gloo on one number.
+The model of an optimizer step on N devices: a ring all-reduce sums the FP32 gradients, in parts of
+`engine.training.accumulation.PART_BYTES`, after the last backward pass and without overlap. Another all-reduce averages
+BatchNorm's running statistics. The processes agree `NUM_AGREEMENTS` times over gloo on one number.
 
     seconds = 2 (N - 1) / N * bytes / bandwidth + parts * 2 (N - 1) * latency + agreements * 2 log2(N) * host latency
     efficiency = compute / (compute + seconds)
@@ -24,7 +24,7 @@ from models.network import batch_norms, build_network
 
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 IMAGES_PER_SECOND = 150.0
-"""Assumed of one device: YOLO11l at 640 px in 16 bits. A faster one lowers the efficiency."""
+"""Assumed speed of one device: YOLO11l at 640 px in 16 bits. A faster device lowers the efficiency."""
 NUM_AGREEMENTS = 5
 """`out_of_memory.retry` twice, `LastCheckpoint` twice, Lightning's SIGTERM broadcast once."""
 HOST_LATENCY_SECONDS = 50e-6
@@ -32,7 +32,7 @@ HOST_LATENCY_SECONDS = 50e-6
 
 @dataclass(frozen=True)
 class Link:
-    """The slowest link of the ring, as assumed."""
+    """The assumed slowest link of the ring."""
 
     name: str
     bytes_per_second: float
@@ -48,7 +48,7 @@ LINKS = (
 
 
 def communication_seconds(num_devices: int, num_bytes: int, link: Link) -> float:
-    """Of one optimizer step."""
+    """Seconds of communication in one optimizer step."""
     if num_devices == 1:
         return 0.0
     hops = 2 * (num_devices - 1)
@@ -58,7 +58,7 @@ def communication_seconds(num_devices: int, num_bytes: int, link: Link) -> float
 
 
 def efficiency(num_devices: int, images_per_device: float, num_bytes: int, link: Link) -> float:
-    """Share of the time that the devices compute."""
+    """Share of the time in which the devices compute."""
     compute_seconds = images_per_device / IMAGES_PER_SECOND
     return compute_seconds / (compute_seconds + communication_seconds(num_devices, num_bytes, link))
 

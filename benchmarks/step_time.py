@@ -1,12 +1,12 @@
-"""Time and peak memory of an optimizer step, at each recompute level, against the one of the Ultralytics trainer.
+"""Time and peak memory of an optimizer step at each recompute level, against the step of Ultralytics' trainer.
 
     python benchmarks/step_time.py --out benchmarks/results/step_time_cpu.json
 
-Paired in one process, alternating; processor seconds of one thread, medians. The peak is followed storage by storage,
-without what a kernel takes inside.
+The steps alternate in one process. The times are medians of the processor seconds of one thread. The peak counts every
+storage, but not the scratch memory inside a kernel.
 
-Theirs is what `BaseTrainer` does with a batch in memory, without progress bar and callbacks: to float, forward,
-v8DetectionLoss, running mean of the loss terms, backward, clipping, AdamW, zeroing, ModelEMA.
+Ultralytics' step is what `BaseTrainer` does with a batch in memory, without progress bar and callbacks: conversion to
+float, forward, v8DetectionLoss, running mean of the loss terms, backward, clipping, AdamW, zeroing, ModelEMA.
 """
 
 from __future__ import annotations

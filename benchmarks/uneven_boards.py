@@ -1,6 +1,6 @@
-"""Draws boards with 1 to some 60 objects a picture: parts of a board, whole boards, and four boards in one picture.
+"""Draw images with 1 to about 60 objects: a part of a board, a whole board, or four boards.
 
-For what becomes of images with few objects beside images with many.
+They show how training treats images with few objects in a batch with crowded images.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import yaml
 from data.boards.drawing import CLASS_NAMES, draw_board
 
 MIN_VISIBLE = 0.5
-"""Of a box that the border of a picture cuts: with less of its area inside it is left out."""
+"""Boxes with a smaller share of their area inside the image are removed."""
 Picture = tuple[np.ndarray, np.ndarray, np.ndarray]
 """uint8 (H, W, 3) in RGB; float32 (n, 4) corner boxes in pixels; int64 (n,) classes."""
 
 
 def write_uneven_boards(folder: Path, num_train: int, num_val: int, image_size: int) -> Path:
-    """Write a data set in YOLO's format; the path of its ``data.yaml``. The same arguments give the same pictures."""
+    """Write a data set in YOLO's format; return its ``data.yaml``. The same arguments give the same images."""
     for split, (name, count) in enumerate((("train", num_train), ("val", num_val))):
         for kind in ("images", "labels"):
             (folder / kind / name).mkdir(parents=True)
@@ -37,13 +37,13 @@ def write_uneven_boards(folder: Path, num_train: int, num_val: int, image_size: 
 
 
 def draw_uneven(rng: np.random.Generator, image_size: int) -> Picture:
-    """A part of a board, a whole one or four of them, each as often as the others."""
+    """Draw a part of a board, a whole board or four boards, with equal probability."""
     draw = (_part_of_a_board, draw_board, _four_boards)[rng.integers(3)]
     return draw(rng, image_size)
 
 
 def _part_of_a_board(rng: np.random.Generator, image_size: int) -> Picture:
-    """A sixteenth of a board's area, with at least one object."""
+    """Draw a sixteenth of a board's area, with at least one object."""
     image, boxes, classes = draw_board(rng, 4 * image_size)
     for _ in range(100):
         x, y = rng.integers(0, 3 * image_size, 2)

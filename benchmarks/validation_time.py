@@ -1,12 +1,13 @@
-"""NMS and matching against those of Ultralytics' validator, on the same predictions: alternating, medians.
+"""Time of NMS and matching, of yolofit's validation and of Ultralytics' validator, on the same predictions in turns.
 
-Both sides start at decoded boxes and class logits and end at AP at ten IoUs, precision, recall, F1 over confidence
-and the confusion matrix. Ours also computes COCO's AP by size. Predictions are drawn at random, as a fairly good
-network would make them, for several numbers of images; with --ckpt_path and --data also those of a trained network.
-With --coco there is one case instead, as large as the validation set of COCO, with as many classes, and as many objects
-an image on average.
-Seconds are of CPU time, so that other programs on the machine do not count. Of that case each side runs once more, in
-a process of its own, for how much its resident memory grows over that of the predictions.
+Both sides start at decoded boxes and class logits. They end at AP at ten IoUs, precision, recall, F1 over confidence
+and the confusion matrix. yolofit also computes COCO's AP by size. The predictions are random and resemble the
+predictions of a fairly good network, for several numbers of images. --ckpt_path and --data add the predictions of a
+trained network. --coco measures a single case instead: as many images, classes and objects an image as COCO's
+validation set. For this case each side runs once more in a process of its own, which measures the growth of its
+resident memory beyond the predictions.
+
+Seconds are processor seconds, so that other programs on the machine have little effect. Figures are medians.
 
     OMP_NUM_THREADS=1 python benchmarks/validation_time.py --out benchmarks/results/validation_time.json
     OMP_NUM_THREADS=1 python benchmarks/validation_time.py --coco --out benchmarks/results/validation_coco.json
@@ -51,15 +52,15 @@ SAMPLE_SECONDS = 0.002
 
 @dataclass(frozen=True)
 class Drawing:
-    """How predictions and true boxes are drawn."""
+    """The distribution of random predictions and true boxes."""
 
     num_classes: int
     mean_objects: float
-    """Of an image."""
+    """Mean number of objects in an image."""
     varies: bool
-    """Whether images differ in their number of objects (as a geometric distribution has it)."""
+    """Whether the number of objects differs between images, by a geometric distribution."""
     kept_batches: int
-    """More images repeat these."""
+    """Number of different batches; further batches repeat them."""
 
 
 BOARDS, COCO = Drawing(25, 30, False, 16), Drawing(80, 7.36, True, 8)
@@ -69,7 +70,7 @@ Batch = tuple[Tensor, Tensor, list[Tensor], list[Tensor]]
 
 
 def make_batch(seed: int, drawing: Drawing = BOARDS) -> Batch:
-    """What a fairly good network says: about ten anchors near each true box, the rest nearly silent."""
+    """Random predictions like those of a fairly good network: about ten anchors predict each true box."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.full((BATCH_SIZE,), int(drawing.mean_objects))
     if drawing.varies:
@@ -91,7 +92,7 @@ def make_batch(seed: int, drawing: Drawing = BOARDS) -> Batch:
 
 
 def drawn_batches(drawing: Drawing, num_images: int) -> list[Batch]:
-    """So many images, the last batch smaller."""
+    """Batches of ``num_images`` images; the last batch may be smaller."""
     num_batches = -(-num_images // BATCH_SIZE)
     drawn = [make_batch(seed, drawing) for seed in range(min(drawing.kept_batches, num_batches))]
     batches = (drawn * -(-num_batches // len(drawn)))[:num_batches]
@@ -102,7 +103,7 @@ def drawn_batches(drawing: Drawing, num_images: int) -> list[Batch]:
 
 @torch.inference_mode()
 def network_batches(checkpoint: Path, data_yaml: Path, image_size: int) -> tuple[list[Batch], int]:
-    """What a trained network says about the validation images of a data set, and its number of classes."""
+    """Predictions of a trained network for the validation images of a data set, and its number of classes."""
     loaded = load_network(checkpoint, "--ckpt_path")
     data = DetectionData(str(data_yaml), BATCH_SIZE, BATCH_SIZE, image_size, workers=0)
     data.setup("validate")
@@ -137,7 +138,7 @@ def ours(batches: list[Batch], num_classes: int) -> dict[str, float]:
 
 
 def ultralytics(batches: list[Batch], num_classes: int) -> dict[str, float]:
-    """Seconds of each part of what `DetectionValidator` calls; its loop over images is repeated here."""
+    """Seconds of each part of Ultralytics' validation, with the same loop over images as `DetectionValidator`."""
     from ultralytics.engine.validator import BaseValidator
     from ultralytics.utils.metrics import ConfusionMatrix, DetMetrics, box_iou
     from ultralytics.utils.nms import non_max_suppression
@@ -149,7 +150,7 @@ def ultralytics(batches: list[Batch], num_classes: int) -> dict[str, float]:
     for boxes, logits, truth, classes in batches:
         center_boxes = box_convert(boxes, "xyxy", "cxcywh").transpose(1, 2)
         start = time.process_time()
-        predictions = torch.cat([center_boxes, logits.sigmoid()], 1)  # their head does this, our NMS the sigmoid
+        predictions = torch.cat([center_boxes, logits.sigmoid()], 1)  # theirs is in the head, ours in NMS
         found = non_max_suppression(predictions, 0.001, 0.7, nc=num_classes, multi_label=True, max_det=300)
         middle = time.process_time()
         for rows, true_boxes, true_classes in zip(found, truth, classes, strict=True):
@@ -192,7 +193,7 @@ def measure(batches: list[Batch], num_classes: int, rounds: int = ROUNDS) -> dic
 
 
 def grown_bytes(name: str, drawing: Drawing, num_images: int) -> int:
-    """How much the resident memory of this process grows at most while one side works, in a process that is new."""
+    """The largest growth of the resident memory of this new process while one side works."""
     torch.set_num_threads(1)
     batches, process = drawn_batches(drawing, num_images), psutil.Process()
     SIDES[name](batches[:1], drawing.num_classes)  # libraries are loaded
@@ -213,7 +214,7 @@ def grown_bytes(name: str, drawing: Drawing, num_images: int) -> int:
 
 
 def measure_coco() -> dict[str, dict[str, float]]:
-    """The last case, with the memory that each side takes."""
+    """The case as large as COCO, with the memory that each side takes."""
     found = measure(drawn_batches(COCO, NUM_COCO_IMAGES), COCO.num_classes, ROUNDS_OF_MANY)
     for name in SIDES:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -239,7 +240,7 @@ def main() -> None:
 
 
 def measure_smaller(options: argparse.Namespace) -> dict[str, Any]:
-    """Of a trained network, if one is given, and of several numbers of drawn images."""
+    """Predictions of a trained network, if one is given, and random predictions for several numbers of images."""
     results = {}
     if options.ckpt_path:
         batches, num_classes = network_batches(options.ckpt_path, options.data, options.image_size)

@@ -1,7 +1,7 @@
-"""The figures in README and docs, each with the result file it comes from; `docs/generate.py` writes them.
+"""The figures in README and docs, each computed from a result file or from code; `docs/generate.py` writes them.
 
-A claim is a piece of a page in which ``{}`` stands for each number. Its numbers are computed from a result file, put
-into the page and held by a test. The text around them is written by hand.
+A claim is a piece of a page in which ``{}`` stands for each number. This file computes the numbers, `docs/generate.py`
+writes them into the page, and a test compares them. The text around them is written by hand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from fidelity_arms import PAIRS  # noqa: E402  from this checkout
-from fidelity_statistics import by_first_weights, gap_text, interval, summarise, verdict_text  # noqa: E402
+from fidelity_statistics import by_first_weights, gap_text, interval, summarize, verdict_text  # noqa: E402
 
 from data.loading.ram_plan import RAM_SHARE, STALL_SHARE, WORKER_BYTES  # noqa: E402  from this checkout
 from engine.memory.overhead import (  # noqa: E402
@@ -55,15 +55,15 @@ class Claim:
     page: str
     """Path from the root of the repository."""
     text: str
-    """As in the page, any white space for a blank, ``{}`` for a number."""
+    """The text of the page: a blank matches any white space, ``{}`` matches a number."""
     values: Callable[[], Iterable[str]]
-    """The numbers, as they are written."""
+    """Returns the numbers as the page writes them."""
 
     def spans(self, page: str) -> list[tuple[int, int]]:
-        """Where the numbers stand in the text of the page.
+        """Start and end of each number in the text of the page.
 
         Raises:
-            ValueError: If the claim does not stand there exactly once.
+            ValueError: If the page does not have the claim exactly once.
         """
         words = (re.escape(word).replace(r"\{\}", f"({NUMBER})") for word in self.text.split())
         found = list(re.finditer(r"\s+".join(words), page))
@@ -139,21 +139,21 @@ COMPARISONS = {
     ("fidelity_defaults_boards_cpu", DEFAULTS): "drawn boards, own defaults, random weights",
     ("fidelity_defaults_photos_cpu", DEFAULTS): "photographs, own defaults, weights of drawn boards",
 }
-"""By result file and pair, what was compared."""
+"""The compared settings, by result file and pair."""
 EXACTNESS = {"fidelity_exact_cpu": "random weights", "fidelity_exact_pretrained_cpu": "weights of drawn boards"}
-"""By result file, what networks start from."""
+"""The first weights, by result file."""
 
 
 @cache
 def _last(name: str) -> dict[str, Any]:
     """Arms and gaps of the last epoch of a result file with a single data set."""
-    summary = summarise(result(name)["runs"], PAIRS, result(name)["orders"])
+    summary = summarize(result(name)["runs"], PAIRS, result(name)["orders"])
     (found,) = (case for title, case in summary.items() if title.endswith(LAST))
     return found
 
 
 def fidelity_table() -> list[list[str]]:
-    """Yolofit beside Ultralytics: mAP50-95 of both, the gap and what follows from it."""
+    """The mAP50-95 of yolofit and of Ultralytics, the gap and the verdict."""
     rows = [["", "seeds", "Ultralytics", "yolofit", "gap and 95 % interval", ""]]
     for (name, pair), label in COMPARISONS.items():
         found = _last(name)
@@ -164,7 +164,7 @@ def fidelity_table() -> list[list[str]]:
 
 
 def exchange_table() -> list[list[str]]:
-    """What exchanging one thing in yolofit does."""
+    """The gap that each exchange in yolofit causes."""
     rows = [["exchanged", "seeds", "gap and 95 % interval"]]
     for pair, gap in _last("fidelity_boards_cpu")["gaps"].items():
         first, other = pair.split(" less ")
@@ -174,7 +174,7 @@ def exchange_table() -> list[list[str]]:
 
 
 def partners_table() -> list[list[str]]:
-    """Training losses with either kind of mosaic partners, less those of Ultralytics, while mosaics are on."""
+    """Training losses of both kinds of mosaic partners, less the losses of Ultralytics, while mosaics are on."""
     rows = [["partners", "seeds", "class loss in training", "box loss in training"]]
     for arm, label in (("yolofit, pools of 64", "pools of 64 images"), ("yolofit", "the whole data set")):
         gaps = [_training_gap(arm, loss) for loss in ("cls_loss", "box_loss")]
@@ -183,11 +183,11 @@ def partners_table() -> list[list[str]]:
 
 
 MOSAIC_EPOCHS = slice(2, 8)
-"""Of ten: after the warm-up, before mosaics end."""
+"""The epochs, out of ten, after the warm-up and before mosaics end."""
 
 
 def _training_gap(arm: str, loss: str) -> tuple[str, str]:
-    """Seeds, and mean and 95 % interval of the relative gap of a training loss to Ultralytics'."""
+    """Number of seeds, and mean and 95 % interval of a training loss relative to Ultralytics' loss."""
     losses: dict[str, dict[int, float]] = {}
     for run in result("fidelity_boards_cpu")["runs"]:
         losses.setdefault(run["trainer"], {})[run["seed"]] = statistics.fmean(run["curves"][loss][MOSAIC_EPOCHS])
@@ -198,7 +198,7 @@ def _training_gap(arm: str, loss: str) -> tuple[str, str]:
 
 
 def chance_table() -> list[list[str]]:
-    """What moves mAP from run to run of one trainer."""
+    """Standard deviations of mAP50-95 by source of chance, for each trainer."""
     arms = _last("fidelity_boards_cpu")["arms"]
     keys = ("deviation_by_order", "deviation_by_weights")
     return [
@@ -208,7 +208,7 @@ def chance_table() -> list[list[str]]:
 
 
 def exactness_table() -> list[list[str]]:
-    """A normaliser for each micro-batch, less the exact step in the same micro-batches or in one."""
+    """Gaps of a normalizer for each micro-batch to the exact step, which has the same micro-batches or only one."""
     rows = [["micro-batches", "from", "seeds", "gap and 95 % interval"]]
     for name, weights in EXACTNESS.items():
         for pair, gap in _last(name)["gaps"].items():
@@ -221,7 +221,7 @@ def exactness_table() -> list[list[str]]:
 
 
 def batchnorm_table() -> list[list[str]]:
-    """Exact accumulation less the whole batch at once: what BatchNorm's small micro-batches cost."""
+    """Gaps of exact accumulation to the whole batch at once, which BatchNorm causes."""
     rows = [["micro-batches", "seeds", "gap and 95 % interval"]]
     for micro in ("4 x 4", "16 x 1"):
         gap = _last("fidelity_exact_cpu")["gaps"][f"yolofit, {micro} less yolofit"]
@@ -236,7 +236,7 @@ def short_plan_table() -> list[list[str]]:
 
 
 def budget_table() -> list[list[str]]:
-    """What is recommended by budget."""
+    """The recommended plan by budget."""
     what = "micro-batch x accumulate, level"
     budgets = sorted({row["budget_gib"] for row in result("plan_meta")["recommended_by_budget"]}, reverse=True)
     head = ["budget", f"640: {what}", "needs", f"800: {what}", "needs"]
@@ -244,7 +244,7 @@ def budget_table() -> list[list[str]]:
 
 
 def breakdown_table() -> list[list[str]]:
-    """The popular breakdown beside the simulated one, at 32 x 640 and `none`."""
+    """The popular breakdown and the simulated one, at 32 x 640 and `none`."""
     row = _planned((32, 640), "none")
     popular = {
         "weights": ("weights", "2.0"),
@@ -271,7 +271,7 @@ def breakdown_table() -> list[list[str]]:
 
 
 def loader_table() -> list[list[str]]:
-    """Images per second of the loader beside Ultralytics'."""
+    """Images per second of yolofit's loader and of Ultralytics'."""
     labels = {
         "disk": "from disk, HSV on the host",
         "disk_color_on_device": "from disk, HSV left to the GPU (whose time is not counted)",
@@ -291,7 +291,7 @@ def loader_table() -> list[list[str]]:
 
 
 def scaling_table() -> list[list[str]]:
-    """Efficiency on paper by link, window and devices."""
+    """Calculated efficiency by link, window and devices."""
     rows = result("scaling_paper")["rows"]
     counts = [count for count in rows[0]["efficiency"] if count != "1"]
     cells = [[row["link"], row["window"], *(f"{row['efficiency'][n]:.2f}" for n in counts)] for row in rows]
@@ -299,7 +299,7 @@ def scaling_table() -> list[list[str]]:
 
 
 def compile_table() -> list[list[str]]:
-    """torch.compile beside our levels."""
+    """Time and memory of torch.compile and of yolofit's levels."""
     labels = {
         "torch.compile, budget 1.0": "compiled",
         "torch.compile, budget 0.3": "compiled, activation memory budget 0.3",
@@ -377,7 +377,7 @@ def _largest_on_card(rival: str, card_gib: int) -> str:
 
 
 def _bound_percent(errors: Iterable[float], digits: int) -> str:
-    """The smallest number of per cent, with so many digits, that no error exceeds."""
+    """The largest error in per cent, rounded up to so many digits."""
     return f"{math.ceil(max(map(abs, errors)) * 100 * 10**digits) / 10**digits:.{digits}f}"
 
 
@@ -438,7 +438,7 @@ def _index_files(*keys: str) -> Any:
 
 def _quickstart() -> list[str]:
     found = result("quickstart_cpu")
-    return [f"{found['val_map50']:.2f}", f"{found['val_map50_after_first_epoch']:.2f}"]
+    return [f"{found['val_map50_after_first_epoch']:.2f}", f"{found['val_map50']:.2f}"]
 
 
 def _unrecorded_ms(rival: str, fused: bool) -> str:
@@ -453,10 +453,10 @@ def _unrecorded_ms(rival: str, fused: bool) -> str:
 CLAIMS = (
     Claim(
         "README.md",
-        "(`make fit` with the installation {} seconds here)",
+        "({} seconds with the installation)",
         lambda: [str(result("quickstart_cpu")["seconds_of_make_fit_with_installation"])],
     ),
-    Claim("README.md", "mAP50 {} on its validation boards, where the network after one epoch has {}", _quickstart),
+    Claim("README.md", "validation boards from {} after the first epoch to {}", _quickstart),
     Claim(
         "README.md",
         "the plan came within {} % of the bytes that torch allocated, in {} cells",
@@ -515,8 +515,8 @@ CLAIMS = (
     Claim("docs/memory.md", "leaves {} % of the budget free", lambda: [f"{100 * MARGIN_SHARE:.0f}"]),
     Claim(
         "docs/memory.md",
-        "The extra time of `elementwise` is {} % where fused kernels work, which `none` has not ({} to {} % "
-        "measured on an H200 in fp16), and {} % elsewhere",
+        "The extra time of `elementwise` is {} % with fused kernels, which `none` does not use ({} to {} % "
+        "measured on an H200 in fp16), and {} % without them",
         lambda: [
             f"{100 * FUSED_EXTRA_TIME:.0f}",
             f"{100 * (max(_gpu_ratios('median_seconds', 'elementwise', 'none')) - 1):.0f}",
@@ -534,10 +534,10 @@ CLAIMS = (
         "on an H200 16 + 16 images take {} to {} % longer than 32, by this rule {} to {} %.",
         lambda: [*_measured_split_percent(), *_planned_split_percent()],
     ),
-    Claim("docs/memory.md", "The {} stands for what each micro-batch costs", lambda: [f"{MICRO_BATCH_COST:.0f}"]),
+    Claim("docs/memory.md", "The {} is the fixed cost of each micro-batch", lambda: [f"{MICRO_BATCH_COST:.0f}"]),
     Claim(
         "docs/memory.md",
-        "and {} MiB for kernels still to be loaded; without one {} MiB, which is an assumption",
+        "and {} MiB for kernels still to be loaded; without a GPU {} MiB, which is an assumption",
         lambda: [str(MODULES_BYTES // MIB), str(CUDA_CONTEXT_BYTES // MIB)],
     ),
     Claim(
@@ -551,7 +551,7 @@ CLAIMS = (
         lambda: [str(GAPS_BYTES // MIB), str(GAPS_BYTES_PER_PIXEL)],
     ),
     Claim("docs/distributed.md", "| after the last backward pass | {} MB", lambda: _scaling("gradient_bytes", 0)),
-    Claim("docs/distributed.md", "micro-batch: {} MB more in forward", lambda: _scaling("gradient_bytes", 0)),
+    Claim("docs/distributed.md", "This is {} MB more in forward", lambda: _scaling("gradient_bytes", 0)),
     Claim("docs/distributed.md", "averaged | after the step | {} MB", lambda: _scaling("statistics_bytes", 2)),
     Claim("docs/distributed.md", "YOLO11l has {} million parameters", lambda: _parameters()[:1]),
     Claim(
@@ -598,7 +598,7 @@ CLAIMS = (
     ),
     Claim(
         "docs/fidelity.md",
-        "Chance moves the gap by some {} from seed to seed",
+        "Chance moves the gap by about {} from seed to seed",
         lambda: [f"{statistics.stdev(_last('fidelity_boards_cpu')['gaps'][OURS_LESS_THEIRS]['values']):.3f}"],
     ),
     Claim(
@@ -685,7 +685,7 @@ def _scaling(key: str, digits: int) -> list[str]:
 
 
 def _planned_block_share() -> str:
-    """Arithmetic that `block` repeats in all layers, over that of a step."""
+    """The arithmetic that `block` repeats in all layers, as a share of a step's arithmetic."""
     rows = result("recompute_layers_meta")["rows"]
     repeated = sum(row["forward_flops"] for row in rows if row["rank"])
     return f"{repeated / 3 / sum(row['forward_flops'] for row in rows):.2f}"

@@ -1,7 +1,7 @@
-"""Writes what README and docs take from code and measurements: ``python docs/generate.py``. A test holds it up to date.
+"""Write the generated parts of README and docs: ``python docs/generate.py``. A test checks that they are up to date.
 
-``configuration.md`` as a whole; tables between their marks (``<!-- name -->``); single numbers in sentences, which
-`figures.CLAIMS` lists.
+The generated parts are ``configuration.md``, the tables between marks (``<!-- name -->``), and the numbers in sentences
+that `figures.CLAIMS` lists.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ TABLES = {
     "docs/speed.md": {"compile": figures.compile_table},
     "docs/recompute.md": {"layers": figures.layers_table},
 }
-"""By page and mark, the rows of each table of measurements, its head first."""
+"""A function for each table, by page and mark; it returns the rows, the head first."""
 
 
 def pages() -> dict[Path, str]:
-    """Every page with something generated, as it should be."""
+    """The text of every page that has generated parts."""
     root = DOCS.parent
     texts = {root / page: _read(root / page) for page in {*TABLES, *(claim.page for claim in figures.CLAIMS)}}
     for page, tables in TABLES.items():
@@ -127,7 +127,7 @@ def _accumulation_errors() -> str:
         for data, found in json.loads(newest.read_text(encoding="utf-8"))["data"].items()
         for row in found["rows"]
     ]
-    return _table(("pictures, micro-batches", "Ultralytics", "yolofit"), cells)
+    return _table(("images, micro-batches", "Ultralytics", "yolofit"), cells)
 
 
 def _filled(page: str, mark: str, content: str) -> str:
@@ -163,7 +163,7 @@ def _row(action: Any) -> tuple[str, ...]:
 
 
 def _values(hint: Any) -> str:
-    """What may be given, in a few words."""
+    """The allowed values, in a few words."""
     if typing.get_origin(hint) is Literal:
         return ", ".join(_code(value) for value in typing.get_args(hint))
     arguments = [item for item in typing.get_args(hint) if item is not type(None)]

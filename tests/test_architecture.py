@@ -1,4 +1,4 @@
-"""Rules about the code itself: who may import whom, and how long a function may be."""
+"""Rules about the code itself: who may import whom, where a test lies, and how long a function may be."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "models", "data")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TESTS = sorted(path for folder in (*PACKAGES, "benchmarks") for path in (ROOT / "tests" / folder).rglob("test_*.py"))
 MAX_FUNCTION_LINES = 80
 
 LAYERS = {
@@ -76,6 +77,8 @@ def module_of(path: Path) -> str:
 
 
 OURS = {module_of(path): path for path in SOURCES}
+PROGRAMS = {path.stem: path for folder in ("benchmarks", "docs") for path in (ROOT / folder).glob("*.py")}
+"""Programs import each other by the name of the file alone."""
 
 
 @cache
@@ -142,18 +145,19 @@ def test_imports__go_down(path: Path) -> None:
         assert is_down, f"{relative(path)} imports {relative(OURS[other])}, which is not below it"
 
 
-def test_imports__go_in_no_circle() -> None:
-    below = {module: {i.module for i in imports_of(path) if i.module in OURS} for module, path in OURS.items()}
+@pytest.mark.parametrize("paths", [OURS, PROGRAMS], ids=["packages", "programs"])
+def test_imports__go_in_no_circle(paths: dict[str, Path]) -> None:
+    below = {module: {i.module for i in imports_of(path) if i.module in paths} for module, path in paths.items()}
 
     def look(module: str, way: tuple[str, ...]) -> None:
-        assert module not in way, " imports ".join(relative(OURS[m]) for m in (*way[way.index(module) :], module))
+        assert module not in way, " imports ".join(relative(paths[m]) for m in (*way[way.index(module) :], module))
         if module not in done:
             for other in sorted(below[module]):
                 look(other, (*way, module))
             done.add(module)
 
     done: set[str] = set()
-    for module in OURS:
+    for module in paths:
         look(module, ())
 
 
@@ -175,6 +179,16 @@ def test_private_names__stay_in_their_file(path: Path) -> None:
     for module, name in taken:
         is_private = name.startswith("_") and not name.startswith("__")
         assert not is_private, f"{relative(path)} takes {name} from {relative(OURS[module])}"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=relative)
+def test_tests__lie_under_the_path_of_their_file(path: Path) -> None:
+    """A test that is not named after a file tests its whole folder."""
+    counterpart = ROOT / path.relative_to(ROOT / "tests").with_name(path.name.removeprefix("test_"))
+    assert counterpart.parent.is_dir(), f"{relative(path)}: there is no folder {relative(counterpart.parent)}"
+    namesakes = [file for file in (*SOURCES, *PROGRAMS.values()) if file.name == counterpart.name]
+    message = f"{relative(path)}: move it to the path of {', '.join(map(relative, namesakes))}"
+    assert not namesakes or counterpart in namesakes, message
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

@@ -16,6 +16,8 @@ from engine.migration.ultralytics_arguments import parse_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.ko.md"])
+GENERATED = ("benchmarks.md", "configuration.md")
+HAND_WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(page for page in PAGES if page.name not in GENERATED)]
 PACKAGES = ("engine", "models", "data")
 OURS = ("guide", "accumulation", "troubleshooting", "migrating", "README.ko")
 
@@ -66,6 +68,12 @@ def test_commands_to_translate__can_be(name: str) -> None:
 def test_yaml_examples__are_yaml(page: Path) -> None:
     for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
         assert isinstance(yaml.safe_load(block), dict)
+
+
+@pytest.mark.parametrize("page", HAND_WRITTEN, ids=lambda page: page.name)
+def test_lines__have_at_most_120_characters(page: Path) -> None:
+    text = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", page.read_text(encoding="utf-8"), flags=re.S)
+    assert not [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")]
 
 
 def test_contributing__names_what_is_there() -> None:

@@ -27,6 +27,7 @@ STATED = {
         "lies above -0.005",  # a margin that is chosen
         "A loss of more than 0.005 mAP",
         "lies below -0.005",
+        "contains -0.005",
     ],
     "data-loading.md": [
         # Values of keys, which docs/configuration.md generates.
@@ -36,7 +37,7 @@ STATED = {
         "`fliplr` | 0, 0.5 |",
         "at 0.5 that is 2.25 times the activations",  # 1.5 squared
         "about 2 ms an image more",
-        "the resize (0.9 ms), HSV (0.8) and Python (0.3); from disk, decoding takes 1.2 besides",  # benchmarks/NOTES.md
+        "the resize (0.9 ms), HSV (0.8) and Python (0.3); from disk, decoding takes 1.2 more",  # benchmarks/NOTES.md
         "Python 3.14",
     ],
     "datasets.md": [

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import report
-from report import PAGE, PLOTS, RESULTS, Report, page
+import report_sections
+from report import PAGE, PLOTS, page
+from report_parts import RESULTS, Report
 
 ABOUT = {"date", "commit", "cpu", "cpu_cores", "system", "python", "torch", "lightning", "ultralytics"}
 OLDER = "2026-11-24"
@@ -49,7 +50,7 @@ def test_result__says_where_it_comes_from(path: Path) -> None:
 def test_page__without_results_claims_nothing(tmp_path: Path) -> None:
     empty = Report(tmp_path)
     text = page(empty)
-    assert text.count("Not measured yet") >= len(report.report_sections.SECTIONS) - 1
+    assert text.count("Not measured yet") >= len(report_sections.SECTIONS) - 1
     assert empty.targets and {verdict for *_, verdict in empty.targets} == {"not measured"}
     assert not empty.plots
 

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -45,3 +48,15 @@ def overfitted(tmp_path_factory: pytest.TempPathFactory) -> Overfitted:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "overfitted"
     with FileLock(folder.with_suffix(".lock")):
         return overfitted_in(folder)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Plain pictures of several kinds, one of them deeper, with names that collide or are not ASCII."""
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for name, size in {"a.jpg": (40, 60), "a.png": (40, 60), "deep/a.jpg": (20, 30), "부품.png": (30, 30)}.items():
+        content = cv2.imencode(Path(name).suffix, np.full((*size, 3), 90, np.uint8))[1]
+        (folder / name).write_bytes(content)
+    (folder / "notes.txt").write_text("no picture")
+    return folder

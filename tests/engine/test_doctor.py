@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,6 @@ import torch
 
 from engine.command_line.cli import CommandLine
 from engine.doctor import check_files, main
-from engine.machine.diagnosis import LoaderInUse, check_machine, check_needs, diagnose_throughput, needs_of
-from engine.machine.inventory import examine_machine
 from engine.run.checkpoint import network_description
 
 
@@ -17,25 +14,6 @@ def test_main__reports_torch_and_host(capsys: pytest.CaptureFixture[str]) -> Non
     main([])
     output = capsys.readouterr().out
     assert "torch" in output and "host" in output
-
-
-def test_check_machine__no_gpu_is_a_note_not_a_problem() -> None:
-    machine = replace(examine_machine(), gpus=[])
-    assert "problem" not in {finding.severity for finding in check_machine(machine)}
-
-
-def test_check_needs__a_gpu_that_is_not_there_is_a_problem() -> None:
-    machine = replace(examine_machine(), gpus=[])
-    findings = check_needs(machine, needs_of(CommandLine(["--config=configs/component.yaml"]).config))
-    problems = [finding for finding in findings if finding.severity == "problem"]
-    assert problems and all(finding.remedy for finding in problems)
-
-
-def test_diagnose_throughput__tells_waiting_from_computing() -> None:
-    loader = LoaderInUse(workers=2, cores=8, cache="none", next_workers=2, most_workers=7)
-    waiting, computing = diagnose_throughput(0.5, loader), diagnose_throughput(0.01, loader)
-    assert waiting.severity != "ok" and "workers" in waiting.remedy
-    assert computing.severity == "ok"
 
 
 @pytest.mark.parametrize(

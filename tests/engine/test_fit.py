@@ -9,9 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,15 +21,10 @@ from engine.command_line.foreign_callbacks import monitored_names
 from engine.errors import ConfigError
 from engine.fit import main as fit
 from engine.loop.module import Detector
-from engine.training.config import ModelConfig
 from engine.training.step import TrainingStep
 from engine.validate import main as validate
 from engine.validation.evaluation import Evaluation
-from models import network
-from models.detection import boxes
-from models.recompute import norm_act
 from tests.helpers.runs import make_boards, quickstart_arguments
-from tests.helpers.training import make_step, make_window
 
 FIT_OFFLINE = """
 import socket, sys
@@ -276,15 +269,6 @@ def test_fit__ends_if_an_optimizer_state_is_not_fp32_any_more(
         fit(arguments(data_yaml, tmp_path / "run", *more))
 
 
-def test_detector__gives_recordings_back_before_validation() -> None:
-    module = Detector(ModelConfig("yolo11n", recompute="none"), ["a"], 4, 2, 64)
-    module.on_validation_start()  # a validation without training has none
-    released: list[bool] = []
-    module.step = SimpleNamespace(micro_step=SimpleNamespace(release=lambda: released.append(True)))
-    module.on_validation_start()
-    assert released == [True]
-
-
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_fit__without_a_split_makes_no_run_folder(data_yaml: Path, tmp_path: Path, split: str) -> None:
     """Only the splits that training reads must be there, and that is seen before anything is written."""
@@ -308,28 +292,3 @@ def test_fit__takes_callbacks_and_says_that_weights_are_random(
     assert {path.name for path in checkpoints.glob("*.ckpt")} >= {"best.ckpt", "last.ckpt", "mine.ckpt"}
     config, best = cli.config.run.folder / "config.yaml", checkpoints / "best.ckpt"
     assert validate([f"--config={config}", f"--ckpt_path={best}"]).num_images == 6
-
-
-def test_detector__keeps_its_kernels_beside_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked of the kernels when each of two trains, taken in turn."""
-    asked: set[str] = set()
-
-    def kernels_for(x: torch.Tensor, fused_kernels: bool) -> object:
-        asked.add("fused layers" if fused_kernels else "layers")
-        return norm_act
-
-    monkeypatch.setattr(norm_act, "kernels_for", kernels_for)
-    monkeypatch.setattr(network, "fused_kernels_work", lambda images: asked.add("fused input"))
-    monkeypatch.setattr(boxes, "fused_kernels_work", lambda logits: asked.add("fused boxes"))
-    config = ModelConfig("yolo11n", recompute="elementwise")
-    detectors = {
-        fused: Detector(replace(config, fused_kernels=fused), list("abcde"), 8, 8, 64) for fused in (True, False)
-    }
-    for fused in (True, False, True):
-        asked.clear()
-        detector = detectors[fused]
-        step = make_step(detector.network, config=detector.config, loss=detector.loss, memory=detector.memory)
-        step.run(make_window([1, 2]))
-        step.memory.lower("out of memory", 0)  # applies the levels again
-        step.run(make_window([1, 2]))
-        assert asked == ({"fused layers", "fused input", "fused boxes"} if fused else {"layers"})

@@ -21,7 +21,6 @@ from data.errors import DataError
 from engine.errors import ConfigError
 from engine.inspect import main
 from engine.loop.datamodule import DetectionData
-from engine.report.dataset_findings import findings_of
 
 BOX = "0 0.5 0.5 0.5 0.5\n"
 CLASSES = "names: [common, rare, unseen]\n"
@@ -136,22 +135,6 @@ def test_main__split_without_usable_images_is_an_error(root: Path) -> None:
         file.write_bytes(b"")
     with pytest.raises(DataError, match=r"none of the 2 val images can be used: .*6\.png: the file is empty"):
         main([f"--root={root}", "--workers=1"])
-
-
-def test_findings__strong_imbalance_and_tiny_objects_have_a_remedy(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from data.formats.dataset_yaml import read_dataset_yaml
-    from data.indexing.dataset_facts import inspect_dataset
-
-    # 40 boxes of 2.56 x 1.28 px among 46
-    rows = "".join(f"0 {x:.2f} 0.5 0.004 0.004\n" for x in np.linspace(0.1, 0.9, 40))
-    (root.parent / "train/labels/1.txt").write_text(rows)
-    facts, _ = inspect_dataset(read_dataset_yaml(root), 640)
-    found = {finding.what: finding for finding in findings_of(facts)}
-    assert "45 x the objects" in found["balance"].evidence and "repeat_threshold" in found["balance"].remedy
-    assert "87.0% of the objects are below 8 px" in found["object size"].evidence
-    assert "raise data.image_size above 640, or cut tiles" in found["object size"].remedy
 
 
 def test_main__writes_pictures_only_where_it_is_told(root: Path, tmp_path: Path) -> None:

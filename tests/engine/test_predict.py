@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import unicodedata
 from pathlib import Path
 
 import cv2
@@ -18,59 +17,11 @@ from data.formats.image import read_image
 from engine import predict
 from engine.errors import ConfigError
 from engine.inference.predictor import Predictor
-from engine.inference.results import PredictionFolder, summary_line
-from engine.inference.sources import Frame, find_files, read_frames
 from engine.predict import _fresh, main
-from engine.run.checkpoint import LoadedNetwork, load_network
-from models.detection.postprocess import Detections, NmsConfig
+from engine.run.checkpoint import LoadedNetwork
+from models.detection.postprocess import Detections
 from tests.helpers.checkpoints import Overfitted
 from tests.helpers.faults import FULL, full_disk
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Plain pictures of several kinds, one of them deeper, with names that collide or are not ASCII."""
-    folder = tmp_path / "pictures"
-    (folder / "deep").mkdir(parents=True)
-    for name, size in {"a.jpg": (40, 60), "a.png": (40, 60), "deep/a.jpg": (20, 30), "부품.png": (30, 30)}.items():
-        content = cv2.imencode(Path(name).suffix, np.full((*size, 3), 90, np.uint8))[1]
-        (folder / name).write_bytes(content)
-    (folder / "notes.txt").write_text("no picture")
-    return folder
-
-
-def test_find_files__folder_pattern_and_file(pictures: Path) -> None:
-    assert [p.relative_to(pictures).as_posix() for p in find_files(str(pictures))] == [
-        "a.jpg",
-        "a.png",
-        "deep/a.jpg",
-        "부품.png",
-    ]
-    assert [p.name for p in find_files(str(pictures / "*.png"))] == ["a.png", "부품.png"]
-    assert find_files(str(pictures / "a.jpg")) == [pictures / "a.jpg"]
-
-
-@pytest.mark.parametrize("source", ["none", "none/*.jpg", "notes.txt"])
-def test_find_files__rejects_what_holds_nothing(source: str, pictures: Path) -> None:
-    message = f"--source: {pictures / source}: no picture or video there: give a file, folder or pattern of .avi"
-    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
-        find_files(str(pictures / source))
-
-
-def test_read_frames__no_two_share_a_name(pictures: Path) -> None:
-    assert [frame.stem for frame in read_frames(find_files(str(pictures)))] == ["a", "a_png", "a_jpg", "부품"]
-
-
-def test_read_frames__a_video_beside_the_pictures_it_was_cut_into(tmp_path: Path) -> None:
-    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
-    for _ in range(2):
-        writer.write(np.zeros((64, 64, 3), np.uint8))
-    writer.release()
-    (tmp_path / "A").mkdir()
-    for name in ("A/a_000001.png", "a_000002.png"):
-        (tmp_path / name).write_bytes(cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1])
-    stems = [frame.stem for frame in read_frames(find_files(str(tmp_path)))]
-    assert stems == ["a_000001", "a_000002", "a_000001_png", "a_000002_png"]
 
 
 def test_fresh__refuses_what_can_have_no_neighbor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,74 +30,6 @@ def test_fresh__refuses_what_can_have_no_neighbor(tmp_path: Path, monkeypatch: p
     (tmp_path / "mine").touch()
     with pytest.raises(ConfigError, match=r"^--output: \.: is not empty: choose another folder$"):
         _fresh(Path())
-
-
-def test_folder__rejects_a_video_that_cannot_be_written(tmp_path: Path) -> None:
-    folder = PredictionFolder(tmp_path / "out", ["a"])
-    nothing = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
-    frame = Frame(np.zeros((640, 640, 3), np.uint8), Path("a.webm"), "a_000001", 1, 90000.0)
-    with pytest.raises(
-        ConfigError, match=r"--source: a\.webm: cannot be written as MPEG-4 \(640 x 640 pixels at 90000"
-    ):
-        folder.add(frame, nothing)
-
-
-def test_read_frames__rejects_a_broken_video(tmp_path: Path) -> None:
-    (tmp_path / "broken.mp4").write_bytes(b"no video")
-    with pytest.raises(DataError, match="no frame of it can be read"):
-        list(read_frames([tmp_path / "broken.mp4"]))
-
-
-@pytest.mark.parametrize("source", ["0", "rtsp://camera/1", "https://youtu.be/x"])
-def test_find_files__rejects_cameras_and_streams(source: str) -> None:
-    with pytest.raises(ConfigError, match=f"^--source: {source}: cameras and streams are not supported: record"):
-        find_files(source)
-
-
-def test_find_files__passes_over_hidden_files_and_earlier_results(pictures: Path) -> None:
-    for name in ("._a.jpg", ".b.png", "deep/._a.jpg"):
-        (pictures / name).write_bytes(b"\0\5\26\7Mac OS X")
-    (pictures / "out" / "labels").mkdir(parents=True)
-    for name in ("predictions.json", "a.png", "labels/b.png"):
-        (pictures / "out" / name).touch()
-    assert [path.name for path in find_files(str(pictures))] == ["a.jpg", "a.png", "a.jpg", "부품.png"]
-    assert len(find_files(str(pictures / "out"))) == 2  # who asks for them gets them
-
-
-def test_find_files__a_list_several_sources_and_linked_folders(pictures: Path, tmp_path: Path) -> None:
-    (pictures / "list.txt").write_text("\ufeffdeep/a.jpg\n\nnone.png\n", encoding="utf-8")
-    listed = [pictures / "deep" / "a.jpg", pictures / "none.png"]
-    assert find_files(str(pictures / "list.txt")) == listed
-    assert find_files(str(pictures / "a.png"), str(pictures / "*.png"))[0] == pictures / "a.png"
-    assert len(find_files(str(pictures), str(pictures))) == 4
-    (pictures / "linked").symlink_to(tmp_path)
-    errors: list[DataError] = []
-    assert len(find_files(str(pictures), on_error=errors.append)) == 4
-    assert str(errors[0]).startswith(f"{pictures / 'linked'}: a linked folder is not followed")
-
-
-def test_read_frames__goes_on_after_what_cannot_be_read(pictures: Path) -> None:
-    broken = {
-        "0.png": b"",
-        "cut.png": (pictures / "a.png").read_bytes()[:60],
-        "text.jpg": b"text",
-        "v.mp4": b"no video",
-    }
-    for name, content in broken.items():
-        (pictures / name).write_bytes(content)
-    (pictures / "gone.png").symlink_to("nothing")
-    errors: list[DataError] = []
-    frames = list(read_frames(find_files(str(pictures)), errors.append))
-    assert len(frames) == 4
-    assert sorted(Path(str(error).partition(": ")[0]).name for error in errors) == sorted([*broken, "gone.png"])
-
-
-def test_read_frames__no_two_share_a_name_where_case_and_form_do_not_count(tmp_path: Path) -> None:
-    for place, name in [("1", "é.png"), ("2", "e\u0301.png"), ("3", "a.png"), ("4", "A.png")]:
-        (tmp_path / place).mkdir()
-        (tmp_path / place / name).write_bytes(cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1])
-    stems = [unicodedata.normalize("NFC", frame.stem).lower() for frame in read_frames(find_files(str(tmp_path)))]
-    assert len(set(stems)) == 4
 
 
 def test_predict__names_what_cannot_be_read_and_ends_with_the_status_of_an_error(
@@ -188,32 +71,6 @@ def test_options__that_make_no_sense_are_one_line(
         with pytest.raises(ConfigError, match=f"^{re.escape(message)}") as error:
             main(["--ckpt_path=x", f"--source={pictures}", f"--output={tmp_path / 'out'}", option])
         assert "\n" not in str(error.value)
-
-
-def test_detect__refuses_more_tiles_than_anyone_would_wait_for() -> None:
-    loaded = LoadedNetwork(torch.nn.Identity(), "yolo11n", ["ic"], 32)
-    predictor = Predictor(loaded, NmsConfig(), torch.device("cpu"), tile_px=32, overlap=0.99)
-    message = r"^--tile: 32: would look at 640 x 480 pixels in .* give a larger --tile or a smaller --overlap$"
-    with pytest.raises(ConfigError, match=message):
-        predictor.detect(np.zeros((480, 640, 3), np.uint8))
-
-
-def test_summary_line__most_frequent_first_within_the_terminal() -> None:
-    names = ["ic", "a very long name of a class that nobody would print whole", "", "전해 커패시터", *"abcdefgh"]
-    line = summary_line("board", [0] * 9 + [1] * 12 + [2, 3, 3], names, 120)
-    assert line == "board: 12 a very long…print whole, 9 ic, 2 전해 커패시터, 1 class 2"
-    for width in range(60, 120):
-        line = summary_line("p" * 300, [c for c in range(len(names)) for _ in range(c + 1)], names, width)
-        assert sum(1 + (ord(c) > 0x1000 and c != "…") for c in line) <= width
-        assert line.endswith(("more class", "more classes")) and "12 h" in line
-    assert summary_line("a\nb", [], names, 80) == "a\\nb: nothing"
-
-
-def test_folder__writes_what_jpeg_cannot_hold_as_png(tmp_path: Path) -> None:
-    folder = PredictionFolder(tmp_path / "out", ["a"])
-    nothing = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
-    folder.add(Frame(np.zeros((2, 66_000, 3), np.uint8), Path("a.bmp"), "a"), nothing)
-    assert read_image(tmp_path / "out" / "a.png").shape == (2, 66_000, 3)
 
 
 @pytest.mark.slow
@@ -268,23 +125,6 @@ class TestPredict:
         content = json.loads((folder / "predictions.json").read_text())
         assert [image["frame"] for image in content["images"]] == [1, 2, 3, 4]
         assert len(list((folder / "labels").iterdir())) == 4
-
-    def test_tiles__find_on_a_large_board_what_is_on_each_part(self, overfitted: Overfitted) -> None:
-        """Six boards side by side, looked at in pieces of one board's size without overlap: the same detections."""
-        images = [read_image(path) for path in overfitted.images[:6]]
-        board = np.vstack([np.hstack(images[:3]), np.hstack(images[3:])])
-        nms = NmsConfig(confidence=0.25, multi_label=False)
-        device = torch.device("cpu")
-        loaded = load_network(overfitted.checkpoint, "--ckpt_path")
-        tiled = Predictor(loaded, nms, device, tile_px=96, overlap=0.0).detect(board)
-        whole = [Predictor(loaded, nms, device).detect(image) for image in images]
-        assert len(tiled.scores) > 3
-        # A part of what ends at a border may have been put together with its neighbor's; all others are there.
-        for i, found in enumerate(whole):
-            offset = torch.tensor([i % 3, i // 3, i % 3, i // 3]) * 96
-            inner = ((found.boxes_xyxy_px > 3) & (found.boxes_xyxy_px < 93)).all(dim=1)
-            for box in found.boxes_xyxy_px[inner] + offset:
-                assert (tiled.boxes_xyxy_px - box).abs().amax(dim=1).min() < 1e-2
 
     def test_device__rejects_what_is_not_there(self, overfitted: Overfitted, tmp_path: Path) -> None:
         source = f"--source={overfitted.images[0]}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.errors import ConfigError
-from engine.run.checkpoint import load_network, load_weights, network_description
+from engine.run.checkpoint import check_classes, load_network, load_weights, network_description
 from models.network import build_network
 
 NAMES = ["resistor", "capacitor", "chip"]
@@ -69,3 +69,28 @@ def test_load_network__rejects_what_does_not_fit(checkpoint: Path, about: dict, 
 def test_load_network__rejects_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.pt: no such file: nothing is downloaded"):
         load_network(tmp_path / "none.pt", "--ckpt_path")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (["ic", "led"], ["ic", "led"]),
+        (["ic", "led"], ["집적 회로", "LED"]),  # translated
+        (["class 0", "class 1"], ["ic", "led"]),  # a file without names
+    ],
+)
+def test_check_classes__numbers_count(theirs: list[str], ours: list[str]) -> None:
+    check_classes(theirs, ours, "--ckpt_path")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        (["led", "ic"], ["ic", "led"], "ic is its class 1, the data set's 0"),
+        (list("abcde"), ["ic"], "it has 5 classes (a, b, c, ...), the data set 1 (ic)"),
+    ],
+)
+def test_check_classes__says_where_they_part(theirs: list[str], ours: list[str], message: str) -> None:
+    full = f"--ckpt_path: {message}: use the data.yaml that it was trained with"
+    with pytest.raises(ConfigError, match=f"^{re.escape(full)}$"):
+        check_classes(theirs, ours, "--ckpt_path")
