@@ -81,8 +81,11 @@ def read_category_names(file: Path) -> tuple[str, ...]:
     if not all(identity.isdecimal() for identity in categories):
         raise DataError(f"{file}: the category ids are not all numbers. Give 'names' in data.yaml.")
     names = tuple(categories[identity]["name"] for identity in sorted(categories, key=int))
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"{file}: categories are missing or share a name. Give 'names' in data.yaml.")
+    if not names:
+        raise DataError(f"{file}: categories: []: no category. Give 'names' in data.yaml.")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{file}: categories: {name!r}: occurs {count} times. Give 'names' in data.yaml, each once.")
     return names
 
 

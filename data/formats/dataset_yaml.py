@@ -162,6 +162,9 @@ def _names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     wrong = [name for name in names if not isinstance(name, str) or not name.strip() or not is_encodable(name)]
     if wrong:
         raise DataError(f"{file}: names: {wrong[0]!r}: not a name. Put quotes around it.")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{file}: names: {name!r}: occurs {count} times. Give each class a name of its own.")
     if str(content.get("nc", len(names))) not in ("None", str(len(names))):
         raise DataError(f"{file}: nc: {content['nc']!r}: there are {len(names)} names. Make the two agree.")
     return tuple(names)

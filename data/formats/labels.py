@@ -96,16 +96,8 @@ def read_labels(file: Path | str, num_classes: int, num_keypoint_values: int = 0
 
 @functools.lru_cache(maxsize=8)
 def class_ids_by_name(names: tuple[str, ...]) -> dict[str, int]:
-    """Class id by name, for formats that name the classes.
-
-    Raises:
-        DataError: If two classes share a name.
-    """
-    class_ids = {name: class_id for class_id, name in enumerate(names)}
-    if len(class_ids) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"data.yaml: names: {twice!r}: occurs twice, but the labels use names. Rename one of the two.")
-    return class_ids
+    """Class id by name, for formats that name the classes; `data.formats.dataset_yaml` refuses repeated names."""
+    return {name: class_id for class_id, name in enumerate(names)}
 
 
 class ObjectList:

@@ -246,7 +246,8 @@ def test_build_index__coco_image_that_is_missing_is_left_out(
         ({"annotations": [{**ANNOTATIONS[1], "bbox": ["1", "x", 3, 4]}]}, "bbox: .'1', 'x', 3, 4.: not x, y"),
         ({"annotations": [{**ANNOTATIONS[1], "bbox": "[1, 2, 3, 4]"}]}, r"bbox: \[1, 2, 3, 4\]: not x, y"),
         ({"annotations": [{**ANNOTATIONS[1], "bbox": None, "segmentation": {"counts": []}}]}, "bbox: None: not x, y"),
-        ({"categories": []}, "categories are missing or share a name. Give 'names'"),
+        ({"categories": []}, r"categories: \[\]: no category\. Give 'names'"),
+        ({"categories": [{"id": 7, "name": "a"}, {"id": 3, "name": "a"}]}, "categories: 'a': occurs 2 times. Give 'na"),
     ],
 )
 def test_build_index__coco_rejects(tmp_path: Path, changes: dict, message: str) -> None:

@@ -217,6 +217,8 @@ def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
         (base(names=["a", " "]), "names: ' ': not a name"),
         (base(names=["a", "\ud83d"]), "names: '.ud83d': not a name"),
         (base(names="pad, via"), r"names: 'pad, via': not a list of names .*\. Write \[pad, via\]"),
+        (base(names=["b", "a", "c", "a"]), r"names: 'a': occurs 2 times\. Give each class a name of its own\."),
+        (base(names={0: "a", 1: "a"}), "names: 'a': occurs 2 times"),
         (base(kpt_shape=17), "kpt_shape: 17: not a number of key points and 2 or 3"),
         (base(kpt_shape=[17, 4]), r"kpt_shape: \[17, 4\]: not a number"),
         ("train: images/train\nnames: [a]\ntrain: images/val\n", "the key 'train' occurs twice. Remove one of them"),

@@ -159,7 +159,7 @@ def test_read_voc__rejects_wrong_encodings(tmp_path: Path, encoding: str) -> Non
 def test_build_index__voc_rejects_two_classes_of_one_name(tmp_path: Path) -> None:
     file = write(tmp_path, box("a", 0, 0, 40, 40))
     file.write_text("train: JPEGImages\nnames: [a, a]\n")
-    with pytest.raises(DataError, match=r"names: 'a': occurs twice, but the labels use names\. Rename one of the two"):
+    with pytest.raises(DataError, match=r"names: 'a': occurs 2 times\. Give each class a name of its own"):
         index_of(file)
 
 
