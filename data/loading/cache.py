@@ -96,8 +96,8 @@ class SlotCache:
         row[1:] = (*picture.shape[:2], *original_hw)
         row[0] = tag  # last: from now on it is valid
 
-    def begin(self) -> None:
-        """A new sample: `is_intact` is about what is read from now on. Now and then look whether memory is short."""
+    def begin(self, epoch: int) -> None:
+        """Begin a sample: `is_intact` is about what is read from now on. Now and then look whether memory is short."""
         self._lent.clear()
         self._num_samples += 1
         if self._num_samples % LOOK_EVERY == 0 and self.available_bytes is not None and not self.is_closed:
@@ -167,10 +167,11 @@ class RecentImages(SlotCache):
         self.pools = pools
         self._epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order counts."""
+    def begin(self, epoch: int) -> None:
+        """Begin a sample; slots follow the order of its epoch."""
         self.pools.set_epoch(epoch)
         self._epoch = epoch
+        super().begin(epoch)
 
     def address(self, image: int) -> tuple[int, int]:
         """Images that follow one another in the order have neighboring slots."""

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.loading.batch import Batch
-from data.loading.dataset import TrainDataset, ValidationDataset
+from data.loading.dataset import TrainDataset, ValidationDataset, WindowDataset
 from data.loading.rectangles import RectangleSampler
 from data.loading.ring import RingDataset, WindowRing, blocks_per_worker
 from data.loading.sampler import WindowSampler, image_sizes
@@ -110,7 +110,7 @@ def _window_bytes(batch_size: int, num_replicas: int, image_size: int) -> int:
 
 
 def _build_loader(
-    dataset: TrainDataset | ValidationDataset,
+    dataset: WindowDataset,
     sampler: WindowSampler | RectangleSampler,
     num_workers: int,
     prefetch: int,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import numpy as np
 
@@ -30,7 +31,8 @@ GIB = 2**30
 RAM_SHARE = 0.6  # of the available RAM that the loader may plan with: the rest is for the training process and others
 SHM_SHARE = 0.8
 FLOOR_SHARE = 0.1  # of the available RAM: with less left than this no cache grows any more
-WORKER_BYTES = 150 * 2**20  # of a worker's own, beyond what it shares
+WORKER_BYTES = 150 * 2**20  # private to a forked worker; measured: 40 to 75 MiB beside its samples
+SPAWNED_WORKER_BYTES = 600 * 2**20  # private to a worker that loads all libraries itself; measured: 330 to 560 MiB
 MAX_WORKERS = 8  # to begin with; a measured stall adds more
 VALIDATION_WORKERS = 2  # most of the validation loader's
 PREFETCH = 2  # windows ahead per worker
@@ -52,6 +54,13 @@ class Host:
     """Free bytes of /dev/shm; None where windows do not go through it, nor caches lie there."""
     disk_bytes: int = 0
     """Free bytes of the disk that the cache folder is on."""
+    is_forked: bool = True
+    """Workers are forked and share what the training process has loaded."""
+
+    @property
+    def worker_bytes(self) -> int:
+        """Private memory of one worker, in bytes."""
+        return worker_bytes(self.is_forked)
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,7 @@ def plan_loading(
     count = worker_count(workers, host.cores)
     count, prefetch, why_workers = _fit_windows(host, volume, count, budget_bytes)
     windows = _num_windows(count, prefetch) * volume.window_bytes
-    left_bytes = budget_bytes - windows - count * WORKER_BYTES
+    left_bytes = budget_bytes - windows - count * host.worker_bytes
     if host.shm_bytes is not None:  # where windows go through it, caches lie there
         reserved = reserved_bytes(count, prefetch, volume.window_bytes)
         left_bytes = min(left_bytes, int(host.shm_bytes * SHM_SHARE) - reserved)
@@ -179,8 +188,8 @@ def plan_loading(
     recent = min(count * prefetch * volume.batch_size + 2 * POOL_SIZE, volume.num_images)
     recent = min(recent, left_bytes // 2 // volume.slot_bytes)
     chosen, images, why_cache = _choose_cache(host, volume, cache, left_bytes - recent * volume.slot_bytes)
-    keeps_all_decoded = chosen in ("ram", "disk") and images == volume.num_images
-    if keeps_all_decoded:
+    keeps_decoded = chosen in ("ram", "disk")
+    if keeps_decoded:
         recent = 0
     image_bytes = {"ram": volume.picture_bytes, "files": volume.file_bytes}.get(chosen, 0)
     cache_bytes = recent * volume.slot_bytes + images * image_bytes
@@ -190,13 +199,18 @@ def plan_loading(
         cache=chosen,
         cached_images=images,
         recent_images=recent,
-        keeps_all_decoded=keeps_all_decoded,
+        keeps_all_decoded=keeps_decoded and images == volume.num_images,
         window_bytes=windows,
         cache_bytes=cache_bytes,
-        ram_bytes=windows + cache_bytes + count * WORKER_BYTES,
+        ram_bytes=windows + cache_bytes + count * host.worker_bytes,
         floor_bytes=int(host.ram_bytes * FLOOR_SHARE),
         reason=f"{why_cache}; {why_workers}",
     )
+
+
+def worker_bytes(is_forked: bool) -> int:
+    """Private memory of one worker, in bytes, without the blocks and caches that processes share."""
+    return WORKER_BYTES if is_forked else SPAWNED_WORKER_BYTES
 
 
 def worker_count(workers: int | Literal["auto"], cores: int) -> int:
@@ -241,7 +255,7 @@ def _fit_windows(host: Host, volume: Volume, workers: int, budget_bytes: int) ->
         for prefetch in range(PREFETCH, 0, -1):
             windows = _num_windows(count, prefetch) * volume.window_bytes
             reserved = reserved_bytes(count, prefetch, volume.window_bytes)
-            if windows + count * WORKER_BYTES > budget_bytes // 2:
+            if windows + count * host.worker_bytes > budget_bytes // 2:
                 why = f"windows are limited by half of the loader's {budget_bytes / GIB:.1f} GiB"
             elif host.shm_bytes is not None and reserved > int(host.shm_bytes * SHM_SHARE):
                 why = f"windows are limited by /dev/shm, which has {host.shm_bytes / GIB:.2f} GiB free"
@@ -276,42 +290,41 @@ def _choose_cache(host: Host, volume: Volume, mode: CacheMode, left_bytes: int) 
 
 def open_caches(
     dataset: TrainDataset, plan: LoadPlan, folder: Path, available_bytes: Callable[[], int] | None = None
-) -> None:
-    """Give a data set the caches of a plan, before its loader starts workers.
+) -> TrainDataset:
+    """The same data set with the caches of a plan, for a loader that has not started its workers.
 
     Args:
         dataset: The training images.
         plan: From `plan_loading`.
-        folder: Where a cache on disk lies; outside of the user's data set. Its file goes when the run ends.
-        available_bytes: Says how much RAM is left, in any process (a module's function); watches over the cache.
+        folder: Where a cache on disk lies; outside of the user's data set. Its file is removed when the run ends.
+        available_bytes: Returns the free RAM in bytes, in any process (a module's function); watches over the cache.
 
     Raises:
         OSError: If the disk has no room after all.
     """
-    source = dataset.source
-    slot_bytes = 3 * source.image_size**2
-    source.cache, source.files = None, None
-    dataset.pools = PartnerPools(len(dataset), dataset.seed, plan.keeps_all_decoded)
-    if plan.cache in ("ram", "disk"):
-        file = None
-        if plan.cache == "disk":
-            folder.mkdir(parents=True, exist_ok=True)
-            file = folder / f"decoded-{id(dataset):x}-{np.random.SeedSequence().entropy:x}.bin"
-        floor_bytes = 0 if plan.cache == "disk" else plan.floor_bytes
-        source.cache = DecodedCache(plan.cached_images, slot_bytes, file, available_bytes, floor_bytes)
-    else:
-        open_recent_images(dataset, plan)
+    index, slot_bytes = dataset.source.index, 3 * dataset.source.image_size**2
+    pools = PartnerPools(len(dataset), dataset.seed, plan.keeps_all_decoded)
+    if plan.cache == "ram":
+        pictures = DecodedCache(plan.cached_images, slot_bytes, None, available_bytes, plan.floor_bytes)
+        return dataset.with_caches(pictures, pools=pools)
+    if plan.cache == "disk":
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"decoded-{uuid4().hex}.bin"
+        return dataset.with_caches(DecodedCache(plan.cached_images, slot_bytes, file), pools=pools)
+    files = None
     if plan.cache == "files":
-        paths = (Path(source.index.path(image)) for image in range(len(source)))
-        sizes_bytes = np.fromiter((path.stat().st_size for path in paths), np.int64, len(source))
-        source.files = FileCache(sizes_bytes, available_bytes, plan.floor_bytes)
+        paths = (Path(index.path(image)) for image in range(len(index)))
+        sizes_bytes = np.fromiter((path.stat().st_size for path in paths), np.int64, len(index))
+        files = FileCache(sizes_bytes, available_bytes, plan.floor_bytes)
+    return open_recent_images(dataset.with_caches(None, files, pools), plan)
 
 
-def open_recent_images(dataset: TrainDataset, plan: LoadPlan) -> None:
-    """Keep as many decoded pictures for mosaics as a plan says, if any; those that were kept are dropped."""
-    if plan.recent_images:
-        slot_bytes = 3 * dataset.source.image_size**2
-        dataset.source.cache = RecentImages(dataset.pools, plan.recent_images, slot_bytes)
+def open_recent_images(dataset: TrainDataset, plan: LoadPlan) -> TrainDataset:
+    """The same data set, with an empty cache of recent images if the plan has one."""
+    if not plan.recent_images:
+        return dataset
+    recent = RecentImages(dataset.pools, plan.recent_images, 3 * dataset.source.image_size**2)
+    return dataset.with_caches(recent, dataset.source.files)
 
 
 def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> LoadPlan:
@@ -324,7 +337,7 @@ def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> 
         workers: Processes that are wanted.
     """
     recent_bytes = plan.recent_images * volume.slot_bytes
-    given_back_bytes = plan.window_bytes + plan.workers * WORKER_BYTES + recent_bytes
+    given_back_bytes = plan.window_bytes + plan.workers * host.worker_bytes + recent_bytes
     shm_bytes = host.shm_bytes
     if shm_bytes is not None:
         shm_bytes += reserved_bytes(plan.workers, plan.prefetch, volume.window_bytes) + recent_bytes
@@ -339,7 +352,7 @@ def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> 
         recent_images=recent_images,
         window_bytes=fresh.window_bytes,
         cache_bytes=cache_bytes,
-        ram_bytes=fresh.window_bytes + cache_bytes + fresh.workers * WORKER_BYTES,
+        ram_bytes=fresh.window_bytes + cache_bytes + fresh.workers * host.worker_bytes,
     )
 
 

@@ -14,14 +14,15 @@ import itertools
 import math
 import weakref
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from data.loading.batch import Batch, EmptyImages, empty_images
+from data.loading.batch import Batch, empty_images
+from data.loading.dataset import WindowDataset
 from data.loading.sampler import SampleKey
 from data.loading.shared import SharedBlock
 
@@ -34,14 +35,6 @@ _numbers = itertools.count()
 def blocks_per_worker(prefetch: int) -> int:
     """The windows that a worker makes ahead, the one in use, and one more for who keeps two."""
     return prefetch + 2
-
-
-class WindowDataset(Protocol):
-    """What makes whole windows, in memory that it asks for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, keys: list[SampleKey], empty: EmptyImages) -> Batch: ...
 
 
 class WindowRing:

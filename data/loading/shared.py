@@ -19,6 +19,11 @@ import numpy as np
 import torch
 
 
+def is_forked() -> bool:
+    """Whether worker processes are forked, so that they inherit the memory of this one."""
+    return multiprocessing.get_start_method() == "fork"
+
+
 class SharedBlock:
     """Bytes, zero at first, that all processes see."""
 
@@ -38,15 +43,14 @@ class SharedBlock:
         self._file = file
         self._map: mmap.mmap | None = None
         self._tensor: torch.Tensor | None = None
-        is_forked = multiprocessing.get_start_method() == "fork"
         if file is not None:
             mapped = _map_new_file(file, self.num_bytes)
-            if is_forked:
+            if is_forked():
                 file.unlink()
                 self._file, self._map = None, mapped
             else:
                 weakref.finalize(self, file.unlink, missing_ok=True)
-        elif is_forked:
+        elif is_forked():
             self._map = mmap.mmap(-1, self.num_bytes)
         else:
             storage = _new_shared(self.num_bytes)

@@ -16,18 +16,32 @@ from data.loading.cache import FileCache, SlotCache
 class ImageSource:
     """The images of a split with the long side resized to ``image_size``, from a cache or from disk."""
 
-    def __init__(self, index: ImageIndex, image_size: int) -> None:
-        """Prepare; nothing is read yet.
+    def __init__(
+        self,
+        index: ImageIndex,
+        image_size: int,
+        cache: SlotCache | None = None,
+        files: FileCache | None = None,
+        broken: BrokenImages | None = None,
+    ) -> None:
+        """Store the arguments; nothing is read yet.
 
         Args:
             index: The images.
-            image_size: Length of the long side.
+            image_size: Length of the long side in pixels.
+            cache: Keeps decoded images; None keeps none.
+            files: Keeps the content of files; None keeps none.
+            broken: Counts unreadable images; None starts a new count.
         """
         self.index = index
         self.image_size = image_size
-        self.broken = BrokenImages(index)
-        self.cache: SlotCache | None = None
-        self.files: FileCache | None = None
+        self.cache = cache
+        self.files = files
+        self.broken = broken or BrokenImages(index)
+
+    def without_cache(self) -> ImageSource:
+        """The same images, decoded again; the count of unreadable images is shared."""
+        return ImageSource(self.index, self.image_size, None, self.files, self.broken)
 
     def __len__(self) -> int:
         """Number of images."""

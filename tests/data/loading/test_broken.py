@@ -43,9 +43,8 @@ def test_image_source__broken_images_are_gray_and_have_no_objects(
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_image_source__an_image_that_can_be_read_again_has_its_objects(index: ImageIndex, is_cached: bool) -> None:
     """As after a network drive was away: the picture without its boxes would teach that nothing is there."""
-    source, file = ImageSource(index, image_size=64), Path(index.path(3))
-    if is_cached:
-        source.cache = DecodedCache(len(index), 3 * 64**2)
+    cache = DecodedCache(len(index), 3 * 64**2) if is_cached else None
+    source, file = ImageSource(index, 64, cache), Path(index.path(3))
     file.rename(file.with_suffix(".away"))
     assert len(source.load(3).classes) == 0
     file.with_suffix(".away").rename(file)

@@ -30,9 +30,7 @@ def picture_of(seed: int, height: int = 40, width: int = 64) -> np.ndarray:
 
 
 def make_train(index: ImageIndex, cache: SlotCache | None = None, files: FileCache | None = None) -> TrainDataset:
-    dataset = TrainDataset(index, 64, AugmentConfig(close_mosaic=0), 0, 10)
-    dataset.source.cache, dataset.source.files = cache, files
-    return dataset
+    return TrainDataset(index, 64, AugmentConfig(close_mosaic=0), 0, 10).with_caches(cache, files)
 
 
 def caches_of(index: ImageIndex, folder: Path) -> dict[str, TrainDataset]:
@@ -101,7 +99,7 @@ def test_recent_images__decodes_each_file_about_once_an_epoch() -> None:
     cache = RecentImages(pools, 2 * POOL_SIZE, 27)
     rng, decoded = np.random.default_rng(0), 0
     for epoch in range(2):
-        cache.set_epoch(epoch)
+        cache.begin(epoch)
         for image in epoch_order(num_images, 5, epoch):
             pool = pools.pool(image)
             for needed in (image, *pool[rng.integers(len(pool), size=3)]):
@@ -114,13 +112,12 @@ def test_recent_images__decodes_each_file_about_once_an_epoch() -> None:
 
 def test_is_intact__notices_an_overwritten_slot(index: ImageIndex) -> None:
     cache = RecentImages(PartnerPools(4, 0), 1, SLOT_BYTES)
-    cache.set_epoch(0)
+    cache.begin(0)
     cache.put(0, picture_of(0), (40, 64))
-    cache.begin()
     assert cache.get(0) is not None and cache.is_intact()
     cache.put(1, picture_of(1), (40, 64))
     assert not cache.is_intact() and cache.get(0) is None
-    cache.begin()
+    cache.begin(0)
     assert cache.is_intact()
 
 
@@ -165,7 +162,7 @@ class TestMemoryPressure:
         cache = DecodedCache(99, SLOT_BYTES, None, lambda: room[0], floor_bytes=80)
         for image in range(16):
             cache.put(image, picture_of(image), (1, 1))
-        cache.begin()
+        cache.begin(0)
         view = cache.get(3).image
         room[0] = 39
         cache.put(20, picture_of(20), (1, 1))
