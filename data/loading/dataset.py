@@ -1,4 +1,4 @@
-"""Datasets for a DataLoader: a `SampleKey` in, a `Sample` out."""
+"""Data sets for a DataLoader: they turn a `SampleKey` into a `Sample`, and a list of keys into a `Batch`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from data.loading.rectangles import rectangles_hw
 from data.loading.sampler import SampleKey, sample_generator
 from data.loading.source import ImageSource
 
-if TYPE_CHECKING:  # importing albumentations takes seconds; only who uses it pays
+if TYPE_CHECKING:  # importing albumentations takes seconds
     import albumentations as A
 
 
 class WindowDataset(Dataset[Sample]):
-    """Images that are read one by one or as a whole window."""
+    """Images that are made one by one or as a whole window."""
 
     source: ImageSource
 
@@ -67,7 +67,7 @@ class WindowDataset(Dataset[Sample]):
 
 
 class TrainDataset(WindowDataset):
-    """Augmented training pictures: sample ``(epoch, index)`` is a function of the configuration alone."""
+    """Augmented training images; a sample depends on its key and the configuration alone."""
 
     def __init__(
         self,
@@ -83,13 +83,12 @@ class TrainDataset(WindowDataset):
 
         Args:
             index: The training images.
-            image_size: Side of the square pictures.
-            augment: What is varied, and how much.
+            image_size: Side of the square images in pixels.
+            augment: Ranges and probabilities of the augmentation.
             seed: Seed of every random draw.
             max_epochs: Epochs of the run; mosaic is off in the last ``augment.close_mosaic`` of them.
-            transforms: Albumentations to apply after everything else.
-            color_on_device: Leave the change of colors to `Batch.colored`; not with ``transforms``, which come
-                after it.
+            transforms: Albumentations transforms, applied after everything else.
+            color_on_device: Leave the change of colors to `Batch.colored`; no effect with ``transforms``.
         """
         self.source = ImageSource(index, image_size)
         self.pools = PartnerPools(len(index), seed)
@@ -108,10 +107,7 @@ class TrainDataset(WindowDataset):
     ) -> TrainDataset:
         """The same data set with other caches, for a loader that has not started its workers.
 
-        Args:
-            cache: Keeps decoded images.
-            files: Keeps the content of files.
-            pools: Where mosaic partners come from; None for the present ones.
+        ``cache`` keeps decoded images, ``files`` the content of files; without ``pools`` mosaic partners stay the same.
         """
         dataset = copy(self)
         dataset.source = ImageSource(self.source.index, self.source.image_size, cache, files)
@@ -140,7 +136,7 @@ class TrainDataset(WindowDataset):
         return sample
 
     def _augmented(self, source: ImageSource, key: SampleKey) -> tuple[LabelledImage, np.ndarray]:
-        """A picture, and the gains by which its colors are still to be changed."""
+        """An image, and the gains by which its colors are still to be changed."""
         rng = sample_generator(self.seed, key)
         config = self.augment.in_epoch(key.epoch, self.max_epochs)
         how = (source, key.index, rng, config, self.pools.pool(key.index), key.image_size)
@@ -150,19 +146,16 @@ class TrainDataset(WindowDataset):
 
 
 class ValidationDataset(WindowDataset):
-    """Letterboxed pictures, with what maps boxes back to the original ones."""
+    """Letterboxed images, with the geometry that maps boxes back to the original images."""
 
     def __init__(self, index: ImageIndex, image_size: int, rectangular: bool = False) -> None:
         """Prepare; nothing is read yet.
 
         Args:
             index: The images to validate on.
-            image_size: Side of the square pictures.
-            rectangular: Pad each picture to its rectangle, see `data.loading.rectangles`, rather than to a square. Keys
-                that are asked for together are then of one rectangle, as `data.loading.rectangles.RectangleSampler`
-                gives them.
-
-        Memory: 8 bytes an image for rectangles.
+            image_size: Side of the square images in pixels.
+            rectangular: Pad each image to its rectangle, not to a square. The keys of a window must then be of one
+                rectangle, as from `data.loading.rectangles.RectangleSampler`. Takes 8 bytes an image.
         """
         self.source = ImageSource(index, image_size)
         self.rectangles_hw = rectangles_hw(index.sizes_hw, image_size) if rectangular else None
@@ -192,7 +185,7 @@ class ValidationDataset(WindowDataset):
 def _to_sample(
     picture: LabelledImage, name: str, planes: torch.Tensor, geometry: ImageGeometry | None = None
 ) -> Sample:
-    """A sample of a picture that was written to ``planes``, uint8 (3, H, W)."""
+    """The sample of an image that was written to ``planes``, uint8 (3, H, W)."""
     return Sample(
         image=planes,
         boxes_xyxy_px=torch.from_numpy(picture.boxes_xyxy_px),

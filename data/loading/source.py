@@ -1,4 +1,4 @@
-"""Where the data sets get their pictures from: decoded, resized and with boxes in pixels."""
+"""Reads the images of a split, decoded, resized and with boxes in pixels."""
 
 from __future__ import annotations
 
@@ -24,15 +24,7 @@ class ImageSource:
         files: FileCache | None = None,
         broken: BrokenImages | None = None,
     ) -> None:
-        """Store the arguments; nothing is read yet.
-
-        Args:
-            index: The images.
-            image_size: Length of the long side in pixels.
-            cache: Keeps decoded images; None keeps none.
-            files: Keeps the content of files; None keeps none.
-            broken: Counts unreadable images; None starts a new count.
-        """
+        """Store the arguments; without ``broken`` a new count of unreadable images begins."""
         self.index = index
         self.image_size = image_size
         self.cache = cache
@@ -48,7 +40,7 @@ class ImageSource:
         return len(self.index)
 
     def load(self, image: int) -> LabelledImage:
-        """Get one image; with a cache, a view that is only valid as long as the cache `is_intact`.
+        """Read one image; with a cache, a view that is valid as long as `SlotCache.is_intact` is true.
 
         Raises:
             DataError: If too many files cannot be read: see `data.loading.broken`.
@@ -56,7 +48,7 @@ class ImageSource:
         return self.load_with_size(image)[0]
 
     def load_with_size(self, image: int) -> tuple[LabelledImage, tuple[int, int]]:
-        """Get one image, and say how big (height, width) it is in the file."""
+        """As `load`, also the (height, width) of the file in pixels."""
         boxes_rel, classes = self.index.labels(image)
         cached = self.cache and self.cache.get(image)
         try:

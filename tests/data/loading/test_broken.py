@@ -58,7 +58,7 @@ def test_broken_images__many_are_an_error(index: ImageIndex) -> None:
     for image in (1, 2):
         Path(index.path(image)).unlink()
     read(broken, 1)
-    with pytest.raises(DataError, match=r"002\.png: cannot be read .*\. With it, 2 images have become unreadable"):
+    with pytest.raises(DataError, match=r"002\.png: cannot be read .*\. 2 images have become unreadable"):
         read(broken, 2)
 
 
