@@ -27,7 +27,7 @@ class Part:
     body: np.ndarray
     """uint8 (h, w, 4), RGBA: everything above the board, which casts a shadow."""
     pins: list[tuple[float, float, float, float]] = field(default_factory=list)
-    """The begins of traces: x and y from the center, and the direction away from the part."""
+    """The starts of traces: x and y from the center, and the direction away from the part."""
     height_px: float = 0.0
     """Length of the shadow."""
     reference: str = ""

@@ -134,8 +134,6 @@ def _split_facts(
 ) -> SplitFacts:
     num_classes = dataset.num_classes
     counts = np.diff(index.box_offsets)
-    image_of_box = np.repeat(np.arange(len(index)), counts)
-    pairs = np.unique(image_of_box * num_classes + index.classes)
     bins = np.digitize(np.sqrt(box_sizes_px(index, image_size).prod(axis=1)), SIZE_EDGES_PX)
     sizes, frequencies = np.unique(index.sizes_hw, axis=0, return_counts=True)
     frequent = np.argsort(-frequencies, kind="stable")[:5]
@@ -149,7 +147,7 @@ def _split_facts(
         notes=dataset.notes.get(split, ()),
         notices=notice_counts(table),
         boxes_per_class=np.bincount(index.classes, minlength=num_classes).tolist(),
-        images_per_class=np.bincount(pairs % num_classes, minlength=num_classes).tolist(),
+        images_per_class=index.images_per_class(num_classes).tolist(),
         boxes_per_size=dict(zip(SIZE_NAMES, np.bincount(bins, minlength=len(SIZE_NAMES)).tolist(), strict=True)),
         image_sizes={f"{sizes[i][1]} x {sizes[i][0]}": int(frequencies[i]) for i in frequent},
     )

@@ -58,6 +58,12 @@ class ImageIndex(PackedImages):
         rows = slice(*self.box_offsets[image : image + 2])
         return self.boxes_xyxy_rel[rows], self.classes[rows]
 
+    def images_per_class(self, num_classes: int) -> np.ndarray:
+        """Number of images with an object of each class, int64 (num_classes,)."""
+        image_of_box = np.repeat(np.arange(len(self)), np.diff(self.box_offsets))
+        pairs = np.unique(image_of_box * num_classes + self.classes)  # each class once per image
+        return np.bincount(pairs % num_classes, minlength=num_classes)
+
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle the name of the index file, not its content."""
         if self.origin is not None:

@@ -153,7 +153,7 @@ def concatenate(tables: Sequence[ScanTable]) -> ScanTable:
 
 
 def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The begin of each of several runs, and the end of the last; int64 (len + 1,)."""
+    """The start of each of several runs, and the end of the last; int64 (len + 1,)."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 

@@ -77,7 +77,5 @@ def image_repeats(index: ImageIndex, names: tuple[str, ...], config: BalanceConf
 
 def class_repeats(index: ImageIndex, num_classes: int, threshold: float) -> np.ndarray:
     """The repeat factor of each class by the rule of LVIS, float64 (C,)."""
-    image_of_box = np.repeat(np.arange(len(index)), np.diff(index.box_offsets))
-    pairs = np.unique(image_of_box * num_classes + index.classes)  # each class once per image
-    shares = np.bincount(pairs % num_classes, minlength=num_classes) / max(len(index), 1)
-    return np.sqrt(np.maximum(1.0, threshold / np.maximum(shares, 1 / max(len(index), 1))))
+    shares = index.images_per_class(num_classes).clip(1) / max(len(index), 1)  # no division by 0 for unused classes
+    return np.sqrt(np.maximum(1.0, threshold / shares))
