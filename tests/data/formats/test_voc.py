@@ -1,4 +1,4 @@
-"""Pascal VOC annotations: names to ids, pixels to fractions, and no entity is ever expanded."""
+"""Pascal VOC annotations: names become ids, pixels become fractions, and entities are never expanded."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_build_index__voc_rejects_two_classes_of_one_name(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("text", ["<doc/>", "<kml xmlns='urn:x'><object/></kml>"])
 def test_read_voc__rejects_other_xml_files(tmp_path: Path, text: str) -> None:
-    """Without an object that is found, the image would be one without objects."""
+    """Otherwise the image would count as one without objects."""
     (tmp_path / "x.xml").write_text(text)
     with pytest.raises(DataError, match=r"x\.xml: begins with <.+>, not <annotation>\. Give a Pascal VOC file"):
         read_voc(tmp_path / "x.xml", NAMES)

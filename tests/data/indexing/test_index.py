@@ -61,7 +61,7 @@ def test_build_index__warns_once_with_counts(dataset_writer: object, caplog: pyt
 
 
 def test_build_index__pose_rows_by_data_yaml(dataset_writer: object, tmp_path: Path) -> None:
-    """The index that was kept without ``kpt_shape`` does not hold for data.yaml with it."""
+    """An index that was made without ``kpt_shape`` is invalid for a data.yaml with it."""
     file = dataset_writer([(16, 16)], ["0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 0.55"])
     boxes = lambda: build_index(read_dataset_yaml(file), "train", tmp_path / "cache").labels(0)[0].tolist()  # noqa: E731
     np.testing.assert_allclose(boxes(), [[0.2, 0.2, 0.55, 0.55]], atol=1e-6)
@@ -102,7 +102,7 @@ def test_build_index__folders_are_searched_in_depth_and_sorted(tmp_path: Path) -
 
 @pytest.mark.parametrize("suffix", sorted(PICTURES))
 def test_build_index__every_format_that_opencv_decodes(tmp_path: Path, suffix: str) -> None:
-    """A picture that is passed over is lost with its labels."""
+    """An image that is passed over loses its labels."""
     touch(tmp_path / f"images/x{suffix.upper()}", tmp_path / "images/a.jpg")
     touch(tmp_path / "labels/x.txt", text="1 0.5 0.5 0.5 0.5\n")
     index = build_index(dataset_of(tmp_path, tmp_path / "images"), "train")

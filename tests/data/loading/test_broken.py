@@ -1,4 +1,4 @@
-"""Images that break after the scan: a few are forgiven, many are an error."""
+"""Images that become unreadable after the scan: a few are replaced, many are an error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_image_source__broken_images_are_gray_and_have_no_objects(
 
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_image_source__an_image_that_can_be_read_again_has_its_objects(index: ImageIndex, is_cached: bool) -> None:
-    """As after a network drive was away: the picture without its boxes would teach that nothing is there."""
+    """After a network drive was away: an image without its boxes would teach that nothing is there."""
     cache = DecodedCache(len(index), 3 * 64**2) if is_cached else None
     source, file = ImageSource(index, 64, cache), Path(index.path(3))
     file.rename(file.with_suffix(".away"))

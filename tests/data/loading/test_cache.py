@@ -1,4 +1,4 @@
-"""Caches: what goes in comes out, shared by processes, and nothing wrong is ever used."""
+"""Caches: they return what was put in, processes share them, and wrong content is never used."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_slot_cache__gives_what_was_put_in() -> None:
 
 
 def test_recent_images__decodes_each_file_about_once_an_epoch() -> None:
-    """In the epoch's order, with partners from the pools: what the loader does."""
+    """As the loader does: in the epoch's order, with partners from the pools."""
     num_images = 6 * POOL_SIZE + 11
     pools = PartnerPools(num_images, seed=5)
     cache = RecentImages(pools, 2 * POOL_SIZE, 27)
@@ -122,7 +122,7 @@ def test_is_intact__notices_an_overwritten_slot(index: ImageIndex) -> None:
 
 
 def test_dataset__starts_again_when_a_slot_was_overwritten_meanwhile(index: ImageIndex) -> None:
-    """Another worker writes over the picture while it is being read."""
+    """Another worker overwrites the image while it is being read."""
     dataset = make_train(index, DecodedCache(7, SLOT_BYTES))
     expected = make_train(index)[SampleKey(0, 3)].image
     dataset[SampleKey(0, 3)]
@@ -173,7 +173,7 @@ class TestMemoryPressure:
         assert not view.any()  # the pages went back to the system
 
     def test_a_full_cache_is_given_back_too(self, index: ImageIndex) -> None:
-        """In the second epoch nothing is put in any more; the memory that is left is looked at all the same."""
+        """In the second epoch nothing new is put in, but the free memory is still checked."""
         room = [100]
         dataset = make_train(index, DecodedCache(7, SLOT_BYTES, None, lambda: room[0], floor_bytes=80))
         with mock.patch("data.loading.cache.LOOK_EVERY", 5):
@@ -256,7 +256,7 @@ def test_shared_block__without_room_in_shared_memory_says_so() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="only there is the place taken at once")
 def test_shared_block__on_disk_takes_its_place_at_once(tmp_path: Path) -> None:
-    """A page that finds no room on the disk when it is written to ends the process with SIGBUS."""
+    """A write to a page without room on the disk would end the process with SIGBUS."""
     with pytest.raises(OSError) as caught:
         SharedBlock(shutil.disk_usage(tmp_path).total + 2**30, tmp_path / "cache.bin")
     assert caught.value.filename == str(tmp_path / "cache.bin") and list(tmp_path.iterdir()) == []

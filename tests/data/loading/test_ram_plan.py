@@ -1,4 +1,4 @@
-"""The plan of the loader's RAM: it fits, it says why, and it is what the loader then takes."""
+"""The plan of the loader's RAM: it fits, it gives reasons, and the loader takes no more."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_change_workers__keeps_the_cache_that_has_only_a_part_of_the_images(inde
 
 
 def test_plan__counts_all_libraries_of_a_worker_that_is_not_forked() -> None:
-    """On the same machine: measured at 640 px, such a worker has 330 MiB and more of its own."""
+    """Such a worker has at least 330 MiB of private memory, measured at 640 px."""
     forked, spawned = (plan_loading(replace(DESKTOP, is_forked=is_forked), FPIC) for is_forked in (True, False))
     assert spawned.workers == forked.workers
     assert spawned.ram_bytes - forked.ram_bytes == forked.workers * (600 - 150) * 2**20
@@ -206,7 +206,7 @@ def test_plan__counts_all_libraries_of_a_worker_that_is_not_forked() -> None:
 
 
 def test_change_workers__counts_what_the_loader_holds_as_its_own() -> None:
-    """With nothing left beside it, the loader can still go on as it is, or with fewer workers; not with more."""
+    """Without free memory the loader can keep or lower its number of workers, but not raise it."""
     plan = plan_loading(DESKTOP, FPIC, "none", 8)
     full = Host(ram_bytes=0, cores=16, shm_bytes=0)
     unlimited = replace(full, ram_bytes=100 * GIB)
@@ -224,7 +224,7 @@ def test_change_workers__keeps_as_many_recent_pictures_as_there_are_in_flight() 
 
 
 def test_plan__under_pressure_takes_fewer_windows_then_fewer_workers() -> None:
-    """What the next epoch's loader is given when RAM runs short: less and less made ahead, down to nothing."""
+    """The plans for less and less RAM, down to nothing."""
     plan = plan_loading(DESKTOP, FPIC, "none", 4)
     one_window = plan.window_bytes // 12  # four workers: two ahead and one in use each
     found = []
@@ -271,7 +271,7 @@ def test_partners__come_from_all_images_where_all_are_kept_decoded(tmp_path: Pat
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 @pytest.mark.parametrize("mode", ["ram", "none"])
 def test_workers__memory_stays_flat(dataset_writer: object, tmp_path: Path, mode: str) -> None:
-    """Eight workers, five epochs: over the last three no process grows; and the cache is there once."""
+    """Eight workers, five epochs: no process grows over the last three, and all share one cache."""
     from data.formats.dataset_yaml import read_dataset_yaml
     from data.indexing.index import build_index
 
@@ -302,6 +302,6 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def _private_bytes(pid: int) -> int:
-    """Memory of a process that no other one shares."""
+    """Memory of a process that no other process shares."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
