@@ -187,8 +187,8 @@ class OurWindows:
         augment = AugmentConfig(close_mosaic=run.close_mosaic, **run.augment)
         dataset = TrainDataset(index, run.image_size, augment, run.seed, run.epochs)
         host = Host(ram_bytes=8 * 2**30, cores=1)
-        open_caches(dataset, plan_loading(host, measure_volume(index, run.image_size, run.batch), "ram", 0), None, None)
-        self.dataset = dataset
+        plan = plan_loading(host, measure_volume(index, run.image_size, run.batch), "ram", 0)
+        self.dataset = open_caches(dataset, plan, None, None)
         self.run = run
         self.epoch = 0
 

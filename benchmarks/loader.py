@@ -97,9 +97,9 @@ def ours(root: Path, in_ram: bool, color_on_device: bool = False, num_workers: i
     dataset = TrainDataset(index, IMAGE_SIZE, AugmentConfig(), 0, 1000, color_on_device=color_on_device)
     slot_bytes = 3 * IMAGE_SIZE**2
     if in_ram:
-        dataset.source.cache = DecodedCache(len(dataset), slot_bytes)
+        dataset = dataset.with_caches(DecodedCache(len(dataset), slot_bytes))
     else:
-        dataset.source.cache = RecentImages(dataset.pools, 2 * POOL_SIZE, slot_bytes)
+        dataset = dataset.with_caches(RecentImages(dataset.pools, 2 * POOL_SIZE, slot_bytes))
     loader = build_train_loader(dataset, BATCH_SIZE, num_workers)
     for epoch in itertools.count():
         loader.batch_sampler.set_epoch(epoch)

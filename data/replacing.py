@@ -1,4 +1,4 @@
-"""Writes a file beside its place and renames it onto that, so that nobody ever finds half of it."""
+"""Writes a file beside its final path and renames it, so that no reader finds half of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path, writer: str = "") -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` at the end of the block; after an exception ``path`` is unchanged.
+    """A new file that replaces ``path`` in one step at the end of the block; after an exception ``path`` is unchanged.
 
     Args:
-        path: Where the content goes; a file that is there is replaced in one step.
+        path: Where the content goes.
         writer: Distinguishes processes that may write the same file at the same time.
     """
     partial = path.with_name(f"{path.name}{writer}.partial")

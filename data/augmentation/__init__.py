@@ -1,5 +1,5 @@
-"""How a picture and its boxes are varied and brought to the network's input size.
+"""Varies an image and its boxes and brings them to the network's input size.
 
-Imports nothing of yolofit but `data.errors`: it takes pictures (`picture`) and returns pictures. Begin with `augment`,
-the training recipe from top to bottom; `letterbox` is what validation does instead.
+Imports nothing of yolofit but `data.errors`. Begin with `augment`, the training recipe from top to bottom; validation
+uses `letterbox` instead.
 """

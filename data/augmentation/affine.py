@@ -1,8 +1,8 @@
 """Random affine and perspective warps of an image together with its boxes.
 
-The matrix is ``translate @ shear @ rotate_and_scale @ perspective @ center``, as in Ultralytics: the middle
-of the source goes to the middle of the output, up to the random shift, so the same warp also crops a mosaic
-canvas and letterboxes a single image.
+The matrix is ``translate @ shear @ rotate_and_scale @ perspective @ center``, as in Ultralytics: the middle of the
+source goes to the middle of the output, up to the random shift. The same warp therefore crops a mosaic canvas and
+letterboxes a single image.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from data.augmentation.letterbox import PAD_VALUE
 from data.augmentation.picture import LabelledImage
 
-MIN_SIDE_PX = 2  # boxes that are not wider and higher than this after the warp are dropped
-MIN_AREA_RATIO = 0.1  # and those of which no more than this part is still inside
+MIN_SIDE_PX = 2  # a box whose width or height is not above this after the warp is dropped
+MIN_AREA_RATIO = 0.1  # a box of which no more than this part is inside is dropped
 MAX_ASPECT_RATIO = 100
-WINDOW_MARGIN_PX = 2  # bilinear interpolation reaches one pixel further, rounding another
+WINDOW_MARGIN_PX = 2  # one pixel for bilinear interpolation, one for rounding
 
 
 def draw_affine_matrix(
@@ -32,20 +32,12 @@ def draw_affine_matrix(
     shear: float,
     perspective: float,
 ) -> tuple[np.ndarray, float]:
-    """Draw a random warp; the ranges are those of `AugmentConfig`.
+    """Draw a random warp to a square of ``output_size`` pixels; ranges and units are those of `AugmentConfig`.
 
-    Args:
-        rng: The sample's generator; always gives the same number of draws.
-        source_hw: Height and width of the image that will be warped.
-        output_size: Side of the square that it is warped to.
-        degrees: Rotation by up to so many degrees, either way.
-        translate: Shift by up to this part of ``output_size``, either way.
-        scale: Scale by 1 - scale to 1 + scale.
-        shear: Shear by up to so many degrees along x and y, either way.
-        perspective: Perspective terms up to this, per pixel, either way.
+    The number of draws is always the same. ``source_hw`` is the size of the source in pixels.
 
     Returns:
-        float64 (3, 3), from source pixels to output pixels; and the scale in it.
+        float64 (3, 3), from source pixels to output pixels; and its scale.
     """
     tilt_x, tilt_y = rng.uniform(-perspective, perspective, size=2)
     angle = math.radians(rng.uniform(-degrees, degrees))
@@ -63,7 +55,7 @@ def draw_affine_matrix(
 
 
 def visible_window(matrix: np.ndarray, output_size: int) -> np.ndarray:
-    """The part of the source that the output shows: its bounding box (x1, y1, x2, y2) in source pixels.
+    """The bounding box (x1, y1, x2, y2), in source pixels, of the part of the source that the output shows.
 
     Unlimited under perspective, where the output may show points that lie behind the camera.
     """
@@ -75,13 +67,10 @@ def visible_window(matrix: np.ndarray, output_size: int) -> np.ndarray:
 
 
 def warp(source: LabelledImage, matrix: np.ndarray, scale: float, output_size: int) -> LabelledImage:
-    """Warp an image and its boxes to a gray square, and drop the boxes that are hardly left.
+    """Warp an image and its boxes to a gray square; drop boxes of which too little remains.
 
-    Args:
-        source: What to warp.
-        matrix: (3, 3), from source pixels to output pixels.
-        scale: The scale in ``matrix``: a box is compared with what it would be without cropping.
-        output_size: Side of the square.
+    ``matrix`` is (3, 3), from source pixels to output pixels. ``scale`` is its scale: a box is compared with its
+    size without cropping.
 
     Returns:
         The square; each box bounds its warped corners, clipped to the square.
@@ -97,7 +86,7 @@ def warp(source: LabelledImage, matrix: np.ndarray, scale: float, output_size: i
 
 
 def transform_boxes(boxes_xyxy_px: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The boxes round the transformed corners of boxes; (n, 4) to (n, 4), float64."""
+    """The boxes around the transformed corners of boxes; (n, 4) to float64 (n, 4)."""
     corners_n42 = boxes_xyxy_px[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2)
     moved_n43 = corners_n42 @ matrix[:, :2].T + matrix[:, 2]
     moved_n42 = moved_n43[..., :2] / moved_n43[..., 2:]
@@ -105,7 +94,7 @@ def transform_boxes(boxes_xyxy_px: np.ndarray, matrix: np.ndarray) -> np.ndarray
 
 
 def is_candidate(before_xyxy_px: np.ndarray, after_xyxy_px: np.ndarray) -> np.ndarray:
-    """Which boxes are worth learning after a warp; a bool for each.
+    """Which boxes to keep after a warp; bool (n,).
 
     The rule of Ultralytics: both sides above 2 px, over a tenth of the area left, aspect ratio below 100.
     """

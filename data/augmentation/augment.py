@@ -1,4 +1,4 @@
-"""The training augmentation, read from top to bottom: mosaic, affine warp, mixup, cutmix, color, flips.
+"""The training augmentation from top to bottom: mosaic, affine warp, mixup, cutmix, color, flips.
 
 Every random number of a sample comes from one generator, seeded by (seed, epoch, index).
 """
@@ -18,7 +18,7 @@ from data.augmentation.picture import LabelledImage, PictureSource
 from data.augmentation.place import Tile, mosaic_tiles, only_scales_and_shifts, place_tiles
 from data.errors import DataError
 
-_RANGES = {  # key: (lowest, highest) that makes sense
+_RANGES = {  # key: lowest and highest value
     "mosaic": (0, 1),
     "mixup": (0, 1),
     "cutmix": (0, 1),
@@ -42,22 +42,22 @@ class AugmentConfig:
     mosaic: float = 1.0
     """Probability of making one image from four."""
     mixup: float = 0.0
-    """Probability of blending in a second image. It takes as much time again, and 50 * image_size**2 bytes for a
+    """Probability of blending in a second image. Doubles the time of the image and takes 50 * image_size**2 bytes for a
     moment."""
     cutmix: float = 0.0
-    """Probability of pasting in part of a second image. It takes as much time again, and two images for a moment."""
+    """Probability of pasting in part of a second image. Doubles the time of the image and holds two images at once."""
     close_mosaic: int = 10
     """Epochs at the end of the run without mosaic, mixup and cutmix. A run of no more epochs never uses them."""
     degrees: float = 0.0
     """Largest rotation in degrees, either way (0 to 180). Each worker needs a canvas of 12 * image_size**2 bytes."""
     translate: float = 0.1
-    """Shift by up to this part of the image size, either way."""
+    """Largest shift as a part of the image size, either way."""
     scale: float = 0.5
     """Scale by 1 - scale to 1 + scale (0 to 0.95)."""
     shear: float = 0.0
-    """Largest shear in degrees along each axis, either way (0 to 80). It needs the same canvas as ``degrees``."""
+    """Largest shear in degrees along each axis, either way (0 to 80). Needs the same canvas as ``degrees``."""
     perspective: float = 0.0
-    """Perspective distortion, per pixel (0 to 0.001). It needs the same canvas as ``degrees``."""
+    """Perspective distortion, per pixel (0 to 0.001). Needs the same canvas as ``degrees``."""
     hsv_h: float = 0.015
     """Largest turn of the hue as a part of the circle, either way."""
     hsv_s: float = 0.7
@@ -91,18 +91,18 @@ def augment(
     pool: np.ndarray | None = None,
     output_size: int = 0,
 ) -> LabelledImage:
-    """Make one training picture.
+    """Make one training image.
 
     Args:
-        source: The images of the training split, of size ``source.image_size``.
-        index: The image that the sample is about.
+        source: The training images, with a long side of ``source.image_size``.
+        index: The image of the sample.
         rng: The sample's generator.
-        config: Ranges and probabilities, of the epoch: see `AugmentConfig.in_epoch`.
-        pool: The images that others are mixed in from, see `data.loading.partners`; None for all.
-        output_size: Side of the picture that is made; 0 for the image size.
+        config: Ranges and probabilities of the epoch, see `AugmentConfig.in_epoch`.
+        pool: int64, the images that may be mixed in (`data.loading.partners`); None for all.
+        output_size: Side of the result in pixels; 0 for the image size. The content does not depend on it.
 
     Returns:
-        A square picture, its boxes inside it; of another size it shows the same.
+        A square image with its boxes inside it.
     """
     picture, gains = augment_without_color(source, index, rng, config, pool, output_size)
     return picture._replace(image=shift_hsv(picture.image, gains)) if gains.any() else picture
@@ -116,7 +116,7 @@ def augment_without_color(
     pool: np.ndarray | None = None,
     output_size: int = 0,
 ) -> tuple[LabelledImage, np.ndarray]:
-    """As `augment`, but return the gains of hue, saturation and value instead of changing the colors."""
+    """As `augment`, but returns the gains of hue, saturation and value and leaves the colors unchanged."""
     partners = np.arange(len(source)) if pool is None else pool
     output_size = output_size or source.image_size
     picture = _compose(source, index, rng, config, partners, output_size)
@@ -140,9 +140,9 @@ def _compose(
     pool: np.ndarray,
     output_size: int,
 ) -> LabelledImage:
-    """Mosaic or single image, warped to the output size.
+    """A mosaic or a single image, warped to the output size.
 
-    Memory: 12 * image_size**2 bytes for a moment, for a mosaic that is rotated, sheared or tilted; else nothing.
+    Memory: 12 * image_size**2 bytes for a moment for a mosaic that is rotated, sheared or tilted; else nothing.
     """
     size = source.image_size
     if rng.random() < config.mosaic:

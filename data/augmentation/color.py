@@ -1,8 +1,8 @@
-"""Random color: hue turned, saturation and value scaled, on the host in whole numbers or on the device in float32.
+"""Random color: turns the hue and scales saturation and value, on the host in whole numbers, on the device in float32.
 
-What OpenCV does by converting to HSV and back takes three quarters of the time here, and comes out closer to exact,
-as hue is not rounded to two degrees on the way. A pixel is written as its largest channel (the value), and what each
-channel lies below that; the largest of these three distances is the chroma.
+It takes three quarters of the time of OpenCV's conversion to HSV and back, and is closer to exact, because hue is not
+rounded to two degrees. A pixel is represented by its largest channel (the value) and the distances of all channels
+below it; the largest distance is the chroma.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import stringzilla
 import torch
 from torch import Tensor
 
-STRIP_BYTES = 600 * 2**10  # small enough for the allocator to keep, and for a cache close to the core
-IMAGES_AT_ONCE = 4  # on the device: what limits the memory
+STRIP_BYTES = 600 * 2**10  # fits into a core's cache, and the allocator keeps it
+IMAGES_AT_ONCE = 4  # limits the memory on the device
 LEVELS = np.arange(256.0)
 
 
@@ -26,7 +26,7 @@ def shift_hsv(image: np.ndarray, gains_3: np.ndarray) -> np.ndarray:
 
     Args:
         image: uint8 (height, width, 3), RGB.
-        gains_3: Hue is turned by this part of the circle; saturation and value are scaled by one plus this.
+        gains_3: The part of the circle that hue is turned by; saturation and value are scaled by one plus their gain.
 
     Returns:
         A new image, within two levels of exact at the recipe's gains, four at any. Gray stays gray.
@@ -37,12 +37,12 @@ def shift_hsv(image: np.ndarray, gains_3: np.ndarray) -> np.ndarray:
 
 
 def shift_hsv_to_planes(image: np.ndarray, gains_3: np.ndarray, planes_3HW: np.ndarray) -> None:
-    """`shift_hsv` with its result written to ``planes_3HW``, uint8, where a batch keeps it.
+    """As `shift_hsv`, but writes to ``planes_3HW``, uint8, which may be part of a batch.
 
-    Memory: `STRIP_BYTES` some four times over.
+    Memory: about four times `STRIP_BYTES`.
     """
     height, width = image.shape[:2]
-    num_rows = min(max(STRIP_BYTES // (3 * width), 1), height)  # what is worked on stays in a core's cache
+    num_rows = min(max(STRIP_BYTES // (3 * width), 1), height)
     tables, buffers = _Tables.of(*gains_3.tolist()), np.empty((11, num_rows, width), np.uint8)
     for start in range(0, height, num_rows):
         strip = image[start : start + num_rows]
@@ -50,23 +50,23 @@ def shift_hsv_to_planes(image: np.ndarray, gains_3: np.ndarray, planes_3HW: np.n
 
 
 class _Tables(NamedTuple):
-    """What the gains of a picture come to; tables are uint8 (256,)."""
+    """What the gains of an image amount to; tables are uint8 (256,)."""
 
     num_thirds: int
-    """Thirds of the circle that hue is turned by: channels change places."""
+    """Thirds of the circle that hue is turned by, which exchange channels."""
     num_turns: int
-    """How often it is turned by the rest, in parts of a twelfth of the circle at most."""
+    """Number of turns for the rest, each of a twelfth of the circle at most."""
     is_forward: bool
-    """From red to green, or from red to blue."""
+    """Turn from red to green; False turns from red to blue."""
     step: np.ndarray
-    """Chroma to how many levels one of these turns changes a channel by."""
+    """From chroma to the levels by which one turn changes a channel."""
     value: np.ndarray
-    """The new value."""
+    """From value to the new value."""
     factor: np.ndarray
-    """Value to what distances are multiplied by, in parts of ``unit``."""
+    """From value to the factor of the distances, in multiples of ``unit``."""
     unit: float
     saturation: float
-    """What saturation is multiplied by, up to its limit."""
+    """Factor of the saturation, before its limit."""
 
     @classmethod
     def of(cls, hue_gain: float, saturation_gain: float, value_gain: float) -> _Tables:
@@ -104,7 +104,7 @@ def _shift_strip(strip: np.ndarray, tables: _Tables, buffers: np.ndarray, planes
 
 
 def _look_up(table: np.ndarray, plane: np.ndarray, result: np.ndarray) -> np.ndarray:
-    """Send bytes through a table: at some 50 GB/s where the processor can; `cv2.LUT` needs 30 times as long."""
+    """Map bytes through a table at some 50 GB/s; `cv2.LUT` needs 30 times as long."""
     if result is not plane:
         np.copyto(result, plane)
     stringzilla.translate(result.reshape(-1).data, table.data, inplace=True)
@@ -118,11 +118,11 @@ def _turn_hue(
     turned: list[np.ndarray],
     scratch: np.ndarray,
 ) -> None:
-    """Turn hue by up to half a sixth of the circle: by ``step`` levels, of ``step``, chroma less ``step``, and chroma.
+    """Turn hue by up to a twelfth of the circle; ``levels`` are ``step``, chroma less ``step``, and chroma.
 
-    Going round the circle, one channel at a time rises or falls, at one level of chroma a sixth. Whether a channel will
-    have moved follows from the one ahead of it: that is less than a step away from the bottom where this channel
-    falls, and from the top where it rises. (`cv2.subtract` stops at 0.)
+    Around the circle one channel at a time rises or falls, by one chroma per sixth. The next channel ahead decides
+    whether a channel moves: it is less than a step above the bottom where this channel falls, and less than a step
+    below the top where it rises. `cv2.subtract` stops at 0.
     """
     step, low, chroma = levels
     for channel, (distance, result) in enumerate(zip(distances, turned, strict=True)):
@@ -133,18 +133,16 @@ def _turn_hue(
 
 
 def shift_hsv_on_device(images_B3HW: Tensor, gains_B3: Tensor) -> Tensor:
-    """`shift_hsv` for many images, with torch on their own device.
-
-    It computes in float32 where `shift_hsv` rounds on the way: results differ by two levels at the recipe's gains.
+    """As `shift_hsv` for many images, in float32 on their device; results differ by two levels at the recipe's gains.
 
     Args:
         images_B3HW: uint8, RGB.
-        gains_B3: float32, on the same device: the gains of each image, as in `shift_hsv`.
+        gains_B3: float32 on the same device, the gains of each image.
 
     Returns:
-        New images; a window that is split again after running out of memory is still as it was.
+        New images: a window that is split again after running out of memory needs the old ones.
 
-    Memory: the result; and some 75 bytes a pixel of `IMAGES_AT_ONCE` images, for a moment.
+    Memory: the result, and for a moment some 75 bytes a pixel of `IMAGES_AT_ONCE` images.
     """
     results_B3HW = torch.empty_like(images_B3HW)
     parts = (tensor.split(IMAGES_AT_ONCE) for tensor in (images_B3HW, gains_B3, results_B3HW))

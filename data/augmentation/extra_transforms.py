@@ -14,24 +14,17 @@ MAX_SEED = 2**32
 
 
 class ExtraTransforms:
-    """A list of Albumentations transforms, applied to image and boxes; seeded anew for every sample."""
+    """A list of Albumentations transforms for image and boxes, seeded anew for every sample."""
 
     def __init__(self, transforms: list[A.BasicTransform]) -> None:
         boxes = A.BboxParams(format="pascal_voc", label_fields=["classes"], clip=True, filter_invalid_bboxes=True)
         with warnings.catch_warnings():
-            # color transforms leave boxes alone: no reason to warn
+            # Albumentations warns if no transform changes boxes, as with color transforms
             warnings.filterwarnings("ignore", message="Got processor for bboxes")
             self.compose = A.Compose(transforms, bbox_params=boxes)
 
     def __call__(self, picture: LabelledImage, rng: np.random.Generator) -> LabelledImage:
-        """Apply the transforms.
-
-        Args:
-            picture: A square picture.
-            rng: The sample's generator; gives one number, the seed of the transforms.
-
-        Returns:
-            A picture of the same size.
+        """Apply the transforms to a square image; one draw of the sample's generator seeds them.
 
         Raises:
             DataError: If the transforms fail, or change the size or the type of the image.
@@ -39,7 +32,7 @@ class ExtraTransforms:
         self.compose.set_random_seed(int(rng.integers(MAX_SEED)))
         try:
             result = self.compose(image=picture.image, bboxes=picture.boxes_xyxy_px, classes=picture.classes)
-        except Exception as error:  # whatever the user's transforms raise
+        except Exception as error:  # the user's transforms may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise DataError(f"data.transforms: {reason}: the transform failed. Correct it or leave it out.") from None
         image = result["image"]

@@ -1,4 +1,4 @@
-"""Brings an image to the network's input size: the long side is resized, what is short of it padded."""
+"""Brings an image to the network's input size: resizes the long side and pads the short side."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ PAD_VALUE = 114  # the gray that Ultralytics weights were trained with
 
 
 def resize_long_side(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Resize bilinearly, up or down, to a long side of ``image_size``; the short side is rounded up.
-
-    Args:
-        image: uint8 (height, width, 3).
-        image_size: Length of the long side.
-    """
+    """Resize uint8 (height, width, 3) bilinearly to a long side of ``image_size``; the short side is rounded up."""
     height, width = image.shape[:2]
     gain = image_size / max(height, width)
     size = tuple(min(math.ceil(side * gain), image_size) for side in (width, height))
@@ -26,14 +21,10 @@ def resize_long_side(image: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def pad_centered(image: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Center an image on a gray rectangle; an odd border is smaller on the left and at the top.
-
-    Args:
-        image: uint8 (height, width, 3), neither side above that of ``size_hw``.
-        size_hw: Height and width of the rectangle.
+    """Center uint8 (height, width, 3) on a gray rectangle of ``size_hw`` pixels, which must not be smaller.
 
     Returns:
-        The rectangle and its left and top border, in pixels.
+        The rectangle, and its left and top border in pixels; an odd border is smaller there.
     """
     height, width = image.shape[:2]
     left, top = (size_hw[1] - width) // 2, (size_hw[0] - height) // 2

@@ -1,4 +1,4 @@
-"""MixUp and CutMix: a second picture blended into the first, or part of it pasted over an empty part of the first."""
+"""MixUp and CutMix: blend in a second image, or paste part of it over an empty part of the first."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 
 from data.augmentation.picture import LabelledImage
 
-MIXUP_BETA = 32.0  # both parameters: the share of either picture is near a half
+MIXUP_BETA = 32.0  # both parameters: the share of either image is near a half
 NUM_CUTS = 3
-MIN_BOX_SHARE = 0.1  # boxes of which less than this lies in the cut are not taken along
+MIN_BOX_SHARE = 0.1  # a box of which less lies in the cut is dropped
 
 
 def mixup(first: LabelledImage, second: LabelledImage, rng: np.random.Generator) -> LabelledImage:
-    """Blend two pictures of one size, and keep the boxes of both."""
+    """Blend two images of one size, and keep the boxes of both."""
     share = rng.beta(MIXUP_BETA, MIXUP_BETA)
     blend = (first.image * share + second.image * (1 - share)).astype(np.uint8)
     boxes = np.concatenate([first.boxes_xyxy_px, second.boxes_xyxy_px])
@@ -21,10 +21,10 @@ def mixup(first: LabelledImage, second: LabelledImage, rng: np.random.Generator)
 
 
 def cutmix(first: LabelledImage, second: LabelledImage, rng: np.random.Generator) -> LabelledImage:
-    """Paste a rectangle of the second picture where the first has no box.
+    """Paste a rectangle of the second image where the first has no box.
 
-    Of `NUM_CUTS` random rectangles, of a random share of the area, one is taken that touches no box of the first
-    picture. Without such a rectangle, or without a box of the second picture in it, the first stays as it is.
+    The rectangle is one of `NUM_CUTS` random ones, of random area, that touches no box of the first image. Without such
+    a rectangle, or without a box of the second image in it, the first image stays as it is.
     """
     height, width = first.image.shape[:2]
     cuts = np.array([_draw_cut(rng, height, width) for _ in range(NUM_CUTS)])
@@ -47,7 +47,7 @@ def cutmix(first: LabelledImage, second: LabelledImage, rng: np.random.Generator
 
 
 def _draw_cut(rng: np.random.Generator, height: int, width: int) -> list[int]:
-    """A rectangle (x1, y1, x2, y2) of a uniform share of the area before it is clipped to the picture."""
+    """A rectangle (x1, y1, x2, y2); its share of the area is uniform before it is clipped to the image."""
     side = np.sqrt(1 - rng.random())
     half_width, half_height = int(width * side) // 2, int(height * side) // 2
     x, y = int(rng.integers(width)), int(rng.integers(height))
@@ -56,7 +56,7 @@ def _draw_cut(rng: np.random.Generator, height: int, width: int) -> list[int]:
 
 
 def _share_inside(boxes_px: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """Which part of each box lies in the rectangle; (n,)."""
+    """The part of each box that lies in the rectangle; (n,)."""
     low = np.maximum(boxes_px[:, :2], cut[:2])
     high = np.minimum(boxes_px[:, 2:], cut[2:])
     area = (boxes_px[:, 2:] - boxes_px[:, :2]).prod(axis=1)

@@ -1,4 +1,4 @@
-"""What augmentation works on: a picture with its objects, and where such pictures come from."""
+"""The types of augmentation: an image with its objects, and a source of images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class LabelledImage(NamedTuple):
-    """A picture and its objects, in one pixel frame."""
+    """An image and its objects, in one pixel frame."""
 
     image: np.ndarray
     """uint8 (height, width, 3), RGB."""
@@ -19,13 +19,13 @@ class LabelledImage(NamedTuple):
 
 
 class PictureSource(Protocol):
-    """Gives pictures by number, resized; `data.loading.source` is one."""
+    """Gives resized images by number, as `data.loading.source` does."""
 
     image_size: int
-    """Length of the long side of every picture."""
+    """Length of the long side of every image in pixels."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
 
     def load(self, image: int) -> LabelledImage:
-        """Get one picture."""
+        """Read one image."""

@@ -1,11 +1,11 @@
 """Mosaic and warp in one step, for warps that only scale and shift (the recipe's default).
 
-Such a warp shows a rectangle of each tile as a rectangle of the picture. So each tile is cropped to what will be
-seen and resized straight onto its place: no canvas, no pixel that is computed and then cut off. `cv2.resize` also
-needs a third of the time of `cv2.warpAffine`, which has to be ready for any direction.
+Such a warp shows a rectangle of each tile as a rectangle of the result. Each tile is therefore cropped to its visible
+part and resized straight onto its place: no canvas, and no pixel that is computed and cut off. `cv2.resize` needs a
+third of the time of `cv2.warpAffine`.
 
-Both rectangles are rounded to whole pixels, and a tile's boxes go through exactly the map that its pixels go through.
-So a tile may lie up to half a pixel beside where the drawn matrix would have put it, but never beside its boxes.
+Both rectangles are rounded to whole pixels, and a tile's boxes go through exactly the map of its pixels. A tile may lie
+up to half a pixel beside the place that the matrix says, but never beside its boxes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Tile(NamedTuple):
 
 
 def mosaic_tiles(images: list[int], center_xy: tuple[int, int]) -> list[Tile]:
-    """Four images round a center: top left, top right, bottom left, bottom right."""
+    """Four images around a center: top left, top right, bottom left, bottom right."""
     return [Tile(image, center_xy, position % 2 == 0, position < 2) for position, image in enumerate(images)]
 
 
 def only_scales_and_shifts(matrix: np.ndarray) -> bool:
-    """Whether `place_tiles` can do what a (3, 3) matrix says."""
+    """Whether `place_tiles` can apply a (3, 3) matrix."""
     return bool(matrix[0, 0] > 0 and matrix[1, 1] > 0 and np.count_nonzero(matrix[[0, 1, 2, 2], [1, 0, 0, 1]]) == 0)
 
 
@@ -52,21 +52,21 @@ def place_tiles(
     scale: float,
     output_size: int,
 ) -> LabelledImage:
-    """Lay images on a canvas and warp the canvas to a gray square, without ever making the canvas.
+    """Place images on a canvas and warp the canvas to a gray square, without ever making the canvas.
 
     Args:
-        load: Gives the image of an index; only called for tiles whose part of the canvas is seen.
-        tiles: What lies where. One tile at (0, 0) warps a single image.
-        canvas_wh: Width and height of the canvas; what reaches beyond is cut off.
+        load: Returns the image of an index; called only for visible tiles.
+        tiles: The images and their places. One tile at (0, 0) warps a single image.
+        canvas_wh: Width and height of the canvas in pixels, at which tiles are cut off.
         matrix: (3, 3), from canvas pixels to output pixels; see `only_scales_and_shifts`.
-        scale: The scale in ``matrix``: a box is compared with what it would be without cropping.
-        output_size: Side of the square.
+        scale: The scale of ``matrix``, to compare each box with its size without cropping.
+        output_size: Side of the square in pixels.
 
     Returns:
-        The square; its boxes clipped to it, without those that are hardly left.
+        The square; its boxes clipped to it, without those of which too little remains.
     """
     square = np.full((output_size, output_size, 3), PAD_VALUE, np.uint8)
-    gains, shifts = matrix.diagonal()[:2].tolist(), matrix[:2, 2].tolist()  # plain numbers are rounded much faster
+    gains, shifts = matrix.diagonal()[:2].tolist(), matrix[:2, 2].tolist()  # Python rounds plain numbers much faster
     placed: list[tuple[LabelledImage, _Span, _Span]] = []
     for tile in tiles:
         reach = [_reach(tile, axis, canvas_wh[axis]) for axis in (0, 1)]
@@ -117,7 +117,7 @@ def _is_seen(reach: tuple[int, int], gain: float, shift: float, output_size: int
 def _fit(
     tile: Tile, axis: int, side: int, reach: tuple[int, int], gain: float, shift: float, output_size: int
 ) -> _Span | None:
-    """Which pixels of an image are seen along one axis, and where; None for none."""
+    """The visible pixels of an image along one axis, and their place; None if no pixel is visible."""
     before = (tile.is_left, tile.is_top)[axis]
     offset = tile.corner_xy[axis] - side if before else tile.corner_xy[axis]
     low, high = max(offset, reach[0]), min(offset + side, reach[1])
@@ -133,12 +133,12 @@ def _fit(
 def _place_boxes(
     placed: list[tuple[LabelledImage, _Span, _Span]], canvas_wh: tuple[int, int], scale: float, output_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (float32 (n, 4)) and classes (int32 (n,)) of all tiles in output pixels, those worth learning."""
+    """Boxes (float32 (n, 4)) and classes (int32 (n,)) of all tiles in output pixels, if worth learning."""
     if not placed:
         return np.zeros((0, 4), np.float32), np.zeros(0, np.int32)
     boxes_px = np.concatenate([content.boxes_xyxy_px for content, _, _ in placed])
     classes = np.concatenate([content.classes for content, _, _ in placed])
-    # per box: where its tile begins on the canvas; and the map from tile pixels to output pixels
+    # per box: the offset of its tile on the canvas, and the map from tile pixels to output pixels
     rows = np.array([[x.canvas_offset, y.canvas_offset, x.gain, y.gain, x.shift, y.shift] for _, x, y in placed])
     rows = rows.repeat([len(content.classes) for content, _, _ in placed], axis=0)
     offsets, gains, shifts = (rows[:, [k, k + 1, k, k + 1]] for k in (0, 2, 4))

@@ -1,8 +1,7 @@
-"""Draws a circuit board as an inspection camera sees it, and says where its parts and solder defects are.
+"""Draws a circuit board as an inspection camera sees it, and returns the boxes of its parts and solder defects.
 
-The board is planned first (which part lies where), then drawn from the bottom up at twice the size: copper
-under the solder mask, print, pads, shadows, bodies, defects. Shrinking it smooths the edges; uneven light, a
-little blur and sensor noise make a photograph of it.
+The board is planned first, then drawn from the bottom up at twice the size: copper under the solder mask, print, pads,
+shadows, bodies, defects. Shrinking smooths the edges. Uneven light, a little blur and sensor noise follow.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ HOLE: Color = (24, 22, 18)
 
 @dataclass
 class PlacedPart:
-    """A part and where it goes."""
+    """A part and its place."""
 
     part: Part
     class_id: int | None
@@ -62,7 +61,7 @@ class PlacedPart:
 
     @cached_property
     def area(self) -> Box:
-        """What it takes up on the board, pads included."""
+        """The box that it takes up on the board, pads included."""
         half = np.array(self.part.flat.shape[1::-1]) / 2
         if round(self.angle / 90) % 2:
             half = half[::-1]
@@ -79,7 +78,7 @@ class PlacedPart:
 
 @dataclass
 class Board:
-    """The drawing and what has been planned on it."""
+    """The drawing and the plan of its content."""
 
     rng: np.random.Generator
     size: int
@@ -88,7 +87,7 @@ class Board:
     """Pixels per millimeter."""
     mask_colors: tuple[Color, Color]
     area: np.ndarray
-    """The board on the canvas (x1, y1, x2, y2): beyond lies the desk."""
+    """The board on the canvas (x1, y1, x2, y2), with the desk around it."""
     parts: list[PlacedPart] = field(default_factory=list)
     objects: list[tuple[int, Box]] = field(default_factory=list)
     """Class and box of each labeled object, on the canvas."""
@@ -102,12 +101,12 @@ def draw_board(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, n
     """Draw one board.
 
     Args:
-        rng: Decides everything about it.
-        image_size: Width and height, in pixels.
+        rng: Source of all random choices.
+        image_size: Width and height in pixels.
 
     Returns:
-        uint8 (image_size, image_size, 3), RGB; float32 (n, 4), corner boxes in pixels; int64 (n,), indices
-        into ``CLASS_NAMES``.
+        uint8 (image_size, image_size, 3), RGB; float32 (n, 4), corner boxes in pixels; int64 (n,), indices into
+        `CLASS_NAMES`.
 
     Memory: about 50 * image_size**2 bytes while drawing.
     """
@@ -128,7 +127,7 @@ def draw_board(rng: np.random.Generator, image_size: int) -> tuple[np.ndarray, n
 
 
 def _plan_board(rng: np.random.Generator, size: int) -> Board:
-    """Choose the board, its parts and room for them: big ones first, small ones in rows."""
+    """Choose the board, its parts and their places: big ones first, small ones in rows."""
     mm = size / rng.uniform(20, 30)
     inset = rng.uniform(1, 4, 4) * mm * (rng.random(4) < 0.15)
     area = np.array([inset[0], inset[1], size - inset[2], size - inset[3]])
@@ -144,7 +143,7 @@ def _plan_board(rng: np.random.Generator, size: int) -> Board:
 
 
 def _place_row(board: Board, parts: list[Part], class_id: int | None) -> None:
-    """Place parts side by side, long sides together, anywhere free; give up after some tries."""
+    """Place parts side by side, long sides together, anywhere free; give up after 30 tries."""
     rng, gap = board.rng, 0.45 * board.mm
     quarter_turns = int(rng.integers(4))
     heights = [part.flat.shape[0] for part in parts]
@@ -185,7 +184,7 @@ def _route(board: Board) -> tuple[list[np.ndarray], list[np.ndarray]]:
     vias: list[np.ndarray] = []
 
     def lay(path: np.ndarray, from_pin: Sequence[np.ndarray] = (), to_pin: Sequence[np.ndarray] = ()) -> None:
-        """Keep the path if there is room for it; an end goes on to its pin or, without one, into a via."""
+        """Keep the path if there is room for it; each end continues to its pin or, without one, into a via."""
         wanted = np.zeros_like(occupied)
         cv2.polylines(wanted, [(path / GRID_PX).round().astype(np.int32)], False, 1, thickness)
         if not cv2.bitwise_and(wanted, occupied).any():
@@ -249,7 +248,7 @@ def _draw_copper(board: Board, paths: list[np.ndarray]) -> np.ndarray:
 
 
 def _draw_holes(board: Board, canvas: np.ndarray, vias: list[np.ndarray]) -> None:
-    """Plated holes: where traces end, here and there, and big ones for screws in some corners."""
+    """Plated holes: at the ends of traces, at random places, and for screws in some corners."""
     rng, mm = board.rng, board.mm
     stray = rng.uniform(0, board.size, (int(rng.integers(3, 14)), 2)).astype(np.int32)
     for x, y in [*vias, *stray]:
@@ -311,7 +310,7 @@ def _draw_parts(board: Board, canvas: np.ndarray) -> None:
 
 
 def _darken(canvas: np.ndarray, shadow: np.ndarray, blur_px: float) -> None:
-    """Lay a soft shadow over the canvas; it is blurred at a quarter of the size, to be cheap."""
+    """Lay a soft shadow over the canvas; the blur works at a quarter of the size, which is faster."""
     small = cv2.resize(shadow, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
     soft = cv2.resize(cv2.GaussianBlur(small, (0, 0), blur_px / 4), shadow.shape[::-1])
     light = cv2.merge([cv2.convertScaleAbs(soft, alpha=-0.62, beta=255)] * 3)
@@ -319,7 +318,7 @@ def _darken(canvas: np.ndarray, shadow: np.ndarray, blur_px: float) -> None:
 
 
 def _turn(layer: np.ndarray, placed: PlacedPart) -> tuple[np.ndarray, tuple[int, int]]:
-    """A layer rotated to its angle, and where its top left corner goes."""
+    """A layer rotated to its angle, and the place of its top left corner."""
     height, width = layer.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), placed.angle, 1.0)
     cos, sin = np.abs(matrix[0, :2])
@@ -330,7 +329,7 @@ def _turn(layer: np.ndarray, placed: PlacedPart) -> tuple[np.ndarray, tuple[int,
 
 
 def _paste(canvas: np.ndarray, picture: np.ndarray, alpha: np.ndarray, corner: tuple[int, int]) -> None:
-    """Copy where alpha is above one half; edges are smoothed by shrinking the canvas later."""
+    """Copy where alpha is above one half; shrinking the canvas smooths the edges later."""
     x, y = corner
     top, left = max(-y, 0), max(-x, 0)
     region = canvas[y + top : y + alpha.shape[0], x + left : x + alpha.shape[1]]
@@ -378,7 +377,7 @@ def _draw_solder_balls(board: Board, canvas: np.ndarray) -> None:
 
 
 def _draw_desk(board: Board, canvas: np.ndarray) -> None:
-    """What is seen beyond the board, and the board's cut edge."""
+    """The desk around the board, and the board's cut edge."""
     x1, y1, x2, y2 = board.area.astype(int).tolist()
     desk = DESKS[board.rng.integers(len(DESKS))]
     for strip in (canvas[:y1], canvas[y2:], canvas[:, :x1], canvas[:, x2:]):

@@ -1,7 +1,7 @@
 """Draws the parts of a circuit board: chips, resistors, capacitors, soldered joints and their defects.
 
-Each part is drawn upright on its own two transparent layers and turned when it is placed. Lengths are in
-millimeters, times ``mm``, the pixels per millimeter.
+Each part is drawn upright on two transparent layers of its own and turned when it is placed. ``mm`` is the number of
+pixels per millimeter.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ WHITE: Color = (235, 236, 230)
 
 @dataclass
 class Part:
-    """A part that lies with its center in the middle of its layers."""
+    """A part with its center in the middle of its layers."""
 
     flat: np.ndarray
     """uint8 (h, w, 4), RGBA: pads and solder, in the plane of the board."""
     body: np.ndarray
-    """uint8 (h, w, 4), RGBA: what stands above it and casts a shadow."""
+    """uint8 (h, w, 4), RGBA: everything above the board, which casts a shadow."""
     pins: list[tuple[float, float, float, float]] = field(default_factory=list)
-    """Where traces begin: x and y from the center, and the direction away from the part."""
+    """The starts of traces: x and y from the center, and the direction away from the part."""
     height_px: float = 0.0
     """Length of the shadow."""
     reference: str = ""
@@ -144,7 +144,7 @@ def draw_header(rng: np.random.Generator, mm: float) -> Part:
 
 
 def draw_joint(canvas: np.ndarray, center: tuple[float, float], mm: float) -> float:
-    """A shiny cone of solder round a pin, on a gold pad; returns the radius of the pad."""
+    """A shiny cone of solder around a pin, on a gold pad; returns the radius of the pad in pixels."""
     radius = 0.82 * mm
     _shaded_disc(canvas, center, radius, (196, 160, 84), (214, 180, 104))
     _shaded_disc(canvas, center, 0.84 * radius, (112, 116, 120), (212, 215, 216))
@@ -157,7 +157,7 @@ def draw_joint(canvas: np.ndarray, center: tuple[float, float], mm: float) -> fl
 
 
 def draw_void(rng: np.random.Generator, canvas: np.ndarray, center: tuple[float, float], mm: float) -> float:
-    """A joint with a hole in its solder, down to the dark bottom; returns the radius of the pad."""
+    """A joint with a hole in its solder; returns the radius of the pad in pixels."""
     radius = draw_joint(canvas, center, mm)
     angle = rng.uniform(0, 2 * np.pi)
     pit = center + 0.12 * radius * np.array([np.cos(angle), np.sin(angle)])
@@ -169,7 +169,7 @@ def draw_void(rng: np.random.Generator, canvas: np.ndarray, center: tuple[float,
 
 
 def draw_solder_ball(canvas: np.ndarray, center: tuple[float, float], radius: float) -> None:
-    """A stray bead of solder with its shadow."""
+    """A loose bead of solder with its shadow."""
     _disc_at(canvas, (center[0] + 0.45 * radius, center[1] + 0.45 * radius), radius, (14, 16, 16))
     _shaded_disc(canvas, center, radius, (70, 74, 78), (226, 229, 230))
     _disc_at(canvas, (center[0] - 0.35 * radius, center[1] - 0.35 * radius), 0.26 * radius, (255, 255, 255))
@@ -218,7 +218,7 @@ def _empty_part(width: float, height: float, reference: str, height_px: float = 
 
 
 def _chip(half_l: float, half_w: float, mm: float, body: Color, cap: float, reference: str, height: float) -> Part:
-    """A block between two soldered pads; ``cap`` is the share of each half length that is metal."""
+    """A block between two soldered pads; ``cap`` is the metal part of each half length."""
     part = _empty_part(2 * (half_l + 0.65 * mm), 2 * (half_w + 0.25 * mm), reference, height * mm)
     for side in (-1, 1):
         inside, outside = half_l * (1 - 1.6 * cap), half_l + 0.6 * mm
@@ -261,7 +261,7 @@ def _pad(layer: np.ndarray, xs: list[float], ys: tuple[float, float], mm: float)
 
 
 def _points(layer: np.ndarray, points: list[tuple[float, float]]) -> np.ndarray:
-    """Points given from the center, as pixels of the layer."""
+    """Points relative to the center, as pixels of the layer."""
     center = (np.array(layer.shape[1::-1]) - 1) / 2
     return (center + np.array(points)).round().astype(np.int32)
 
@@ -296,7 +296,7 @@ def _text(
     max_width: float = float("inf"),
     bold: bool = False,
 ) -> None:
-    """Print on a layer, centered; smaller if it would be too wide, nothing if it would be unreadable."""
+    """Print centered text on a layer: smaller if it would be too wide, nothing if it would be unreadable."""
     font = cv2.FONT_HERSHEY_SIMPLEX
     (width, cap_height), _ = cv2.getTextSize(text, font, 1.0, 1)
     scale = min(height / cap_height, max_width / width)

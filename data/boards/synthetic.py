@@ -1,8 +1,7 @@
-"""Makes a small data set of drawn circuit boards: for examples, tests and a first run without a download.
+"""Makes a small data set of drawn circuit boards, for examples, tests and a first run without a download.
 
-The boards (`data.boards.drawing`) follow from the configuration alone: the same configuration gives the same
-pictures everywhere. A finished folder carries a stamp and is used again; a run that is interrupted leaves no
-half of a data set behind.
+The boards (`data.boards.drawing`) depend on the configuration alone: the same configuration gives the same images
+everywhere. A finished folder has a stamp and is used again. An interrupted run leaves no partial data set.
 
     python -m data.synthetic --output boards --num_train 200
 """
@@ -23,7 +22,7 @@ import yaml
 from data.boards.drawing import CLASS_NAMES, draw_board
 from data.errors import DataError
 
-GENERATOR_VERSION = 1  # part of the stamp: raise it whenever the same configuration gives other pictures
+GENERATOR_VERSION = 1  # part of the stamp: raise it when the same configuration gives other images
 STAMP = "synthetic.json"
 
 
@@ -49,14 +48,9 @@ class SyntheticConfig:
 
 
 def generate_pcb_dataset(folder: Path | str, config: SyntheticConfig | None = None) -> Path:
-    """Make the data set in ``folder``, unless it is there already; safe to call from several processes.
+    """Make the data set in ``folder`` unless it is there; safe to call from several processes.
 
-    Args:
-        folder: Made here, together with its parents; the whole folder appears at once, when it is complete.
-        config: What to draw; the defaults if None.
-
-    Returns:
-        The path of its ``data.yaml``.
+    The folder appears when it is complete. ``config`` None draws the defaults. Returns the path of ``data.yaml``.
 
     Raises:
         DataError: If the folder holds something else, or boards of another configuration, or cannot be written.
@@ -89,7 +83,7 @@ def _stamp(config: SyntheticConfig) -> dict[str, object]:
 
 
 def _is_complete(folder: Path, config: SyntheticConfig) -> bool:
-    """Whether ``folder`` holds exactly this data set; False if there is nothing yet."""
+    """Whether ``folder`` holds exactly this data set; False if it is missing or empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
@@ -103,9 +97,9 @@ def _is_complete(folder: Path, config: SyntheticConfig) -> bool:
 
 def _publish(scratch: Path, folder: Path, config: SyntheticConfig) -> None:
     try:
-        scratch.replace(folder)  # atomic; an empty folder may be in the way, a filled one may not
+        scratch.replace(folder)  # atomic; replaces an empty folder, but not a filled one
     except OSError:
-        if not _is_complete(folder, config):  # else another process was faster, with the same boards
+        if not _is_complete(folder, config):  # else another process has made the same boards
             raise
 
 
@@ -131,7 +125,7 @@ def _write_image(path: Path, image_rgb: np.ndarray) -> None:
 
 
 def _label_text(boxes_xyxy_px: np.ndarray, classes: np.ndarray, image_size: int) -> str:
-    """YOLO rows: class, center and size, as fractions of the image."""
+    """YOLO rows: class, center and size, in fractions of the image."""
     corners = boxes_xyxy_px / image_size
     rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
     return "".join(

@@ -1,8 +1,8 @@
 """Reads COCO detection files: the images and boxes of a whole split in one JSON file.
 
-Classes are matched by name, so category ids may have gaps and differ between the files of the splits. Crowd
-regions are left out: they are no objects. An annotation without a box is reduced to the box round its polygons. Ids,
-numbers and flags may be written as text.
+Classes are matched by name, so category ids may have gaps and differ between the files of the splits. Crowd regions
+are left out. An annotation without a box is reduced to the box around its polygons. Ids, numbers and flags may be
+written as text.
 """
 
 from __future__ import annotations
@@ -22,25 +22,20 @@ from data.formats.labels import CROWD, REDUCED, PixelObjects, class_ids_by_name
 from data.formats.moved_paths import Place, find_place, is_absolute, is_file, parts_of
 from data.formats.text import is_encodable
 
-MAX_COORDINATE_PX = 1e9  # also refuses nan and integers too long for a float
-NUM_TRIED = 100  # names that are looked for in other notations than written
+MAX_COORDINATE_PX = 1e9  # the comparison also refuses nan
+NUM_TRIED = 100  # names that are tried in other notations
 
 logger = logging.getLogger(__name__)
 
 
 class CocoFile:
-    """One COCO file.
+    """One parsed COCO file.
 
-    Memory: the parsed JSON, about five times the file, while this object lives.
+    Memory: about five times the file, while this object lives.
     """
 
     def __init__(self, file: Path, root: Path, names: tuple[str, ...]) -> None:
-        """Parse the file.
-
-        Args:
-            file: The JSON file.
-            root: The data set's root: images are looked for here and beside the file.
-            names: Class names; the categories must be among them.
+        """Parse the file; images lie below ``root`` or beside the file, and categories in use must be among ``names``.
 
         Raises:
             DataError: If the file is no COCO file, or a category, an annotation or an image is wrong.
@@ -63,26 +58,29 @@ class CocoFile:
 
     @property
     def paths(self) -> list[str]:
-        """Image files, in the file's order."""
+        """Paths of the image files, in the file's order."""
         return list(self._objects)
 
     def objects(self, path: str) -> PixelObjects:
-        """What is annotated in one of `paths`."""
+        """The objects of one of `paths`."""
         return self._objects[path]
 
 
 def read_category_names(file: Path) -> tuple[str, ...]:
-    """Names of the categories, in the order of their ids: the class names, where data.yaml has none.
+    """Names of the categories in the order of their ids, for a data.yaml without ``names``.
 
     Raises:
-        DataError: If the file is no COCO file.
+        DataError: If the file is no COCO file, or its categories cannot be ordered or share a name.
     """
     categories = _by_id(file, _load(file), "categories", "name")
     if not all(identity.isdecimal() for identity in categories):
         raise DataError(f"{file}: the category ids are not all numbers. Give 'names' in data.yaml.")
     names = tuple(categories[identity]["name"] for identity in sorted(categories, key=int))
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"{file}: categories are missing or share a name. Give 'names' in data.yaml.")
+    if not names:
+        raise DataError(f"{file}: categories: []: no category. Give 'names' in data.yaml.")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{file}: categories: {name!r}: occurs {count} times. Give 'names' in data.yaml, each once.")
     return names
 
 
@@ -121,7 +119,7 @@ def _by_id(file: Path, content: dict[str, Any], key: str, needed: str) -> dict[s
 
 
 def _identity(value: Any) -> str | None:
-    """An id as text: some tools write 12 here and "12" or 12.0 there; None for what is none."""
+    """An id as text, because tools write the same id as 12, "12" or 12.0; None if it is no id."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     is_id = isinstance(value, int | str) and not isinstance(value, bool)
@@ -129,7 +127,7 @@ def _identity(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    """A number, also as text; None for what is none, or beyond reason."""
+    """A number, also from text; None if it is no number or beyond `MAX_COORDINATE_PX`."""
     try:
         number = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):
@@ -138,7 +136,7 @@ def _number(value: Any) -> float | None:
 
 
 def _class_ids(file: Path, content: dict[str, Any], names: tuple[str, ...]) -> dict[str, int]:
-    """Class id by category id; categories that no annotation uses may have any name."""
+    """Class id by category id; a category without annotations may have any name."""
     used = {_identity(annotation.get("category_id")) for annotation in _entries(file, content, "annotations")}
     positions = class_ids_by_name(names)
     class_ids = {}
@@ -152,7 +150,7 @@ def _class_ids(file: Path, content: dict[str, Any], names: tuple[str, ...]) -> d
 
 
 def _find_images(file: Path, root: Path, names: list[str]) -> Callable[[str], Path]:
-    """What turns a name into a path: how the first image that is there is found holds for all of them."""
+    """A function from file name to path: the rule that finds the first image holds for all images."""
     if not names:
         raise DataError(f"{file}: contains no image. Give a COCO file of this split.")
     split = file.stem.rpartition("_")[2]  # instances_train2017.json belongs to the folder train2017
@@ -174,13 +172,13 @@ def _find_images(file: Path, root: Path, names: list[str]) -> Callable[[str], Pa
 
 
 def _without_host(name: str) -> str:
-    """The path of an address; other names as they are."""
+    """The path of an address (``https://host/a.jpg``); other names unchanged."""
     _, is_address, address = name.partition("://")
     return address.partition("/")[2].partition("?")[0] if is_address else name
 
 
 def _without_quotes(name: str) -> str:
-    """The same with spaces for %20, as names in addresses are written."""
+    """As `_without_host`, with escapes such as %20 decoded."""
     return unquote(_without_host(name))
 
 
@@ -218,7 +216,7 @@ def _is_crowd(value: Any, where: str) -> bool:
 
 
 def _corners(where: str, annotation: dict[str, Any], notices: Counter[str]) -> tuple[float, float, float, float]:
-    """Corners in pixels of the box, or of the polygons of an annotation without a box."""
+    """Corners in pixels of the box, or of the box around the polygons of an annotation without a box."""
     box = annotation.get("bbox")
     numbers = _numbers(box) if isinstance(box, list) else []
     if not box and (points := _polygon_points(annotation.get("segmentation"))):
@@ -232,7 +230,7 @@ def _corners(where: str, annotation: dict[str, Any], notices: Counter[str]) -> t
 
 
 def _polygon_points(segmentation: Any) -> list[float]:
-    """x, y, x, y, ... of all polygons; nothing for what is none, such as a run-length encoding."""
+    """x, y, x, y, ... of all polygons; empty for anything else, such as a run-length encoding."""
     if not isinstance(segmentation, list):
         return []
     polygons = segmentation if all(isinstance(polygon, list) for polygon in segmentation) else [segmentation]
@@ -241,6 +239,6 @@ def _polygon_points(segmentation: Any) -> list[float]:
 
 
 def _numbers(values: list[Any]) -> list[float]:
-    """The values as numbers; nothing if one of them is none."""
+    """The values as numbers; empty if one of them is no number."""
     numbers = [number for number in map(_number, values) if number is not None]
     return numbers if len(numbers) == len(values) else []

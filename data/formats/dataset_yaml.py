@@ -1,4 +1,4 @@
-"""Reads ``data.yaml``, the Ultralytics description of a data set: class names and where the splits are.
+"""Reads ``data.yaml``, the Ultralytics description of a data set: class names and the paths of the splits.
 
 .. code-block:: yaml
 
@@ -6,9 +6,9 @@
     train: images/train   # a folder, a list file (.txt), a COCO file (.json), or several of them
     val: images/val       # or valid, or validation
     test: images/test     # optional
-    names: [resistor, capacitor]   # or {0: resistor, 1: capacitor}; may be left out if all sources are COCO files
+    names: [resistor, capacitor]   # or {0: resistor, 1: capacitor}; optional if all sources are COCO files
     nc: 2                 # optional, must agree with names
-    kpt_shape: [17, 3]    # of a pose data set: the key points behind each box are left out
+    kpt_shape: [17, 3]    # pose data sets: the key points behind each box are left out
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from data.formats.coco import read_category_names
 from data.formats.moved_paths import find_place, is_absolute, parts_of
 from data.formats.text import is_encodable, read_text
 
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # and how they are called
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # split: its keys
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Takes numbers, dates and truth values as the text that they are."""
+    """Reads numbers, dates and truth values as text."""
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012  merges of maps
 
 
 @dataclass(frozen=True)
 class DatasetYaml:
-    """What a ``data.yaml`` says, with every path resolved."""
+    """The content of a ``data.yaml``, with every path resolved."""
 
     file: Path
     """The file that was read, absolute."""
     root: Path
-    """What relative paths are relative to: the ``path`` key, or the folder of the file."""
+    """The folder that relative paths refer to: the ``path`` key, or the folder of the file."""
     names: tuple[str, ...]
     """Class names; a label's class id is an index into it."""
     splits: dict[str, tuple[Path, ...]]
-    """Per split (``train``, ``val``, ``test``) that is there: folders, list files and COCO files, in order."""
+    """Folders, list files and COCO files of each existing split (``train``, ``val``, ``test``), in order."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Per split that is named but not there: the line for who asks for it."""
+    """Error line of each split that is named but does not exist."""
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Per split: what was found elsewhere than it is written, a line each."""
+    """Lines of each split about sources that were found elsewhere than written."""
     num_keypoint_values: int = 0
-    """How many numbers follow each box in a pose data set."""
+    """Numbers behind each box in a pose data set; 0 otherwise."""
 
     @property
     def num_classes(self) -> int:
@@ -63,7 +63,7 @@ class DatasetYaml:
         """Folders, list files and COCO files of one split.
 
         Raises:
-            DataError: If the file has no such split, or it is not there.
+            DataError: If the file has no such split, or the split does not exist.
         """
         if split in self.missing:
             raise DataError(self.missing[split])
@@ -75,13 +75,7 @@ class DatasetYaml:
 def read_dataset_yaml(file: Path | str) -> DatasetYaml:
     """Read and check a ``data.yaml``.
 
-    A split that is not there is an error only for who asks for it: exporters always name three.
-
-    Args:
-        file: The YAML file.
-
-    Returns:
-        Class names and the sources of each split.
+    A missing split is an error only when `DatasetYaml.sources` asks for it, because exporters always name three splits.
 
     Raises:
         DataError: If the file is missing or malformed, or lacks ``names`` or every split.
@@ -106,9 +100,9 @@ def read_dataset_yaml(file: Path | str) -> DatasetYaml:
         raise DataError(f"{file}: no key 'train'. Name the folder of the training images.")
     files = [source for sources in splits.values() for source in sources]
     if content.get("names") is None and files and all(source.suffix.lower() == ".json" for source in files):
-        names = read_category_names(min(files, key=lambda source: source.stat().st_size))  # the quickest to parse
+        names = read_category_names(min(files, key=lambda source: source.stat().st_size))  # parses fastest
     elif content.get("names") is None and missing:
-        raise DataError(next(iter(missing.values())))  # names may be there, too
+        raise DataError(next(iter(missing.values())))  # the missing source may have the names
     else:
         names = _names(file, content)
     return DatasetYaml(file, finder.root, names, splits, missing, notes, _num_keypoint_values(file, content))
@@ -127,7 +121,7 @@ def _load(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: no such file. Give the data.yaml of a data set.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}). Give a readable UTF-8 file.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second for dates such as 2026-13-01
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates such as 2026-13-01
         raise DataError(f"{file}: not valid YAML ({' '.join(str(error).split())}). Correct it.") from None
     if not isinstance(content, dict) or not isinstance(document, yaml.MappingNode) or written is None:
         raise DataError(f"{file}: not a map of keys. Write keys such as train, val and names.")
@@ -138,7 +132,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _check_keys(file: Path, document: yaml.MappingNode) -> None:
-    """Refuse a key that is there twice, in the file or in its map of names: YAML would take the last one."""
+    """Refuse a repeated key in the file or in its map of names: YAML would take the last one."""
     for found in (document, *(value for key, value in document.value if key.value == "names")):
         keys = [str(key.value) for key, _ in found.value] if isinstance(found, yaml.MappingNode) else []
         twice = next((key for key, count in Counter(keys).items() if count > 1 and key != "<<"), None)
@@ -162,6 +156,9 @@ def _names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     wrong = [name for name in names if not isinstance(name, str) or not name.strip() or not is_encodable(name)]
     if wrong:
         raise DataError(f"{file}: names: {wrong[0]!r}: not a name. Put quotes around it.")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{file}: names: {name!r}: occurs {count} times. Give each class a name of its own.")
     if str(content.get("nc", len(names))) not in ("None", str(len(names))):
         raise DataError(f"{file}: nc: {content['nc']!r}: there are {len(names)} names. Make the two agree.")
     return tuple(names)
@@ -186,31 +183,31 @@ def _entries(file: Path, key: str, value: object) -> list[str]:
 
 @dataclass(frozen=True)
 class _Found:
-    """What an entry of a split means on this machine."""
+    """Where an entry of a split lies on this machine."""
 
     path: Path
     note: str = ""
-    """Where it was found, if not where it is written."""
+    """Says where it was found, if not where it is written."""
     lost: str = ""
-    """The line for the user, if it is nowhere."""
+    """The error line, if it was not found."""
 
 
 class _SourceFinder:
-    """Finds what the entries of a data.yaml mean: below ``path``, or below the folder of the file itself.
+    """Finds the entries of a data.yaml below ``path`` or below the folder of the file.
 
-    Roboflow writes ``../train/images`` into a file that lies beside ``train/``: the ``..`` are left out when the
-    path as written does not exist. A path of another machine is looked for by its end.
+    Roboflow writes ``../train/images`` into a file that lies beside ``train/``: the ``..`` are left out if the path
+    does not exist as written. A path of another machine is found by its end.
     """
 
     def __init__(self, file: Path, content: dict[str, Any]) -> None:
         self._file = file
-        self._written_root = os.path.expanduser(str(content.get("path") or "."))  # noqa: PTH111  ~nobody stays
+        self._written_root = os.path.expanduser(str(content.get("path") or "."))  # noqa: PTH111  leaves ~nobody as it is
         self.root = file.parent / self._written_root
         self._hint = " (yolofit does not run 'download': fetch the data set first)" if content.get("download") else ""
         self._moved: dict[Path, str] = {}
 
     def find(self, key: str, entry: str) -> _Found:
-        """What one entry means; ``key`` is for messages."""
+        """Find one entry; ``key`` is for messages."""
         written = os.path.expanduser(entry)  # noqa: PTH111
         inside = Path(*[part for part in Path(written).parts if part != ".."])
         beside = [self._file.parent / written, self._file.parent / inside]
@@ -228,7 +225,7 @@ class _SourceFinder:
         return _Found(self.root / written, lost=lost)
 
     def _find_moved(self, written: str) -> Path | None:
-        """The path by its end: never by less than a relative entry, and never by a bare ``images``."""
+        """Find a path by its end: a relative entry by the whole of it, any other not by ``images`` alone."""
         num_kept = 2 if parts_of(written)[-1:] == ("images",) else 1
         if not is_absolute(written):
             num_kept = len(parts_of(written))
@@ -241,4 +238,4 @@ class _SourceFinder:
 
 
 def _exists(path: Path) -> bool:
-    return os.path.exists(path)  # noqa: PTH110  Path raises for what is too long for a name
+    return os.path.exists(path)  # noqa: PTH110  Path raises for names that are too long

@@ -1,8 +1,8 @@
-"""Reads one image file into RGB bytes, or only its size.
+"""Reads an image file into RGB bytes, or only its size.
 
-Whatever the file holds (gray, palette, alpha, 16 bits, an EXIF rotation), OpenCV turns it into upright
-8-bit RGB. It also fills the missing rest of a cut-off file with gray and says so only on standard error, so
-the end of JPEG and PNG files is looked for here. The file's content decides what it is, not its suffix.
+OpenCV turns every content (gray, palette, alpha, 16 bits, an EXIF rotation) into upright 8-bit RGB. It also fills the
+missing rest of a cut-off file with gray and reports that only on standard error, so this module looks for the end of
+JPEG and PNG files. The content decides the format, not the suffix.
 """
 
 from __future__ import annotations
@@ -23,17 +23,14 @@ from data.errors import DataError
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG", b"IEND"
 PNG_HEADER_BYTES = 8
-TAIL_BYTES = 4096  # some programs append a few bytes of their own after the end
-MIN_SIDE_PX = 10  # as in Ultralytics: nothing can be learned from less
+TAIL_BYTES = 4096  # some programs append a few bytes behind the end
+MIN_SIDE_PX = 10  # as in Ultralytics
 MAX_PIXELS = 178_956_970  # 0.5 GiB decoded, in each worker; Pillow's limit for decompression bombs
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """Read an image file.
-
-    Args:
-        path: The file; any characters, any format that OpenCV decodes.
+    """Read an image file of any format that OpenCV decodes.
 
     Returns:
         uint8 (height, width, 3), RGB.
@@ -45,7 +42,7 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """The content of an image file, not looked into.
+    """The unchecked content of an image file.
 
     Raises:
         DataError: If the file cannot be read or is empty.
@@ -60,11 +57,7 @@ def read_bytes(path: Path | str) -> bytes:
 
 
 def decode_image(content: bytes, path: Path | str) -> np.ndarray:
-    """Decode the content of an image file.
-
-    Args:
-        content: All of it.
-        path: Where it is from, for messages.
+    """Decode the content of the image file at ``path``, which only messages use.
 
     Returns:
         uint8 (height, width, 3), RGB.
@@ -78,25 +71,23 @@ def decode_image(content: bytes, path: Path | str) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:  # for instance more pixels than OpenCV allows
         image = None
-    if image is None or image.ndim != 3:  # the latter for gray floats
+    if image is None or image.ndim != 3:  # gray floats have two axes
         raise DataError(f"{path}: not an image that OpenCV can read. Convert or remove it and its label file.")
     return image
 
 
 def read_size(path: Path | str) -> tuple[int, int]:
-    """Size of an image as `read_image` returns it, from the first and last bytes of the file where they tell.
+    """Size of an image as `read_image` returns it.
 
-    JPEG and PNG files are not decoded; others, which are rare, are: only that shows that they are whole.
-
-    Args:
-        path: The file.
+    The first and last bytes of JPEG and PNG files suffice. Other files, which are rare, are decoded, because only that
+    shows that they are whole.
 
     Returns:
         Height and width in pixels, upright.
 
     Raises:
         DataError: If `read_image` would refuse the file, or if it has a side below `MIN_SIDE_PX` or more than
-            `MAX_PIXELS` pixels. Damage in the middle of a JPEG or PNG file shows only when it is decoded.
+            `MAX_PIXELS` pixels. Damage in the middle of a JPEG or PNG file remains unseen.
     """
     header = _read_header(path)
     if header is None:
@@ -113,7 +104,7 @@ def read_size(path: Path | str) -> tuple[int, int]:
 
 
 def _read_header(path: Path | str) -> tuple[int, int] | None:
-    """Upright height and width of a JPEG or PNG file; None for other files, and for those with a broken header.
+    """Upright height and width of a JPEG or PNG file; None for other files and for broken headers.
 
     Pillow's readers are called by name: importing Ultralytics replaces ``Image.open`` by a function that installs
     packages when it meets a file that is no image.
@@ -128,17 +119,17 @@ def _read_header(path: Path | str) -> tuple[int, int] | None:
                 image = JpegImageFile(file)
             else:
                 return None
-            exif = Exif()  # not ``image.getexif()``: that asks XMP, too, which OpenCV does not
+            exif = Exif()  # ``image.getexif()`` also reads XMP, which OpenCV does not
             exif.load(image.info.get("exif", b""))
             orientation = exif.get(ExifTags.Base.Orientation)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # what Pillow raises for broken headers
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):  # Pillow raises all of these
         return None
     width, height = image.size
     return (width, height) if orientation in TURNED else (height, width)
 
 
 def _is_file_truncated(path: Path | str) -> bool:
-    """`_is_truncated` of a file, reading all of it only if its end is not where it should be."""
+    """As `_is_truncated` for a file; reads all of it only if the end is not where it should be."""
     with Path(path).open("rb") as file:
         start = file.read(len(PNG_START))
         file.seek(-min(TAIL_BYTES, file.seek(0, 2)), 2)
@@ -156,7 +147,7 @@ def _is_truncated(content: bytes) -> bool:
 
 
 def _has_png_end(content: bytes) -> bool:
-    """Whether the chunks lead to the end; what some program has appended behind it may be long."""
+    """Whether the chunks lead to the end; a program may have appended any number of bytes behind it."""
     position = PNG_HEADER_BYTES
     while position + 8 <= len(content):
         if content[position + 4 : position + 8] == PNG_END:
@@ -166,7 +157,7 @@ def _has_png_end(content: bytes) -> bool:
 
 
 def _jpeg_scan_start(content: bytes) -> int:
-    """Where the picture data begins: beyond the headers, which may hold a thumbnail with its own end."""
+    """Position of the pixel data, behind the headers, which may hold a thumbnail with an end mark."""
     position = len(JPEG_START)
     while position + 4 <= len(content) and content[position] == 0xFF:
         if content[position + 1] == JPEG_SCAN:

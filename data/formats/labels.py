@@ -1,13 +1,13 @@
 """Parses YOLO label files: one object per line, ``class cx cy width height`` in fractions of the image.
 
-A line with more columns is a polygon or a rotated box, ``class x1 y1 x2 y2 x3 y3 ...``, and is reduced to its
-bounding box; or it is of a pose data set, ``class cx cy width height`` and key points, which are left out. Which of
-the two is said by ``kpt_shape`` in data.yaml. Without it, key points are known by their visibility: every third number
-is 0, 1 or 2, and the first four are a box inside the image.
+A line with more columns is a polygon or a rotated box, ``class x1 y1 x2 y2 x3 y3 ...``, and is reduced to its bounding
+box; or it is a pose row, ``class cx cy width height`` and key points, which are left out. ``kpt_shape`` in data.yaml
+tells the two apart. Without it, a row is a pose row if every third number behind the box is a visibility (0, 1 or 2)
+and the first four numbers are a box inside the image.
 
-What is put right, and counted: polygons are reduced, boxes that reach beyond the image are clipped, boxes
-without area and repeated lines are dropped. Everything else that is wrong is refused: a silent repair would
-train on wrong labels. `ObjectList` holds these rules for every format.
+Polygons are reduced, boxes that reach over the edge are clipped, boxes without area and repeated lines are dropped;
+all of these are counted. Every other error is refused: a silent repair would train on wrong labels. `ObjectList` holds
+these rules for every format.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 from data.errors import DataError
 from data.formats.text import read_text
 
-RANGE_TOLERANCE = 0.01  # as in Ultralytics: annotation tools overshoot the image's edge by rounding
+RANGE_TOLERANCE = 0.01  # as in Ultralytics: annotation tools exceed the edge by rounding
 SHAPE_TOLERANCE = 0.02  # of the aspect ratio: resizing rounds
-CLIP_NOTICE = 1e-3  # reaching less than this beyond the edge is rounding, not worth a warning
+CLIP_NOTICE = 1e-3  # less than this beyond the edge is rounding
 BOX_COLUMNS = 5  # class cx cy width height
 MIN_POLYGON_COLUMNS = 7  # a class and three points
-NOTICE_KINDS = (  # what is put right or left out, in the order in which it is told
+NOTICE_KINDS = (  # in the order of the warning
     "polygons and rotated boxes reduced to boxes",
-    "of these, that may be boxes with key points (if so, give kpt_shape in data.yaml)",
+    "of them may be boxes with key points (if so, give kpt_shape in data.yaml)",
     "boxes whose key points are left out",
     "boxes clipped to the image",
     "boxes without area dropped",
@@ -51,32 +51,29 @@ class Labels(NamedTuple):
     classes: np.ndarray
     """int32 (n,)."""
     notices: Counter[str]
-    """How many objects were put right, by `NOTICE_KINDS`."""
+    """Number of objects that were put right, by `NOTICE_KINDS`."""
 
 
 class PixelObjects(NamedTuple):
-    """The objects of one image as COCO and Pascal VOC give them: in pixels."""
+    """The objects of one image in pixels, as COCO and Pascal VOC give them."""
 
     where: str
-    """What an error names: the file, and the image in it."""
+    """File and image, for messages."""
     size_hw: tuple[int, int] | None
-    """Height and width of the annotated image, if the file says."""
+    """Height and width of the annotated image in pixels; None if the file does not say."""
     rows: list[Row]
-    """Class and corners in pixels, finite."""
+    """Class and finite corners in pixels."""
     notices: Counter[str]
-    """How many objects were left out or reduced already."""
+    """Number of objects that were left out or reduced already."""
 
 
 def read_labels(file: Path | str, num_classes: int, num_keypoint_values: int = 0) -> Labels:
-    """Read the label file of one image.
+    """Read the YOLO label file of one image, which may be empty; boxes stay in the file's order.
 
     Args:
-        file: A YOLO ``.txt`` file; may be empty.
+        file: A ``.txt`` file.
         num_classes: Class ids must be below this.
-        num_keypoint_values: How many numbers follow each box in a pose data set; then no row is a polygon.
-
-    Returns:
-        Boxes in the file's order.
+        num_keypoint_values: Numbers behind each box in a pose data set; 0 otherwise.
 
     Raises:
         DataError: If the file cannot be read or a line is malformed; names the file and the line.
@@ -96,27 +93,19 @@ def read_labels(file: Path | str, num_classes: int, num_keypoint_values: int = 0
 
 @functools.lru_cache(maxsize=8)
 def class_ids_by_name(names: tuple[str, ...]) -> dict[str, int]:
-    """Class id by name, for formats that name the classes.
-
-    Raises:
-        DataError: If two classes share a name.
-    """
-    class_ids = {name: class_id for class_id, name in enumerate(names)}
-    if len(class_ids) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"data.yaml: names: {twice!r}: occurs twice, but the labels use names. Rename one of the two.")
-    return class_ids
+    """Class id by name, for formats that name the classes; `data.formats.dataset_yaml` refuses repeated names."""
+    return {name: class_id for class_id, name in enumerate(names)}
 
 
 class ObjectList:
-    """Collects the objects of one image; clips, drops and counts."""
+    """Collects the objects of one image; clips, drops and counts them."""
 
     def __init__(self) -> None:
         self.notices: Counter[str] = Counter()
         self._rows: dict[Row, None] = {}  # keeps the order and drops repetitions
 
     def add(self, class_id: int, x1: float, y1: float, x2: float, y2: float) -> None:
-        """Add one object: its class, and finite corners in fractions of the image."""
+        """Add an object: its class, and finite corners in fractions of the image."""
         row = (class_id, _clip(x1), _clip(y1), _clip(x2), _clip(y2))
         if row[3] <= row[1] or row[4] <= row[2]:
             self.notices[WITHOUT_AREA] += 1
@@ -128,20 +117,15 @@ class ObjectList:
                 self.notices[CLIPPED] += 1
 
     def labels(self) -> Labels:
-        """What is left of them."""
+        """The objects that were kept."""
         table = np.array(list(self._rows), np.float64).reshape(-1, 5)
         return Labels(table[:, 1:].astype(np.float32), table[:, 0].astype(np.int32), self.notices)
 
 
 def labels_from_pixels(objects: PixelObjects, size_hw: tuple[int, int]) -> Labels:
-    """Bring objects from pixels to fractions of the image, under the rules of `ObjectList`.
+    """Convert objects from pixels to fractions of an image of ``size_hw`` pixels, under the rules of `ObjectList`.
 
-    An image that has been resized since it was annotated is as good as before; one that has been turned or
-    cropped is not.
-
-    Args:
-        objects: What the annotation file says.
-        size_hw: Upright height and width of the image file.
+    The image may have been resized since it was annotated, but not turned or cropped.
 
     Raises:
         DataError: If the image has another shape than the annotated one, or a box lies outside it.
@@ -185,7 +169,7 @@ def _parse_row(line: str, where: str, num_classes: int, num_keypoint_values: int
 
 
 def _check_columns(columns: list[str], where: str, num_keypoint_values: int) -> None:
-    """Refuse what cannot be a row, before its numbers are looked at."""
+    """Refuse a line whose number of columns is wrong."""
     if len(columns) < BOX_COLUMNS and any(mark in column for column in columns for mark in ",;"):
         raise DataError(f"{where}: {' '.join(columns)[:60]!r}: not 5 numbers with spaces between. Replace the commas.")
     if num_keypoint_values:
@@ -226,14 +210,14 @@ def _check_range(values: list[float], where: str) -> list[float]:
 
 
 def _has_visibilities(numbers: list[float]) -> bool:
-    """Whether numbers are a box inside the image, and two or more key points with a visibility of 0, 1 or 2."""
+    """Whether numbers are a box inside the image and at least two key points with a visibility of 0, 1 or 2."""
     points = numbers[4:]
     is_visibility = len(points) >= 6 and len(points) % 3 == 0 and all(value in (0, 1, 2) for value in points[2::3])
     return is_visibility and _is_box_inside(numbers[:4])
 
 
 def _may_be_pose(numbers: list[float]) -> bool:
-    """Whether numbers could be a box and, within it, key points without visibilities."""
+    """Whether numbers could be a box and key points without visibilities inside it."""
     cx, cy, width, height = numbers[:4]
     is_within = all(abs(x - cx) <= width / 2 for x in numbers[4::2]) and all(
         abs(y - cy) <= height / 2 for y in numbers[5::2]
@@ -268,5 +252,5 @@ def _check_class(value: float, where: str, num_classes: int) -> int:
 
 
 def _clip(value: float) -> float:
-    """Inside the image, and as precise as it is kept: a box without area is one that has none there."""
+    """Clip to the image in float32 precision, so that a box has area exactly if its stored row has."""
     return float(np.float32(min(max(value, 0.0), 1.0)))

@@ -1,7 +1,6 @@
-r"""Finds what a path of another machine means here: the same end of the path, below a folder of this machine.
+r"""Finds a path of another machine on this one: the same end of the path, below a folder of this machine.
 
-``/content/boards/train/images`` and ``C:\boards\train\images`` are both ``train/images`` beside data.yaml, once the
-data set has been copied.
+``/content/boards/train/images`` and ``C:\boards\train\images`` both mean ``train/images`` beside the copied data.yaml.
 """
 
 from __future__ import annotations
@@ -13,36 +12,30 @@ from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """Where paths of another machine are on this one.
+    """Where paths of another machine lie on this one.
 
-    Found for one path of a file, it holds for the others: a shorter end would be another file, for ``train/1.jpg``
-    must not become ``1.jpg``.
+    A place that is found for one path of a file holds for all of its paths: with a shorter end ``train/1.jpg`` could
+    become ``1.jpg``, which is another file.
     """
 
     folder: Path
     num_left_out: int
-    """Parts at the beginning of each path."""
+    """Number of parts to remove at the beginning of each path."""
 
     def path(self, written: str) -> Path:
-        """What a path means here."""
+        """The path on this machine."""
         return self.folder.joinpath(*parts_of(written)[self.num_left_out :])
 
 
 def find_place(folders: Sequence[Path], written: str, num_kept: int = 1) -> Place | None:
-    """Where a path of another machine is on this one: the longest end of it that is there.
+    """Find a path of another machine by the longest end of it that exists here, with at least ``num_kept`` parts.
 
-    Args:
-        folders: Where the end may begin, the likeliest folder first.
-        written: The path, in the notation of any system.
-        num_kept: How many parts at its end must stay; at least one.
-
-    Returns:
-        The place; None if nothing is there.
+    The end may begin in any of the folders, the likeliest first; the path may be in the notation of any system.
     """
     for num_left_out in range(len(parts_of(written)) - max(num_kept, 1) + 1):
         for folder in folders:
             place = Place(folder, num_left_out)
-            if os.path.exists(place.path(written)):  # noqa: PTH110  Path raises for what is too long for a name
+            if os.path.exists(place.path(written)):  # noqa: PTH110  Path raises for names that are too long
                 return place
     return None
 
@@ -60,5 +53,5 @@ def parts_of(written: str) -> tuple[str, ...]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; False, too, for what cannot be the name of one, where `Path.is_file` raises."""
+    """Whether the file exists; False for impossible names, for which `Path.is_file` raises."""
     return os.path.isfile(path)  # noqa: PTH113

@@ -1,6 +1,6 @@
-"""Reads the text of a file, in whatever encoding its first bytes announce.
+"""Reads text files in the encoding of their byte order mark.
 
-Windows' editors and exporters write UTF-16 or UTF-8 with a byte order mark; without a mark, text is UTF-8.
+Editors and exporters on Windows write UTF-16, or UTF-8 with a mark. Text without a mark is UTF-8.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
-MARKS = (  # the longer ones first: that of UTF-32 begins with that of UTF-16
+MARKS = (  # the mark of UTF-32 begins with that of UTF-16, so it comes first
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -22,21 +22,21 @@ def read_text(file: Path | str) -> str:
 
     Raises:
         OSError: If it cannot be read.
-        UnicodeDecodeError: If it is no text in the encoding of its byte order mark, or in UTF-8 without one.
+        UnicodeDecodeError: If it is not in the encoding of its byte order mark, or in UTF-8 without a mark.
     """
     content = Path(file).read_bytes()
     return content.decode(marked_encoding(content) or "utf-8")
 
 
 def marked_encoding(content: bytes) -> str | None:
-    """The encoding that a byte order mark announces; None without one."""
+    """The encoding of a byte order mark; None without a mark."""
     return next((encoding for mark, encoding in MARKS if content.startswith(mark)), None)
 
 
 def is_encodable(text: str, errors: str = "strict") -> bool:
-    """Whether text can be encoded: JSON and YAML can hold halves of characters, which no file and screen takes.
+    """Whether text can be encoded: JSON and YAML can hold half a character, which no file name or screen accepts.
 
-    With ``errors`` "surrogateescape" also if it stands for the name of a file that is no UTF-8.
+    With ``errors`` "surrogateescape" a file name that is no UTF-8 counts as encodable.
     """
     try:
         text.encode(errors=errors)

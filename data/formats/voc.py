@@ -10,10 +10,9 @@
       </object>
     </annotation>
 
-Coordinates are taken as pixel edges. A rotated ``robndbox`` (cx, cy, w, h, angle in radians) or a ``polygon``, as some
-tools write them, is reduced to the box round it. Boxes of an object's parts are not taken, objects that are marked
-difficult are. Tags count in any case and namespace. A document type declaration is refused: entities can expand to
-gigabytes or read other files.
+Coordinates are pixel edges. A rotated ``robndbox`` (cx, cy, w, h, angle in radians) or a ``polygon`` is reduced to the
+box around it. Objects that are marked difficult are used, boxes of an object's parts are not. Tags count in any case
+and namespace. A document type declaration is refused: entities can expand to gigabytes or read other files.
 """
 
 from __future__ import annotations
@@ -37,14 +36,7 @@ POLYGON_COORDINATE = re.compile(r"[xy]\d*")
 
 
 def read_voc(file: Path | str, class_ids: Mapping[str, int]) -> PixelObjects:
-    """Read the annotations of one image.
-
-    Args:
-        file: A Pascal VOC ``.xml`` file; may hold no object.
-        class_ids: Class id by name.
-
-    Returns:
-        The objects in the file's order.
+    """Read the annotations of one image from a ``.xml`` file, in the file's order; ``class_ids`` are by name.
 
     Raises:
         DataError: If the file cannot be read, is no such file, or an object has no known class or no box.
@@ -55,7 +47,7 @@ def read_voc(file: Path | str, class_ids: Mapping[str, int]) -> PixelObjects:
         raise DataError(f"{file}: cannot be read ({error.strerror}). Restore or remove it.") from None
     except DefusedXmlException:
         raise DataError(f"{file}: it declares a document type, which is not safe. Remove the DOCTYPE.") from None
-    except (ParseError, ValueError, LookupError) as error:  # the latter two for encodings
+    except (ParseError, ValueError, LookupError) as error:  # the last two for encodings
         raise DataError(f"{file}: not valid XML ({error}). Restore or remove it.") from None
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2].lower()  # without its namespace
@@ -72,17 +64,17 @@ def read_voc(file: Path | str, class_ids: Mapping[str, int]) -> PixelObjects:
 def _decode(content: bytes) -> str:
     """The text of an XML file: by its byte order mark, else by its declaration, else UTF-8.
 
-    Python's parser knows no encoding of several bytes, such as gb2312. Some programs declare UTF-16 and write UTF-8.
+    Python's parser does not know multi-byte encodings such as gb2312. Some programs declare UTF-16 and write UTF-8.
     """
     declared = DECLARED_ENCODING.match(content)
     encoding = marked_encoding(content) or (declared[1].decode() if declared else "utf-8")
     if declared and encoding.lower().startswith(("utf-16", "utf_16", "utf16", "ucs")):
-        encoding = "utf-8"  # the declaration could be read byte by byte
-    return content.decode(encoding).lstrip()  # a declaration may not stand behind an empty line
+        encoding = "utf-8"  # the declaration matched as single bytes, so it is not UTF-16
+    return content.decode(encoding).lstrip()  # the parser refuses a declaration behind an empty line
 
 
 def _read_size(root: Element, where: str) -> tuple[int, int] | None:
-    """Height and width; None where they are missing, empty or zero, as some tools write them."""
+    """Height and width in pixels; None if they are missing, empty or zero, as some tools write them."""
     if not all((root.findtext(f"size/{key}") or "").strip() for key in ("height", "width")):
         return None
     height, width = (_number(root, f"size/{key}", where) for key in ("height", "width"))
@@ -117,7 +109,7 @@ def _around_rotated_box(item: Element, where: str) -> tuple[float, float, float,
 
 
 def _around_polygon(item: Element, where: str) -> tuple[float, float, float, float]:
-    """The box round ``<polygon><x1>..</x1><y1>..</y1>..`` or ``<polygon><pt><x>..</x><y>..</y></pt>..``."""
+    """The box around ``<polygon><x1>..</x1><y1>..</y1>..`` or ``<polygon><pt><x>..</x><y>..</y></pt>..``."""
     values: dict[str, list[float]] = {"x": [], "y": []}
     for point in item.iterfind("polygon//*"):
         if POLYGON_COORDINATE.fullmatch(point.tag):

@@ -1,7 +1,7 @@
-"""Facts about a data set: counts, sizes, bad files, repeated images. Computes; prints nothing.
+"""Facts about a data set: counts, sizes, bad files, repeated images. Prints nothing.
 
-Sizes of objects are given at the training size: what the network sees, after the long side of the image has been
-resized. The size of a box is the square root of its area.
+Sizes of objects are in pixels at the training size, after the long side of the image has been resized. The size of a
+box is the square root of its area.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from data.indexing.index import ImageIndex, check_objects, check_split, index_of
 from data.indexing.scan_table import ScanTable, notice_counts
 
 TRAINING_SPLITS = ("train", "val")
-SIZE_EDGES_PX = (8, 16, 32, 96)  # the first stride of the network, its second, and COCO's small and medium
+SIZE_EDGES_PX = (8, 16, 32, 96)  # two strides of the network; COCO's small and medium
 SIZE_NAMES = ("below 8 px", "8 to 16 px", "16 to 32 px", "32 to 96 px", "96 px and more")
 ROBOFLOW_NAME = re.compile(r"(.+)\.rf\.\w+\.\w+$")  # Roboflow adds .rf.<hash> to each copy of a picture
-MANY_FILES = 2000  # from here on reading them takes long enough for a progress bar
+MANY_FILES = 2000  # reading as many takes long enough for a progress bar
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """One split; object counts are of the images that can be used."""
+    """Facts about one split; object counts are of the usable images."""
 
     num_images: int
     num_boxes: int
@@ -38,27 +38,27 @@ class SplitFacts:
     """Images without objects."""
     max_boxes_per_image: int
     left_out: list[str]
-    """Images that cannot be used, a line each."""
+    """Unusable images, a line each."""
     refused: list[str]
-    """Label files that are wrong, a line each."""
+    """Wrong label files, a line each."""
     notes: tuple[str, ...]
-    """What was found elsewhere than data.yaml says, a line each."""
+    """Sources that were found elsewhere than data.yaml says, a line each."""
     notices: dict[str, int]
-    """What is put right, by kind."""
+    """Number of objects that were put right, by kind."""
     boxes_per_class: list[int]
     images_per_class: list[int]
     boxes_per_size: dict[str, int]
-    """By the size of the box at the training size."""
+    """Boxes by their size at the training size."""
     image_sizes: dict[str, int]
     """The most frequent sizes of images, width x height."""
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """A whole data set."""
+    """Facts about a whole data set."""
 
     file: str
-    """The data.yaml."""
+    """Path of the data.yaml."""
     names: tuple[str, ...]
     image_size: int
     splits: dict[str, SplitFacts]
@@ -67,26 +67,20 @@ class DatasetFacts:
     leaks: list[list[str]]
     """Groups of files with the same content in different splits."""
     missing: dict[str, str]
-    """Per split that data.yaml names and that is not there: a line."""
+    """Error line of each split that data.yaml names and that does not exist."""
     related: list[list[str]]
-    """Copies that Roboflow made of one picture, in different splits."""
+    """Groups of copies that Roboflow made of one picture, in different splits."""
     refusals: dict[str, str]
-    """Splits that a command that uses them refuses, and what it says. Training uses ``train`` and ``val``."""
+    """Error line of each split that commands refuse. Training uses ``train`` and ``val``."""
 
 
 def inspect_dataset(
     dataset: DatasetYaml, image_size: int, cache_folder: Path | None = None, workers: int = 1
 ) -> tuple[DatasetFacts, dict[str, ImageIndex]]:
-    """Look at every image and label of a data set.
-
-    Args:
-        dataset: The data set; only read.
-        image_size: The training size, in pixels.
-        cache_folder: Where the index is kept, as for training.
-        workers: Processes that read headers and labels.
+    """Look at every image and label of a data set; ``image_size`` is the training size in pixels.
 
     Returns:
-        The facts; and the usable images of each split.
+        The facts, and the usable images of each split.
 
     Raises:
         DataError: If ``train`` or ``val`` cannot be listed. Bad files are among the facts.
@@ -120,7 +114,7 @@ def inspect_dataset(
 
 
 def _check(dataset: DatasetYaml, split: str, tables: dict[str, ScanTable]) -> None:
-    """Refuse what the command refuses that uses a split."""
+    """Refuse a split as the commands that use it do."""
     dataset.sources(split)
     check_split(dataset, split, tables[split])
     if split == "train":
@@ -140,8 +134,6 @@ def _split_facts(
 ) -> SplitFacts:
     num_classes = dataset.num_classes
     counts = np.diff(index.box_offsets)
-    image_of_box = np.repeat(np.arange(len(index)), counts)
-    pairs = np.unique(image_of_box * num_classes + index.classes)
     bins = np.digitize(np.sqrt(box_sizes_px(index, image_size).prod(axis=1)), SIZE_EDGES_PX)
     sizes, frequencies = np.unique(index.sizes_hw, axis=0, return_counts=True)
     frequent = np.argsort(-frequencies, kind="stable")[:5]
@@ -155,14 +147,14 @@ def _split_facts(
         notes=dataset.notes.get(split, ()),
         notices=notice_counts(table),
         boxes_per_class=np.bincount(index.classes, minlength=num_classes).tolist(),
-        images_per_class=np.bincount(pairs % num_classes, minlength=num_classes).tolist(),
+        images_per_class=index.images_per_class(num_classes).tolist(),
         boxes_per_size=dict(zip(SIZE_NAMES, np.bincount(bins, minlength=len(SIZE_NAMES)).tolist(), strict=True)),
         image_sizes={f"{sizes[i][1]} x {sizes[i][0]}": int(frequencies[i]) for i in frequent},
     )
 
 
 def _same_content(tables: dict[str, ScanTable]) -> list[list[tuple[str, str]]]:
-    """Groups of (split, file) with the same bytes; only files of the same length are read."""
+    """Groups of (split, file) with the same bytes; only files of equal length are read."""
     lengths = np.concatenate([table.stamps[:, 0] for table in tables.values()])
     values, counts = np.unique(lengths, return_counts=True)
     shared = values[(counts > 1) & (values > 0)]
@@ -179,7 +171,7 @@ def _same_content(tables: dict[str, ScanTable]) -> list[list[tuple[str, str]]]:
 
 
 def _digest(path: str) -> bytes | None:
-    """Digest of a file's content; None for one that cannot be read, which the scan has told already."""
+    """Digest of a file's content; None if it cannot be read, which the scan reports."""
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "blake2b").digest()
@@ -197,7 +189,7 @@ def _within(split: str, groups: list[list[tuple[str, str]]]) -> list[list[str]]:
 
 
 def _related_across_splits(files: list[tuple[str, str]], same: list[list[tuple[str, str]]]) -> list[list[str]]:
-    """Groups of files that Roboflow names as copies of one picture, in different splits; without equal files."""
+    """Groups of files in different splits that Roboflow names as copies of one picture; without equal files."""
     equal = {path for group in same for _, path in group}
     by_name: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for split, path in files:
@@ -207,6 +199,6 @@ def _related_across_splits(files: list[tuple[str, str]], same: list[list[tuple[s
 
 
 def imbalance(facts: SplitFacts) -> float:
-    """Objects of the most frequent class over those of the rarest class that has any; 1 without objects."""
+    """Objects of the most frequent class divided by those of the rarest class that has any; 1 without objects."""
     present = [count for count in facts.boxes_per_class if count]
     return max(present) / min(present) if present else 1.0

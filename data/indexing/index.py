@@ -1,10 +1,9 @@
-"""All images and boxes of one split, in a handful of packed arrays.
+"""All images and boxes of one split, in a few packed arrays.
 
-A million small Python objects cost gigabytes, and every worker process that looks at one of them copies the
-page it lies on (the reference count is a write). Here image ``i`` owns
-``path_offsets[i]:path_offsets[i + 1]`` of one long byte string and ``box_offsets[i]:box_offsets[i + 1]`` of
-one long table: six arrays, whatever the number of images. With a cache folder they lie in a file that is mapped
-into memory, so that processes share them, and only files that have changed are read again.
+A million small Python objects take gigabytes, and each worker that reads one copies its memory page, because the
+reference count is a write. Here image ``i`` owns ``path_offsets[i]:path_offsets[i + 1]`` of one byte string and
+``box_offsets[i]:box_offsets[i + 1]`` of one table. With a cache folder the arrays lie in a file that all processes map
+into memory, and only changed files are read again.
 
 Shapes: I images, N boxes of all images together.
 """
@@ -28,7 +27,16 @@ from data.formats.labels import UNLABELED
 from data.indexing.index_file import IndexFileError, index_file_path, load_table, reload_table, save_table
 from data.indexing.listing import Listing, label_candidates, list_coco, list_file, list_folder, stamp_of
 from data.indexing.scan import LabelRules, ScanTask, scan_images
-from data.indexing.scan_table import Origin, ScanTable, Source, concatenate, notice_counts, offsets_of, ragged_rows
+from data.indexing.scan_table import (
+    Origin,
+    PackedImages,
+    ScanTable,
+    Source,
+    concatenate,
+    notice_counts,
+    offsets_of,
+    ragged_rows,
+)
 
 COCO_SUFFIX = ".json"
 
@@ -36,60 +44,44 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class ImageIndex:
-    """The images of one split and their boxes.
+class ImageIndex(PackedImages):
+    """The usable images of one split and their boxes.
 
     Memory: about 20 bytes a box, and 24 bytes and the path an image.
     """
 
-    path_bytes: np.ndarray
-    """uint8, the paths of all images as the file system encodes them, one after the other."""
-    path_offsets: np.ndarray
-    """int64 (I + 1,), where each path begins in ``path_bytes``."""
-    boxes_xyxy_rel: np.ndarray
-    """float32 (N, 4), corner boxes in fractions of the image's width and height."""
-    classes: np.ndarray
-    """int32 (N,)."""
-    box_offsets: np.ndarray
-    """int64 (I + 1,), where each image's boxes begin."""
-    sizes_hw: np.ndarray
-    """int32 (I, 2), upright height and width of each image file in pixels."""
     origin: Origin | None = None
-    """The index file that the arrays are mapped from, if any: other processes map it too."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.path_offsets) - 1
-
-    def path(self, image: int) -> str:
-        """Path of an image file."""
-        start, stop = self.path_offsets[image : image + 2]
-        return os.fsdecode(self.path_bytes[start:stop].tobytes())
+    """The index file that the arrays are mapped from; None if they are in memory only."""
 
     def labels(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (float32 (n, 4), corners in fractions of the image) and classes (int32 (n,)): views."""
+        """Boxes (float32 (n, 4), corners in fractions of the image) and classes (int32 (n,)); views."""
         rows = slice(*self.box_offsets[image : image + 2])
         return self.boxes_xyxy_rel[rows], self.classes[rows]
 
+    def images_per_class(self, num_classes: int) -> np.ndarray:
+        """Number of images with an object of each class, int64 (num_classes,)."""
+        image_of_box = np.repeat(np.arange(len(self)), np.diff(self.box_offsets))
+        pairs = np.unique(image_of_box * num_classes + self.classes)  # each class once per image
+        return np.bincount(pairs % num_classes, minlength=num_classes)
+
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the name of the index file rather than its content."""
+        """Pickle the name of the index file, not its content."""
         if self.origin is not None:
             return _reload_index, (self.origin,)
         return ImageIndex, tuple(getattr(self, column.name) for column in fields(self))
 
 
 def build_index(dataset: DatasetYaml, split: str, cache_folder: Path | None = None, workers: int = 1) -> ImageIndex:
-    """List the images of a split, in a fixed order, and read all their labels.
+    """List the images of a split in a fixed order, and read all their labels.
 
-    Images that cannot be used are left out; they, and what was repaired in the labels, are logged as counted
-    warnings. Labels that are wrong are refused.
+    Unusable images are left out. One warning counts them, another what was put right in the labels. Wrong labels are
+    refused.
 
     Args:
         dataset: The data set; only read.
         split: ``train``, ``val`` or ``test``.
-        cache_folder: Keeps the index here, in a file that is mapped into memory and made again for what has
-            changed; None keeps it in memory only.
-        workers: Processes that read many images' headers and labels.
+        cache_folder: Keeps the index in a file there, which is updated for changed files; None keeps it in memory.
+        workers: Processes that read headers and labels of many images.
 
     Returns:
         The images in the order of the sources, by path within a folder.
@@ -106,13 +98,8 @@ def build_index(dataset: DatasetYaml, split: str, cache_folder: Path | None = No
 def check_split(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
     """Refuse a split with wrong labels, without a usable image, or without a label file.
 
-    Args:
-        dataset: As in `build_index`.
-        split: As in `build_index`.
-        table: What `scan_split` has found.
-
     Raises:
-        DataError: Naming the first of them.
+        DataError: For the first of them.
     """
     labels = [reject.message for reject in table.rejects.values() if reject.is_label]
     if labels:
@@ -134,7 +121,7 @@ def check_objects(dataset: DatasetYaml, index: ImageIndex) -> None:
     """Refuse training images without a single object.
 
     Raises:
-        DataError: Saying so.
+        DataError: If there is no object.
     """
     if not len(index.classes):
         raise DataError(
@@ -144,16 +131,10 @@ def check_objects(dataset: DatasetYaml, index: ImageIndex) -> None:
 
 
 def scan_split(dataset: DatasetYaml, split: str, cache_folder: Path | None = None, workers: int = 1) -> ScanTable:
-    """What is known about every listed image of a split, whether it can be used or not.
-
-    Args:
-        dataset: As in `build_index`.
-        split: As in `build_index`.
-        cache_folder: As in `build_index`.
-        workers: As in `build_index`.
+    """A row for every listed image of a split, usable or not; arguments as in `build_index`.
 
     Raises:
-        DataError: If a source cannot be listed; what is wrong with single images is in the table.
+        DataError: If a source cannot be listed; errors of single images are in the table.
     """
     sources = dataset.sources(split)
     what = {"names": dataset.names, "key points": dataset.num_keypoint_values, "root": str(dataset.root)}
@@ -183,7 +164,7 @@ def _load_if_valid(file: Path | None, key: str) -> ScanTable | None:
 
 
 def _update(dataset: DatasetYaml, split: str, known: ScanTable | None, workers: int) -> ScanTable:
-    """The table of a split: rows of ``known`` where the files have not changed, scanned ones elsewhere."""
+    """The table of a split: rows of ``known`` for unchanged files, scanned rows for others."""
     rules = LabelRules(dataset.names, dataset.num_keypoint_values)
     known = known or concatenate([])
     known_rows = _rows_by_source(known)
@@ -195,7 +176,7 @@ def _update(dataset: DatasetYaml, split: str, known: ScanTable | None, workers: 
         stamp = stamp_of(source)
         candidates = known_rows.get((str(source), stamp), range(0))
         if source.suffix.lower() == COCO_SUFFIX:
-            listing = list_coco(source, [known.path(row) for row in candidates])  # the same file names the same images
+            listing = list_coco(source, [known.path(row) for row in candidates])  # same file, same images
             if not (listing.stamps[:, 0] >= 0).all() or not listing.paths:  # they may have moved
                 listing = list_coco(source, coco(source).paths)
         else:
@@ -225,9 +206,9 @@ def _rows_by_source(known: ScanTable) -> dict[tuple[str, tuple[int, int] | None]
 
 
 def _match(known: ScanTable, candidates: range, listing: Listing) -> np.ndarray:
-    """The known row of each listed image whose files have not changed, int64; -1 for those to scan.
+    """The known row of each listed image whose files have not changed, int64; -1 for images to scan.
 
-    Rejected rows are scanned again: what was wrong may have been put right without changing a file.
+    Rejected rows are scanned again: the reason may be gone without a change of the file.
     """
     encoded = [os.fsencode(path) for path in listing.paths]
     rows = np.arange(candidates.start, candidates.stop)
@@ -241,7 +222,7 @@ def _match(known: ScanTable, candidates: range, listing: Listing) -> np.ndarray:
 
 
 def _holds_paths(known: ScanTable, rows: range, encoded: list[bytes]) -> bool:
-    """Whether these rows hold exactly these paths; compared in one piece."""
+    """Whether these rows hold exactly these paths; one comparison of all bytes."""
     offsets = known.path_offsets[rows.start : rows.stop + 1]
     if len(rows) != len(encoded) or not np.array_equal(np.diff(offsets), [len(path) for path in encoded]):
         return False
@@ -249,7 +230,7 @@ def _holds_paths(known: ScanTable, rows: range, encoded: list[bytes]) -> bool:
 
 
 def _merge(known: ScanTable, scanned: ScanTable, rows: np.ndarray, sources: tuple[Source, ...]) -> ScanTable:
-    """The given rows of both tables, one after the other; ``known`` itself if that is the same."""
+    """The given rows of both tables, one after the other; ``known`` itself if the result is equal."""
     is_known = rows < len(known)
     if sources == known.sources and np.array_equal(rows[is_known], np.flatnonzero(is_known)):
         again = {int(row): scanned.rejects.get(int(rows[row]) - len(known)) for row in np.flatnonzero(~is_known)}
@@ -262,7 +243,7 @@ def _merge(known: ScanTable, scanned: ScanTable, rows: np.ndarray, sources: tupl
 
 
 def _warn(dataset: DatasetYaml, split: str, table: ScanTable) -> None:
-    """Tell what was found elsewhere, left out and put right."""
+    """Warn about sources found elsewhere, images left out and objects put right."""
     for note in dataset.notes.get(split, ()):
         logger.warning("%s", note)
     if table.rejects:
@@ -277,7 +258,7 @@ def _hint(dataset: DatasetYaml) -> str:
 
 
 def index_of(table: ScanTable) -> ImageIndex:
-    """The rows of a table that can be used; rejected ones have no boxes, so the boxes stay where they are."""
+    """The usable rows of a table. Rejected rows have no boxes, so the box arrays stay as they are."""
     path_bytes, path_offsets = table.path_bytes, table.path_offsets
     rows = np.arange(len(table))
     if table.rejects:
@@ -299,6 +280,6 @@ def _reload_index(origin: Origin) -> ImageIndex:
     """The same index in another process.
 
     Raises:
-        DataError: If the file was made again in the meantime.
+        DataError: If the file was replaced in the meantime.
     """
     return index_of(reload_table(origin))

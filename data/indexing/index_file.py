@@ -1,8 +1,8 @@
-"""Keeps a `ScanTable` in one binary file, and maps it into memory: a start need not parse labels again.
+"""Keeps a `ScanTable` in one binary file and maps it into memory, so that a start need not parse labels again.
 
-Layout: ``MAGIC``, length and CRC-32 of the header (uint64 each), the header (JSON: version, key, lengths and
-CRC-32 of the columns, rejected rows, sources), then the columns of `ARRAYS` one after the other, each at a
-multiple of 64 bytes. Plain numbers only: nothing in it is ever executed or unpickled.
+Layout: ``MAGIC``, length and CRC-32 of the header (uint64 each), the header (JSON: version, key, lengths and CRC-32 of
+the columns, rejected rows, sources), then the columns of `ARRAYS`, each at a multiple of 64 bytes. The file holds plain
+numbers: nothing in it is executed or unpickled.
 
 Processes that map the file share its pages, and the system can take them back when memory is short.
 """
@@ -25,27 +25,24 @@ from data.indexing.scan_table import ARRAYS, OFFSETS, Origin, Reject, ScanTable,
 from data.replacing import replacing
 
 MAGIC = b"YOLOFITX"
-VERSION = 3  # raise it whenever the layout, or what is read from images and labels, changes
+VERSION = 3  # raise it when the layout changes, or what is read from images and labels
 ALIGNMENT = 64
 
 
 class IndexFileError(Exception):
-    """The file is not there, damaged, or of another version or data set: it has to be made again."""
+    """The file is missing, damaged, or of another version or data set, and must be made again."""
 
 
 def index_file_path(cache_folder: Path, yaml_file: Path, split: str) -> Path:
-    """Where the index of a split is kept: one file per data set and split."""
+    """Path of the index of a split: one file per data set and split."""
     digest = hashlib.sha256(os.fsencode(yaml_file)).hexdigest()[:12]
     return cache_folder / f"index-{yaml_file.parent.name[:40]}-{split}-{digest}.bin"
 
 
 def save_table(file: Path, table: ScanTable, key: str) -> None:
-    """Write a table; the file appears at once, when it is complete.
+    """Write a table; the file appears when it is complete, and missing parents are made.
 
-    Args:
-        file: Where to; its folder is made.
-        table: What to keep.
-        key: What the table depends on besides the files, such as the names of the classes.
+    ``key`` names everything that the table depends on besides the files, such as the names of the classes.
 
     Raises:
         OSError: If it cannot be written.
@@ -70,17 +67,10 @@ def save_table(file: Path, table: ScanTable, key: str) -> None:
 
 
 def load_table(file: Path, key: str) -> ScanTable:
-    """Map a table into memory, after checking that it is whole.
-
-    Args:
-        file: Written by `save_table`.
-        key: What was given to `save_table`.
-
-    Returns:
-        A table of read-only arrays that lie in the file.
+    """Map a table of `save_table` into memory, as read-only arrays, after a check of its key and checksums.
 
     Raises:
-        IndexFileError: If the file has to be made again; says why.
+        IndexFileError: If the file must be made again; says why.
     """
     try:
         with file.open("rb") as stream:
@@ -107,10 +97,10 @@ def load_table(file: Path, key: str) -> ScanTable:
 
 
 def reload_table(origin: Origin) -> ScanTable:
-    """Map the same table as another process did.
+    """Map the table that another process has mapped.
 
     Raises:
-        DataError: If the file was made again in the meantime.
+        DataError: If the file was replaced in the meantime.
     """
     try:
         table = load_table(origin.file, origin.key)
@@ -153,7 +143,7 @@ def _checksum(arrays: dict[str, np.ndarray]) -> int:
 
 
 def _is_consistent(table: ScanTable) -> bool:
-    """Whether the columns fit together."""
+    """Whether the lengths of the columns agree."""
     rows = len(table)
     ends = (table.path_offsets[-1] == len(table.path_bytes), table.box_offsets[-1] == len(table.classes))
     same = all(len(getattr(table, name)) == rows + (name in OFFSETS) for name in ARRAYS if name not in _OF_ENTRIES)

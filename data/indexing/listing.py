@@ -1,15 +1,13 @@
-"""Lists the images of a source, and stamps every file: what has the same stamps need not be read again.
+"""Lists the images of a source, and stamps every file: a file with the same stamp need not be read again.
 
-A source is a folder of images, a list file (.txt) or a COCO file (.json). The labels of an image that comes from
-a folder or a list lie in a file of their own, in a folder that mirrors the images' or beside the image:
+A source is a folder of images, a list file (.txt) or a COCO file (.json). Each image of a folder or a list has a label
+file, in a folder that mirrors that of the images, or beside the image:
 
     images/x.jpg       labels/x.txt   (YOLO)
     JPEGImages/x.jpg   Annotations/x.xml   (Pascal VOC; also for ``images``)
     x.jpg              x.txt or x.xml
 
-Folders may be called ``Images`` and ``Labels``, in any case.
-
-Paths are strings here: a million `Path` objects take a minute.
+Names of folders count in any case. Paths are strings, because a million `Path` objects take a minute.
 """
 
 from __future__ import annotations
@@ -34,9 +32,9 @@ _OTHER_SUFFIXES = frozenset({".avif", ".bmp", ".dib", ".gif", ".png", ".ras", ".
 IMAGE_SUFFIXES = _JPEG_SUFFIXES | _NETPBM_SUFFIXES | _OTHER_SUFFIXES  # what OpenCV decodes to 8 bits
 _RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw"})
 _OTHER_UNREADABLE = frozenset({".exr", ".hdr", ".heic", ".heif", ".ico", ".jxl", ".pfm", ".psd", ".tga"})
-UNREADABLE_SUFFIXES = _RAW_SUFFIXES | _OTHER_UNREADABLE  # pictures all the same: that they are passed over is told
-LEFTOVER_FOLDERS = frozenset({"__MACOSX", "@eaDir"})  # with small copies of pictures, as hidden folders have
-MIRRORS = (  # folder of images, folder of labels, suffix of labels; the first file that exists is taken
+UNREADABLE_SUFFIXES = _RAW_SUFFIXES | _OTHER_UNREADABLE  # images that are passed over with a warning
+LEFTOVER_FOLDERS = frozenset({"__MACOSX", "@eaDir"})  # hold small copies of images, as hidden folders do
+MIRRORS = (  # folder of images, folder of labels, suffix of labels; the first existing file is taken
     ("images", "labels", ".txt"),
     (None, None, ".txt"),
     ("JPEGImages", "Annotations", ".xml"),
@@ -57,17 +55,17 @@ class Listing(NamedTuple):
 
 
 class _PassedOver(NamedTuple):
-    """What a folder holds that is not taken as it may be meant."""
+    """Files of a folder that are not used as the user may expect."""
 
     links: list[str]
     """Linked folders."""
     unreadable: list[str]
-    """Pictures that OpenCV cannot decode."""
+    """Images that OpenCV cannot decode."""
     twins: list[str]
-    """Images whose label file is another's, too: ``x.png`` beside ``x.jpg``."""
+    """Images that share their label file with another: ``x.png`` beside ``x.jpg``."""
 
     def tell(self, folder: Path) -> None:
-        """One line for each kind."""
+        """Warn in one line for each kind."""
         for paths, line in (
             (self.links, "linked folders are not followed, such as %s. Name them in data.yaml."),
             (self.unreadable, "images are passed over, such as %s: OpenCV cannot read them. Convert them to JPEG."),
@@ -79,15 +77,15 @@ class _PassedOver(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _tell_once(line: str) -> None:
-    """Warn, but not again when the same folder is listed for another purpose."""
+    """Warn, but not again when another command lists the same folder."""
     logger.warning("%s", line)
 
 
 def list_folder(folder: Path) -> Listing:
     """Images at any depth, sorted; without hidden files and folders (macOS leaves ``._x.jpg``).
 
-    Linked folders are not followed, for a link can lead back to where it is. They are counted in a warning; so are
-    pictures that cannot be decoded, and images that share a label file.
+    Linked folders are not followed, because a link can lead to a folder above it. Warnings count them, images that
+    cannot be decoded, and images that share a label file.
 
     Raises:
         DataError: If a folder cannot be read or there is no image.
@@ -97,7 +95,7 @@ def list_folder(folder: Path) -> Listing:
     passed_over = _PassedOver([], [], [])
     for entry in _walk(str(folder), passed_over):
         paths.append(entry.path)
-        stamps.append(_stamp(entry))
+        stamps.append(stamp_of(entry))
     passed_over.tell(folder)
     _check_not_empty(folder, paths)
     return Listing(paths, _with_labels(paths, stamps))
@@ -107,7 +105,7 @@ def list_file(file: Path, root: Path) -> Listing:
     """Images named in a list file, one a line, relative to the file or to the data set's root.
 
     The lists of Pascal VOC (``ImageSets/Main/train.txt``) name images of ``JPEGImages`` without a suffix. Paths of
-    another machine are looked for by their end; how many there are is told.
+    another machine are found by their end, with a warning.
 
     Raises:
         DataError: If an image does not exist, the file is no text or names no image.
@@ -131,24 +129,27 @@ def list_file(file: Path, root: Path) -> Listing:
                 raise DataError(f"{file}:{number}: no image {entry[:200]!r}. Correct or remove the line.")
             paths.append(str(image))
     if place:
-        _tell_once(f"{file}: the paths are of another machine. Images are read from {place.folder} instead.")
+        _tell_once(f"{file}: the paths belong to another machine. {place.folder} is used instead.")
     _check_not_empty(file, paths)
-    return Listing(paths, _with_labels(paths, _stamps(paths)))
+    return Listing(paths, _with_labels(paths, [_stamp_of_path(path) for path in paths]))
 
 
 def list_coco(file: Path, paths: list[str]) -> Listing:
     """The images of a COCO file, which is the label file of all of them."""
-    stamps = np.array(_stamps(paths), np.int64).reshape(-1, 2)
+    stamps = np.array([_stamp_of_path(path) for path in paths], np.int64).reshape(-1, 2)
     return Listing(paths, np.concatenate([stamps, np.full_like(stamps, stamp_of(file))], axis=1))
 
 
-def stamp_of(source: Path) -> tuple[int, int]:
-    """Size in bytes and modification time in nanoseconds of a file; -1 twice for a folder."""
-    return _stamp(source)
+def stamp_of(file: os.DirEntry[str] | Path) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds; `NO_STAMP` for anything but a file, such as a dead link."""
+    try:
+        return _stamp(file.stat())
+    except OSError:
+        return NO_STAMP
 
 
 def label_candidates(image: str) -> list[str]:
-    """Where the labels of an image may be, the best place first."""
+    """Possible label files of an image, the likeliest first."""
     folder, _, name = image.rpartition(os.sep)
     stem = name.rpartition(".")[0] or name
     return [f"{labels}{stem}{suffix}" for labels, suffix in _label_folders(folder)]
@@ -156,7 +157,7 @@ def label_candidates(image: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _label_folders(images: str) -> tuple[tuple[str, str], ...]:
-    """Where the labels of a folder of images may be (with the separator), and their suffix; the likeliest first."""
+    """Possible folders (with the separator) and suffixes of the labels of a folder, the likeliest first."""
     parts = Path(images).parts
     likely, others = [], []
     for mirrored, labels, suffix in MIRRORS:
@@ -173,18 +174,18 @@ def _label_folders(images: str) -> tuple[tuple[str, str], ...]:
 
 
 def _in_every_case(name: str, like: str) -> list[str]:
-    """``Labels`` for ``Images``, and so on; then the other cases."""
+    """The name in the case of ``like`` (``Labels`` for ``Images``), then in the other cases."""
     same = name.upper() if like.isupper() else name.capitalize() if like.istitle() else name
     return list(dict.fromkeys([same, name.lower(), name.capitalize(), name.upper()]))
 
 
 def find_label_file(image: str) -> str | None:
-    """The image's label file; None if it has none."""
-    return next((file for file in label_candidates(image) if _stamp_or_none(file)), None)
+    """The label file of an image; None without one."""
+    return next((file for file in label_candidates(image) if _stamp_of_path(file) != NO_STAMP), None)
 
 
 def _walk(folder: str, passed_over: _PassedOver) -> Iterator[os.DirEntry[str]]:
-    """Image entries below a folder; what else there is to tell is added to ``passed_over``."""
+    """The image entries below a folder; adds to ``passed_over``."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -206,7 +207,7 @@ def _walk(folder: str, passed_over: _PassedOver) -> Iterator[os.DirEntry[str]]:
             yield entry
         elif suffix in UNREADABLE_SUFFIXES:
             passed_over.unreadable.append(entry.path)
-        elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112  both others raise for a link to itself
+        elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112  DirEntry and Path raise for a link to itself
             passed_over.links.append(entry.path)
     for path in folders:
         yield from _walk(path, passed_over)
@@ -232,28 +233,15 @@ def _with_labels(paths: list[str], stamps: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _label_stamp(image: str) -> tuple[int, int]:
-    for file in label_candidates(image):
-        if found := _stamp_or_none(file):
-            return found
-    return NO_STAMP
+    return next((found for file in label_candidates(image) if (found := _stamp_of_path(file)) != NO_STAMP), NO_STAMP)
 
 
-def _stamps(paths: list[str]) -> list[tuple[int, int]]:
-    return [_stamp_or_none(path) or NO_STAMP for path in paths]
-
-
-def _stamp(file: os.DirEntry[str] | Path) -> tuple[int, int]:
-    """Stamp of a file; -1 for a link to nothing and for what is no file, such as a pipe."""
+def _stamp_of_path(file: str) -> tuple[int, int]:
     try:
-        found = file.stat()
-    except OSError:
+        return _stamp(os.stat(file))  # noqa: PTH116  Path takes four times as long
+    except (OSError, ValueError):  # ValueError: names with a zero byte
         return NO_STAMP
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
     return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else NO_STAMP
-
-
-def _stamp_or_none(file: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(file)  # noqa: PTH116  Path would take four times as long
-    except (OSError, ValueError):  # the latter for names with a zero byte
-        return None
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from data.indexing.listing import find_label_file
 from data.indexing.scan_table import MAX_NOTICES, Reject, ScanTable, concatenate, offsets_of
 
 CHUNK_IMAGES = 500
-MIN_PARALLEL_IMAGES = 4 * CHUNK_IMAGES  # below, starting processes takes longer than it saves
+MIN_PARALLEL_IMAGES = 4 * CHUNK_IMAGES  # for fewer, starting processes takes longer than it saves
 
 
 class ScanTask(NamedTuple):
@@ -38,41 +39,38 @@ class ScanTask(NamedTuple):
     stamps: np.ndarray
     """int64 (4,), as in `ScanTable.stamps`."""
     objects: PixelObjects | None
-    """Its labels, if they come from a COCO file; else they are in a file of their own."""
+    """Labels from a COCO file; None if the image has a label file of its own."""
 
 
 class LabelRules(NamedTuple):
-    """What the rows of label files mean, as data.yaml says."""
+    """What data.yaml says about the rows of label files."""
 
     names: tuple[str, ...]
     """Class names."""
     num_keypoint_values: int = 0
-    """How many numbers follow each box in a pose data set."""
+    """Numbers behind each box in a pose data set; 0 otherwise."""
 
 
 def scan_images(tasks: Sequence[ScanTask], rules: LabelRules, workers: int, what: str) -> ScanTable:
-    """Scan images; a progress bar is shown on a terminal while many are scanned.
+    """Scan images in up to ``workers`` processes, a few in this one.
 
-    Args:
-        tasks: The images.
-        rules: What labels mean.
-        workers: Processes; a few images are scanned in this one.
-        what: What the progress bar says.
+    A terminal shows a progress bar with the text ``what`` while many are scanned.
 
     Returns:
-        One row for each task, in order; an image or label file that is wrong makes a rejected row.
+        One row per task, in order; a wrong image or label file makes a rejected row.
     """
     chunks = [tasks[start : start + CHUNK_IMAGES] for start in range(0, len(tasks), CHUNK_IMAGES)]
     is_long = len(tasks) >= MIN_PARALLEL_IMAGES
     scan = partial(scan_chunk, rules=rules)
-    if workers <= 1 or not is_long:
-        return concatenate(list(_with_progress(map(scan, chunks), len(chunks), what, is_long)))
-    with ProcessPoolExecutor(min(workers, len(chunks))) as pool:
-        return concatenate(list(_with_progress(pool.map(scan, chunks), len(chunks), what, is_long)))
+    with ExitStack() as stack:
+        results: Iterator[ScanTable] = map(scan, chunks)
+        if workers > 1 and is_long:
+            results = stack.enter_context(ProcessPoolExecutor(min(workers, len(chunks)))).map(scan, chunks)
+        return concatenate(list(track(results, what, len(chunks), transient=True, disable=not is_long)))
 
 
 def scan_chunk(tasks: Sequence[ScanTask], rules: LabelRules) -> ScanTable:
-    """Scan a few images in this process; returns one row for each."""
+    """Scan a few images in this process; returns one row per image."""
     sizes, labels, rejects = [], [], {}
     for row, task in enumerate(tasks):
         size_hw, found = (0, 0), _no_labels()
@@ -120,7 +118,3 @@ def _counts_of(labels: Labels) -> list[int]:
 
 def _no_labels(notices: Counter[str] | None = None) -> Labels:
     return Labels(np.empty((0, 4), np.float32), np.empty(0, np.int32), notices or Counter())
-
-
-def _with_progress(results: Iterator[ScanTable], total: int, what: str, is_long: bool) -> Iterator[ScanTable]:
-    return iter(track(results, what, total, transient=True, disable=not is_long))

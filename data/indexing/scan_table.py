@@ -1,6 +1,4 @@
-"""What is known about each listed image of a split, in packed arrays: the rows that the index file keeps.
-
-A row that could not be used is kept too, with the reason: the next start need not find out again.
+"""Packed arrays about each listed image of a split: the rows that the index file keeps.
 
 Shapes: I images, N boxes of all images together, K kinds of notices.
 """
@@ -21,16 +19,16 @@ MAX_NOTICES = 2**16 - 1  # of one kind in one image
 
 
 class Reject(NamedTuple):
-    """Why an image cannot be used."""
+    """The reason why an image cannot be used."""
 
     is_label: bool
-    """The labels are at fault, which only the user can put right; else the image, which can be left out."""
+    """The labels are wrong, which only the user can correct; else the image, which can be left out."""
     message: str
     """The line for the user."""
 
 
 class Origin(NamedTuple):
-    """The index file that a table's arrays lie in."""
+    """The index file that holds a table's arrays."""
 
     file: Path
     key: str
@@ -39,7 +37,7 @@ class Origin(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a run of rows comes from: a folder, a list file or a COCO file."""
+    """The source of a run of rows: a folder, a list file or a COCO file."""
 
     path: str
     stamp: tuple[int, int]
@@ -48,11 +46,8 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ScanTable:
-    """Rows of images; ``ARRAYS`` names the packed columns.
-
-    Memory: about 20 bytes a box, and 72 bytes and the path an image.
-    """
+class PackedImages:
+    """Paths, boxes and sizes of images."""
 
     path_bytes: np.ndarray
     """uint8, the paths of all images as the file system encodes them, one after the other."""
@@ -65,31 +60,41 @@ class ScanTable:
     box_offsets: np.ndarray
     """int64 (I + 1,), where each image's boxes begin."""
     sizes_hw: np.ndarray
-    """int32 (I, 2), upright height and width in pixels; zeros if unknown."""
+    """int32 (I, 2), upright height and width of each file in pixels; zeros if unknown."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.path_offsets) - 1
+
+    def path(self, image: int) -> str:
+        """Path of an image file."""
+        start, stop = self.path_offsets[image : image + 2]
+        return os.fsdecode(self.path_bytes[start:stop].tobytes())
+
+
+@dataclass(frozen=True, eq=False)
+class ScanTable(PackedImages):
+    """One row for each listed image; `ARRAYS` names the packed columns.
+
+    Memory: about 20 bytes a box, and 72 bytes and the path an image.
+    """
+
     stamps: np.ndarray
     """int64 (I, 4), size and modification time of the image file, then of the label file; -1 without one."""
     notices: np.ndarray
-    """uint16 (I, K), how many objects were put right, by `NOTICE_KINDS`; at most `MAX_NOTICES`."""
+    """uint16 (I, K), number of objects that were put right, by `NOTICE_KINDS`; at most `MAX_NOTICES`."""
     rejects: dict[int, Reject] = field(default_factory=dict)
-    """The rows that cannot be used."""
+    """The unusable rows."""
     sources: tuple[Source, ...] = ()
-    """What the rows were listed from, in order."""
+    """The sources of the rows, in order."""
     origin: Origin | None = None
-    """Set if the arrays are mapped from a file."""
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.path_offsets) - 1
-
-    def path(self, row: int) -> str:
-        """Path of an image file."""
-        start, stop = self.path_offsets[row : row + 2]
-        return os.fsdecode(self.path_bytes[start:stop].tobytes())
+    """The file that the arrays are mapped from; None if they are in memory only."""
 
     def take(self, rows: np.ndarray) -> ScanTable:
         """A table of the given rows, in that order; copies."""
         path_index, path_offsets = ragged_rows(self.path_offsets, rows)
         box_index, box_offsets = ragged_rows(self.box_offsets, rows)
+        rejected = np.flatnonzero(np.isin(rows, list(self.rejects)))
         return ScanTable(
             path_bytes=self.path_bytes[path_index],
             path_offsets=path_offsets,
@@ -99,12 +104,8 @@ class ScanTable:
             sizes_hw=self.sizes_hw[rows],
             stamps=self.stamps[rows],
             notices=self.notices[rows],
-            rejects=self._rejects_of(rows),
+            rejects={new: self.rejects[int(rows[new])] for new in rejected.tolist()},
         )
-
-    def _rejects_of(self, rows: np.ndarray) -> dict[int, Reject]:
-        positions = np.flatnonzero(np.isin(rows, list(self.rejects))) if self.rejects else ()
-        return {int(new): self.rejects[int(rows[new])] for new in positions}
 
 
 ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {  # column: dtype, shape of one entry
@@ -121,9 +122,9 @@ OFFSETS = ("path_offsets", "box_offsets")
 
 
 def notice_counts(table: ScanTable) -> dict[str, int]:
-    """How many objects were put right, by the `NOTICE_KINDS` that are there.
+    """Number of objects that were put right, by those of `NOTICE_KINDS` that occur.
 
-    Some polygon could always be a box with key points by chance: only where all of them could is it worth a word.
+    A polygon can look like a box with key points by chance, so `MAYBE_POSE` counts only if it holds for all polygons.
     """
     totals = table.notices.sum(axis=0, dtype=np.int64).tolist()
     counts = {kind: count for kind, count in zip(NOTICE_KINDS, totals, strict=True) if count}
@@ -133,7 +134,7 @@ def notice_counts(table: ScanTable) -> dict[str, int]:
 
 
 def concatenate(tables: Sequence[ScanTable]) -> ScanTable:
-    """One table after the other; their sources are forgotten."""
+    """One table after the other, without their sources."""
     columns: dict[str, Any] = {}
     for name, (dtype, shape) in ARRAYS.items():
         arrays = [getattr(table, name) for table in tables]
@@ -152,7 +153,7 @@ def concatenate(tables: Sequence[ScanTable]) -> ScanTable:
 
 
 def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Where each of several runs begins, and where the last one ends; int64 (len + 1,)."""
+    """The start of each of several runs, and the end of the last; int64 (len + 1,)."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 

@@ -1,8 +1,8 @@
-"""How often each image is shown per epoch, for data sets in which some classes are rare.
+"""How often an epoch shows each image, for data sets with rare classes.
 
-Repeat-factor sampling (Gupta, Dollar, Girshick: LVIS, 2019, section 4.3): a class that is in a share ``f`` of the
-images gets the factor ``max(1, sqrt(threshold / f))``, and an image the largest factor of its classes. Factors
-can also be given by hand, class by class.
+Repeat-factor sampling (Gupta, Dollar, Girshick: LVIS, 2019, section 4.3): a class that occurs in a share ``f`` of the
+images has the factor ``max(1, sqrt(threshold / f))``. An image has the largest factor of its classes. The user can
+also give factors class by class.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class BalanceConfig:
     """How often an epoch shows each image; once by default."""
 
     repeat_threshold: float = 0.0
-    """Repeat the images of classes that are in a smaller share of the images than this, by the rule of LVIS. Use 0.001
-    for a thousand classes and 0.1 to 0.3 for ten; 0 is off. It takes 8 bytes of RAM an image. Epochs become longer; a
-    line says by how much."""
+    """Repeat the images of each class that occurs in a smaller share of the images than this, by the rule of LVIS. Use
+    0.001 for a thousand classes and 0.1 to 0.3 for ten; 0 is off. Takes 8 bytes of RAM an image. Epochs become longer;
+    a line says by how much."""
     class_weights: dict[str, float] = field(default_factory=dict)
     """How often an epoch shows the images of each class, on average: 3.0 is three times, 0.5 is every other epoch. An
-    image takes the largest number of its classes. Classes without a number count 1."""
+    image has the largest number of its classes. Classes without a number count 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.repeat_threshold <= 1:
@@ -45,7 +45,7 @@ def check_weighted_classes(config: BalanceConfig, names: tuple[str, ...]) -> Non
     """Refuse a weight for a class that the data set does not have.
 
     Raises:
-        DataError: The message names the class and the known classes.
+        DataError: For the first such class; names the known classes.
     """
     for name in config.class_weights:
         if name not in names:
@@ -53,15 +53,10 @@ def check_weighted_classes(config: BalanceConfig, names: tuple[str, ...]) -> Non
 
 
 def image_repeats(index: ImageIndex, names: tuple[str, ...], config: BalanceConfig) -> np.ndarray | None:
-    """How often each image should be shown in an epoch, on average.
-
-    Args:
-        index: The training images.
-        names: Class names.
-        config: What is repeated.
+    """How often an epoch shows each image, on average.
 
     Returns:
-        float64 (I,), above 0; images without objects count 1. None if every image is to be shown once.
+        float64 (I,), above 0; images without objects have 1. None if every image is shown once.
 
     Raises:
         DataError: If a weighted class is not among the names.
@@ -81,8 +76,6 @@ def image_repeats(index: ImageIndex, names: tuple[str, ...], config: BalanceConf
 
 
 def class_repeats(index: ImageIndex, num_classes: int, threshold: float) -> np.ndarray:
-    """LVIS's repeat factor of each class, float64 (C,): ``max(1, sqrt(threshold / share of images with it))``."""
-    image_of_box = np.repeat(np.arange(len(index)), np.diff(index.box_offsets))
-    pairs = np.unique(image_of_box * num_classes + index.classes)  # each class once per image
-    shares = np.bincount(pairs % num_classes, minlength=num_classes) / max(len(index), 1)
-    return np.sqrt(np.maximum(1.0, threshold / np.maximum(shares, 1 / max(len(index), 1))))
+    """The repeat factor of each class by the rule of LVIS, float64 (C,)."""
+    shares = index.images_per_class(num_classes).clip(1) / max(len(index), 1)  # no division by 0 for unused classes
+    return np.sqrt(np.maximum(1.0, threshold / shares))

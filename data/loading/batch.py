@@ -1,9 +1,9 @@
 """One window of images and its boxes, as it travels from the loader to the device.
 
-A DataLoader item is a whole *window*: the effective batch of one optimizer step. The engine splits it into
-micro-batches on the host and moves one of them at a time, so only a micro-batch is ever on the device.
+An item of the DataLoader is a whole *window*: the effective batch of one optimizer step. The engine splits it into
+micro-batches on the host and moves one micro-batch at a time to the device.
 
-Shapes: B images of H x W pixels, square except for rectangular validation, N boxes of all images together.
+Shapes: B images of H x W pixels, square except for rectangular validation; N boxes of all images together.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from data.augmentation.color import shift_hsv_on_device
 
 @dataclass
 class ImageGeometry:
-    """How letterboxed images map back to the pictures they were made from; one row per image."""
+    """How letterboxed images map back to the original images; one row per image."""
 
     gain_B2: Tensor
-    """float32 (B, 2): input pixels per original pixel, along x and y (resizing rounds them apart)."""
+    """float32 (B, 2): input pixels per original pixel along x and y, which differ by rounding."""
     pad_B2: Tensor
-    """float32 (B, 2): left and top border, in input pixels."""
+    """float32 (B, 2): left and top border in input pixels."""
     original_size_B2: Tensor
-    """int64 (B, 2): height and width of the original picture, in pixels."""
+    """int64 (B, 2): height and width of the original image in pixels."""
 
     def __getitem__(self, images: int | slice | Tensor) -> ImageGeometry:
-        """The rows of one image (an int), of several, or of each box (an index tensor)."""
+        """The row of one image (an int), the rows of several (a slice), or a row for each box (an index tensor)."""
         rows = slice(images, images + 1) if isinstance(images, int) else images
         return self.map(lambda tensor: tensor[rows])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ImageGeometry:
-        """The same geometry with ``function`` applied to each tensor."""
+        """A geometry with ``function`` applied to each tensor."""
         return ImageGeometry(function(self.gain_B2), function(self.pad_B2), function(self.original_size_B2))
 
 
 def letterbox_geometry(
     original_hw: tuple[int, int], resized_hw: tuple[int, int], pad_xy: tuple[int, int]
 ) -> ImageGeometry:
-    """One row of geometry: the way back from the padded square to the original picture."""
+    """One row of geometry, from sizes (height, width) and the left and top border, all in pixels."""
     gains = [resized_hw[1] / original_hw[1], resized_hw[0] / original_hw[0]]
     return ImageGeometry(
         gain_B2=torch.tensor([gains], dtype=torch.float32),
@@ -54,15 +54,14 @@ def letterbox_geometry(
 
 
 def to_original_px(boxes_N4: Tensor, geometry: ImageGeometry) -> Tensor:
-    """Map boxes from network input pixels to pixels of the original picture, clipped to it.
+    """Map boxes from pixels of the network input to pixels of the original image, and clip them to it.
 
     Args:
         boxes_N4: Corner boxes (x1, y1, x2, y2) in pixels of the network input.
-        geometry: One row, when all boxes are of one image: ``batch.geometry[i]``; or a row for each box:
-            ``batch.geometry[image_index]``.
+        geometry: One row for all boxes (``batch.geometry[i]``), or one row per box (``batch.geometry[image_index]``).
 
     Returns:
-        Corner boxes in original pixels, same shape and dtype.
+        Corner boxes in original pixels; same shape and dtype.
     """
     corners_N22 = boxes_N4.reshape(-1, 2, 2)
     original = (corners_N22 - geometry.pad_B2[:, None]) / geometry.gain_B2[:, None]
@@ -83,9 +82,9 @@ class Sample:
     name: str
     """Path of the image file, for messages."""
     geometry: ImageGeometry | None = None
-    """One row: how to map boxes back to the original picture; validation only."""
+    """One row, how boxes map back to the original image; validation only."""
     hsv_gains_3: Tensor | None = None
-    """float32 (3,), if the colors are still to be changed."""
+    """float32 (3,), set if the device changes the colors: see `Batch.colored`."""
 
 
 @dataclass
@@ -103,9 +102,9 @@ class Batch:
     names: list[str]
     """Paths of the B image files, for messages."""
     geometry: ImageGeometry | None = None
-    """How to map boxes back to the original pictures; validation only."""
+    """How boxes map back to the original images; validation only."""
     hsv_gains_B3: Tensor | None = None
-    """float32 (B, 3), if the colors are still to be changed: see `colored`."""
+    """float32 (B, 3), set if the device changes the colors: see `colored`."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -114,23 +113,14 @@ class Batch:
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors of the batch."""
-        tensors = [self.images, self.boxes_xyxy_px, self.classes, self.image_index]
-        if self.geometry is not None:
-            tensors += vars(self.geometry).values()
-        if self.hsv_gains_B3 is not None:
-            tensors.append(self.hsv_gains_B3)
-        return tensors
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        geometry = vars(self.geometry).values() if self.geometry is not None else ()
+        return [value for value in (*vars(self).values(), *geometry) if isinstance(value, Tensor)]
 
     def split(self, micro_batch_size: int) -> list[Batch]:
         """Cut into micro-batches of ``micro_batch_size`` images, in order; the last one may be smaller.
 
-        Images and boxes are views of this batch; only ``image_index`` is new. Call it on the host: finding
-        each micro-batch's boxes reads ``image_index``, which would wait for a device.
+        Images and boxes are views of this batch; only ``image_index`` is new. Call it on the host: it reads
+        ``image_index``, which would wait for a device.
         """
         starts = range(0, len(self), micro_batch_size)
         first_box = torch.searchsorted(self.image_index, torch.tensor([*starts, len(self)])).tolist()
@@ -140,17 +130,17 @@ class Batch:
         ]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Copy to a device; ``non_blocking`` overlaps with the host when the batch is pinned."""
+        """Copy to a device; with ``non_blocking`` the copy of a pinned batch overlaps with the host."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def colored(self) -> Batch:
-        """The batch with its colors changed, if that was left to the device; for every micro-batch there."""
+        """The batch with its colors changed on the device, if the loader left that to the device."""
         if self.hsv_gains_B3 is None:
             return self
         return replace(self, images=shift_hsv_on_device(self.images, self.hsv_gains_B3), hsv_gains_B3=None)
 
     def pin_memory(self) -> Batch:
-        """Copy into page-locked memory (the DataLoader calls this in its pinning thread)."""
+        """Copy into page-locked memory; the DataLoader calls this in its pinning thread."""
         return self._map(Tensor.pin_memory)
 
     def _slice(self, images: slice, boxes: slice) -> Batch:
@@ -177,11 +167,11 @@ class Batch:
 
 
 EmptyImages = Callable[[int, tuple[int, int]], Tensor]
-"""Gives uint8 (B, 3, H, W), unset, for the number of images and their height and width."""
+"""Returns unset uint8 (B, 3, H, W) for a number of images and their (height, width)."""
 
 
 def empty_images(num_images: int, size_hw: tuple[int, int]) -> Tensor:
-    """uint8 (num_images, 3, height, width), unset; in a worker in shared memory, to be sent uncopied."""
+    """Unset uint8 (num_images, 3, height, width); in a worker in shared memory, which is sent without a copy."""
     shape = (num_images, 3, *size_hw)
     if get_worker_info() is None or num_images == 0:
         return torch.empty(shape, dtype=torch.uint8)
@@ -190,36 +180,26 @@ def empty_images(num_images: int, size_hw: tuple[int, int]) -> Tensor:
 
 
 def collate(samples: list[Sample], images: Tensor | None = None) -> Batch:
-    """Put samples together into one batch, in their order; all geometry or none.
+    """Put samples together into one batch, in their order; geometry and gains only if all samples have them.
 
     Args:
-        samples: What to put together; may be none.
-        images: uint8 (B, 3, H, W) that the samples' images are views of, if they are; else they are copied.
+        samples: Any number of samples, also none.
+        images: uint8 (B, 3, H, W) that the images of the samples are views of; None copies them.
     """
     counts = torch.tensor([len(sample.classes) for sample in samples], dtype=torch.int64)
     no_boxes, no_classes = torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
+    geometries = [sample.geometry for sample in samples if sample.geometry is not None]
+    gains = [sample.hsv_gains_3 for sample in samples if sample.hsv_gains_3 is not None]
     return Batch(
         images=torch.stack([sample.image for sample in samples]) if images is None else images,
         boxes_xyxy_px=torch.cat([no_boxes, *(sample.boxes_xyxy_px for sample in samples)]),
         classes=torch.cat([no_classes, *(sample.classes for sample in samples)]),
         image_index=torch.repeat_interleave(torch.arange(len(samples)), counts),
         names=[sample.name for sample in samples],
-        geometry=_collate_geometry([sample.geometry for sample in samples]),
-        hsv_gains_B3=_collate_gains([sample.hsv_gains_3 for sample in samples]),
+        geometry=_join(geometries) if 0 < len(geometries) == len(samples) else None,
+        hsv_gains_B3=torch.stack(gains) if 0 < len(gains) == len(samples) else None,
     )
 
 
-def _collate_gains(rows: list[Tensor | None]) -> Tensor | None:
-    known = [row for row in rows if row is not None]
-    return torch.stack(known) if known and len(known) == len(rows) else None
-
-
-def _collate_geometry(rows: list[ImageGeometry | None]) -> ImageGeometry | None:
-    known = [row for row in rows if row is not None]
-    if not known or len(known) < len(rows):
-        return None
-    return ImageGeometry(
-        gain_B2=torch.cat([row.gain_B2 for row in known]),
-        pad_B2=torch.cat([row.pad_B2 for row in known]),
-        original_size_B2=torch.cat([row.original_size_B2 for row in known]),
-    )
+def _join(rows: list[ImageGeometry]) -> ImageGeometry:
+    return ImageGeometry(*map(torch.cat, zip(*(vars(row).values() for row in rows), strict=True)))

@@ -2,7 +2,7 @@
 
 The scan (`data.indexing.scan`) leaves out empty, cut-off and foreign files before training. It does not find damage in
 the middle of a file, nor a file that vanishes later. One such image must not end a run after an hour, and a run must
-not continue without its data either. So each of them is logged, and too many of them are an error.
+not continue without its data. So each of them is logged, and too many of them are an error.
 
 OpenCV decodes most JPEG files that are damaged in the middle, with wrong colors below the damage. Training uses these
 images as they are, as image viewers do.
@@ -32,17 +32,17 @@ class BrokenImages:
         self.max_images = max(int(MAX_BROKEN_SHARE * len(index)), 1)
 
     def replace(self, image: int, error: DataError) -> np.ndarray:
-        """Note an image that cannot be read; returns a gray one, uint8 (height, width, 3), of the size that it had.
+        """Record an unreadable image; returns gray uint8 (height, width, 3) of the size that the index has.
 
         Raises:
             DataError: If more than `MAX_BROKEN_SHARE` of the images have been unreadable.
         """
         if image not in self.images:
             self.images.add(image)
-            logger.warning("%s It is shown as a gray image without objects.", error)
+            logger.warning("%s A gray image without objects replaces it.", error)
         if len(self.images) > self.max_images:
             raise DataError(
-                f"{error} With it, {len(self.images)} images have become unreadable since the start. Check the "
-                "disk or the network drive."
+                f"{error} {len(self.images)} images have become unreadable since the start. Check the disk or the "
+                "network drive."
             ) from None
         return np.full((*self.index.sizes_hw[image], 3), PAD_VALUE, np.uint8)

@@ -21,23 +21,23 @@ from data.formats.image import read_bytes
 from data.loading.partners import PartnerPools
 from data.loading.shared import SharedBlock
 
-CHECK_EVERY = 16  # new pictures between two looks at the free memory, in each process
-LOOK_EVERY = 64  # samples likewise: a cache that is full takes nothing new, but may have to go
+CHECK_EVERY = 16  # new images between two looks at the free RAM, in each process
+LOOK_EVERY = 64  # samples between two looks: a full cache takes no new image, but may have to be dropped
 PAGE_BYTES = 4096
 EMPTY = 0
 
 
 class CachedImage(NamedTuple):
-    """A picture as it was put in; a view, to be read only."""
+    """An image in a slot; a view that must not be written to."""
 
     image: np.ndarray
     """uint8 (height, width, 3)."""
     original_hw: tuple[int, int]
-    """Its size in the file."""
+    """Height and width of the file in pixels."""
 
 
 class SlotCache:
-    """Pictures of up to a certain size in shared slots."""
+    """Decoded images up to a certain size in shared slots."""
 
     def __init__(
         self,
@@ -47,22 +47,21 @@ class SlotCache:
         available_bytes: Callable[[], int] | None = None,
         floor_bytes: int = 0,
     ) -> None:
-        """Reserve the slots; memory is only taken for what is put in.
+        """Reserve the slots; only slots in use take memory.
 
         Args:
-            num_slots: Pictures at most.
-            slot_bytes: Bytes of the largest picture.
-            file: Keep the pictures in this new file rather than in RAM.
-            available_bytes: Says how much RAM is left; None never looks.
-            floor_bytes: With less left than this nothing is added any more, with less than half of it everything is
-                dropped.
+            num_slots: Most images.
+            slot_bytes: Bytes of the largest image.
+            file: Keeps the images in this new file; None keeps them in RAM.
+            available_bytes: Returns the free RAM in bytes; None never asks.
+            floor_bytes: With less free RAM the cache stops growing; with less than half of it the cache is dropped.
         """
         self.num_slots = num_slots
         self.slot_bytes = -(-slot_bytes // PAGE_BYTES) * PAGE_BYTES
         self.available_bytes = available_bytes
         self.floor_bytes = floor_bytes
         self._pictures = SharedBlock(num_slots * self.slot_bytes, file)
-        self._table = SharedBlock((num_slots + 1) * 40)  # five numbers a slot; the last row: whether it is closed
+        self._table = SharedBlock((num_slots + 1) * 40)  # five numbers a slot; the last row says whether it is closed
         self._lent: list[tuple[int, int]] = []
         self._num_puts = 0
         self._num_samples = 0
@@ -73,7 +72,7 @@ class SlotCache:
         raise NotImplementedError
 
     def get(self, image: int) -> CachedImage | None:
-        """The picture of an image, if it is there."""
+        """The image, if the cache holds it."""
         address = self.address(image)
         if address is None:
             return None
@@ -85,7 +84,7 @@ class SlotCache:
         return CachedImage(self._slot(slot, height, width), tuple(original_hw))
 
     def put(self, image: int, picture: np.ndarray, original_hw: tuple[int, int]) -> None:
-        """Keep an image, unless it has no slot or memory is short."""
+        """Keep an image, unless it has no slot or RAM is short."""
         address = self.address(image)
         if address is None or picture.nbytes > self.slot_bytes or not self._has_memory():
             return
@@ -94,31 +93,31 @@ class SlotCache:
         row[0] = EMPTY
         self._slot(slot, *picture.shape[:2])[:] = picture
         row[1:] = (*picture.shape[:2], *original_hw)
-        row[0] = tag  # last: from now on it is valid
+        row[0] = tag  # last, because it makes the slot valid
 
-    def begin(self) -> None:
-        """A new sample: `is_intact` is about what is read from now on. Now and then look whether memory is short."""
+    def begin(self, epoch: int) -> None:
+        """Begin a sample, which `is_intact` is about. Every `LOOK_EVERY` samples look whether RAM is short."""
         self._lent.clear()
         self._num_samples += 1
         if self._num_samples % LOOK_EVERY == 0 and self.available_bytes is not None and not self.is_closed:
             self._drop_if_short(self.available_bytes())
 
     def is_intact(self) -> bool:
-        """Whether every picture that `get` has given since `begin` is still in its slot."""
+        """Whether every image that `get` has returned since `begin` is still in its slot."""
         return all(self._rows[slot, 0] == tag for slot, tag in self._lent)
 
     @property
     def num_pictures(self) -> int:
-        """Pictures in the cache now."""
+        """Images in the cache now."""
         return int(np.count_nonzero(self._rows[:-1, 0]))
 
     @property
     def is_closed(self) -> bool:
-        """Whether the cache was dropped because memory was short."""
+        """Whether the cache was dropped because RAM was short."""
         return bool(self._rows[-1, 0])
 
     def drop(self) -> None:
-        """Return the memory of all images, for all processes, and keep no more."""
+        """Free the memory of all images, for all processes, and accept no more."""
         self._rows[-1, 0] = 1
         self._rows[:-1, 0] = EMPTY
         self._pictures.release()
@@ -131,7 +130,7 @@ class SlotCache:
         if self._num_puts % CHECK_EVERY == 0:
             self._room = self.available_bytes()
             self._drop_if_short(self._room)
-        self._num_puts += self._room >= self.floor_bytes  # while memory is short, every call looks again
+        self._num_puts += self._room >= self.floor_bytes  # while RAM is short, every call looks again
         return self._room >= self.floor_bytes
 
     def _drop_if_short(self, room_bytes: int) -> None:
@@ -149,17 +148,17 @@ class SlotCache:
 
 
 class DecodedCache(SlotCache):
-    """Every picture of a data set, or the first ones if there are fewer slots."""
+    """Every image of a data set, or the first ones if there are fewer slots."""
 
     def address(self, image: int) -> tuple[int, int] | None:
-        """An image's slot is its own."""
+        """The slot with the image's own number."""
         return (image, 1) if image < self.num_slots else None
 
 
 class RecentImages(SlotCache):
-    """The pictures of the last part of the epoch's order: what mosaic partners are taken from.
+    """The images that were used last in the order of the epoch; mosaic partners are taken from them.
 
-    With at least as many slots as the loader has images in flight, and two pools, a file is decoded once an epoch.
+    With two pools and as many slots as the loader has images in flight, each file is decoded once an epoch.
     """
 
     def __init__(self, pools: PartnerPools, num_slots: int, slot_bytes: int) -> None:
@@ -167,10 +166,11 @@ class RecentImages(SlotCache):
         self.pools = pools
         self._epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order counts."""
+    def begin(self, epoch: int) -> None:
+        """Begin a sample; slots follow the order of its epoch."""
         self.pools.set_epoch(epoch)
         self._epoch = epoch
+        super().begin(epoch)
 
     def address(self, image: int) -> tuple[int, int]:
         """Images that follow one another in the order have neighboring slots."""
@@ -179,24 +179,24 @@ class RecentImages(SlotCache):
 
 
 class FileCache:
-    """The compressed files themselves: a tenth of the memory, but they still have to be decoded."""
+    """The compressed files: a tenth of the memory of decoded images, but each use decodes them again."""
 
     def __init__(
         self, sizes_bytes: np.ndarray, available_bytes: Callable[[], int] | None = None, floor_bytes: int = 0
     ) -> None:
-        """Reserve room for all files; memory is only taken for what has been read.
+        """Reserve room for all files; only files that have been read take memory.
 
         Args:
             sizes_bytes: int64 (I,), the size of each file. A file whose size has changed since is not kept.
-            available_bytes: Says how much RAM is left; None never looks.
-            floor_bytes: With less than half of this left everything is dropped.
+            available_bytes: Returns the free RAM in bytes; None never asks.
+            floor_bytes: With less than half of it free the cache is dropped.
         """
         self.available_bytes = available_bytes
         self.floor_bytes = floor_bytes
         self._num_reads = 0
         self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes_bytes, dtype=np.int64)])
         self._content = SharedBlock(int(self._offsets[-1]))
-        self._is_here = SharedBlock(len(sizes_bytes) + 1)  # the last: whether the cache was given up
+        self._is_here = SharedBlock(len(sizes_bytes) + 1)  # the last byte says whether the cache was dropped
 
     def read(self, image: int, path: str) -> bytes:
         """The content of a file.
@@ -208,7 +208,7 @@ class FileCache:
         kept = self._content.array[slice(*self._offsets[image : image + 2])]
         if self._is_here.array[image] and not self.is_closed:
             content = kept.tobytes()
-            if not self.is_closed:  # else it may have gone while it was copied
+            if not self.is_closed:  # it may have been dropped during the copy
                 return content
         content = read_bytes(path)
         if len(content) == len(kept) and not self.is_closed:
@@ -218,7 +218,7 @@ class FileCache:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the cache was dropped because memory was short."""
+        """Whether the cache was dropped because RAM was short."""
         return bool(self._is_here.array[-1])
 
     def _drop_if_short(self) -> None:

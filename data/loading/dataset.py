@@ -1,7 +1,8 @@
-"""Datasets for a DataLoader: a `SampleKey` in, a `Sample` out."""
+"""Data sets for a DataLoader: they turn a `SampleKey` into a `Sample`, and a list of keys into a `Batch`."""
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 import cv2
@@ -16,18 +17,57 @@ from data.augmentation.picture import LabelledImage
 from data.errors import DataError
 from data.indexing.index import ImageIndex
 from data.loading.batch import Batch, EmptyImages, ImageGeometry, Sample, collate, empty_images, letterbox_geometry
-from data.loading.cache import RecentImages
+from data.loading.cache import FileCache, SlotCache
 from data.loading.partners import PartnerPools
 from data.loading.rectangles import rectangles_hw
 from data.loading.sampler import SampleKey, sample_generator
 from data.loading.source import ImageSource
 
-if TYPE_CHECKING:  # importing albumentations takes seconds; only who uses it pays
+if TYPE_CHECKING:  # importing albumentations takes seconds
     import albumentations as A
 
 
-class TrainDataset(Dataset[Sample]):
-    """Augmented training pictures: sample ``(epoch, index)`` is a function of the configuration alone."""
+class WindowDataset(Dataset[Sample]):
+    """Images that are made one by one or as a whole window."""
+
+    source: ImageSource
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Make one sample.
+
+        Raises:
+            DataError: If too many image files cannot be read.
+        """
+        return self._samples([key], empty_images)[1][0]
+
+    def __getitems__(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> Batch:
+        """Make a window at once: each image is written straight to its place in the tensor that ``empty`` gives.
+
+        Raises:
+            DataError: If too many image files cannot be read.
+        """
+        images, samples = self._samples(keys, empty)
+        return collate(samples, images)
+
+    def _samples(self, keys: list[SampleKey], empty: EmptyImages) -> tuple[torch.Tensor, list[Sample]]:
+        images = empty(len(keys), self._input_hw(keys[0] if keys else None))
+        return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
+
+    def _input_hw(self, key: SampleKey | None) -> tuple[int, int]:
+        """Height and width of every image of a window that begins with ``key``; None for an empty window."""
+        raise NotImplementedError
+
+    def _sample(self, key: SampleKey, planes: torch.Tensor) -> Sample:
+        """Write one image to ``planes``, uint8 (3, H, W), and return its sample."""
+        raise NotImplementedError
+
+
+class TrainDataset(WindowDataset):
+    """Augmented training images; a sample depends on its key and the configuration alone."""
 
     def __init__(
         self,
@@ -43,13 +83,12 @@ class TrainDataset(Dataset[Sample]):
 
         Args:
             index: The training images.
-            image_size: Side of the square pictures.
-            augment: What is varied, and how much.
+            image_size: Side of the square images in pixels.
+            augment: Ranges and probabilities of the augmentation.
             seed: Seed of every random draw.
             max_epochs: Epochs of the run; mosaic is off in the last ``augment.close_mosaic`` of them.
-            transforms: Albumentations to apply after everything else.
-            color_on_device: Leave the change of colors to `Batch.colored`; not with ``transforms``, which come
-                after it.
+            transforms: Albumentations transforms, applied after everything else.
+            color_on_device: Leave the change of colors to `Batch.colored`; no effect with ``transforms``.
         """
         self.source = ImageSource(index, image_size)
         self.pools = PartnerPools(len(index), seed)
@@ -63,44 +102,30 @@ class TrainDataset(Dataset[Sample]):
             self.extra_transforms = ExtraTransforms(transforms)
         self.color_on_device = color_on_device and self.extra_transforms is None
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.source)
+    def with_caches(
+        self, cache: SlotCache | None = None, files: FileCache | None = None, pools: PartnerPools | None = None
+    ) -> TrainDataset:
+        """The same data set with other caches, for a loader that has not started its workers.
 
-    def __getitem__(self, key: SampleKey) -> Sample:
-        """Make one training picture.
-
-        Raises:
-            DataError: If an image file cannot be read.
+        ``cache`` keeps decoded images, ``files`` the content of files; without ``pools`` mosaic partners stay the same.
         """
-        return self._samples([key])[1][0]
+        dataset = copy(self)
+        dataset.source = ImageSource(self.source.index, self.source.image_size, cache, files)
+        dataset.pools = pools or self.pools
+        return dataset
 
-    def __getitems__(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> Batch:
-        """Make a window at once, every picture written straight to where it stays: in what ``empty`` gives.
-
-        Raises:
-            DataError: If an image file cannot be read.
-        """
-        images, samples = self._samples(keys, empty)
-        return collate(samples, images)
-
-    def _samples(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> tuple[torch.Tensor, list[Sample]]:
-        size = (keys and keys[0].image_size) or self.source.image_size
-        images = empty(len(keys), (size, size))
-        return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
+    def _input_hw(self, key: SampleKey | None) -> tuple[int, int]:
+        size = (key.image_size if key else 0) or self.source.image_size
+        return size, size
 
     def _sample(self, key: SampleKey, planes: torch.Tensor) -> Sample:
         self.pools.set_epoch(key.epoch)
         cache = self.source.cache
-        if isinstance(cache, RecentImages):
-            cache.set_epoch(key.epoch)
         if cache is not None:
-            cache.begin()
-        picture, gains = self._augmented(key)
-        if cache is not None and not cache.is_intact():  # a picture was overwritten while it was in use
-            self.source.cache = None
-            picture, gains = self._augmented(key)
-            self.source.cache = cache
+            cache.begin(key.epoch)
+        picture, gains = self._augmented(self.source, key)
+        if cache is not None and not cache.is_intact():  # another worker wrote over an image while it was in use
+            picture, gains = self._augmented(self.source.without_cache(), key)
         if self.color_on_device or not gains.any():
             cv2.split(picture.image, list(planes.numpy()))  # many times faster than transposing
         else:
@@ -110,58 +135,30 @@ class TrainDataset(Dataset[Sample]):
             sample.hsv_gains_3 = torch.from_numpy(gains.astype(np.float32))
         return sample
 
-    def _augmented(self, key: SampleKey) -> tuple[LabelledImage, np.ndarray]:
-        """A picture, and the gains by which its colors are still to be changed."""
+    def _augmented(self, source: ImageSource, key: SampleKey) -> tuple[LabelledImage, np.ndarray]:
+        """An image, and the gains by which its colors are still to be changed."""
         rng = sample_generator(self.seed, key)
         config = self.augment.in_epoch(key.epoch, self.max_epochs)
-        how = (self.source, key.index, rng, config, self.pools.pool(key.index), key.image_size)
+        how = (source, key.index, rng, config, self.pools.pool(key.index), key.image_size)
         if self.extra_transforms is None:
             return augment_without_color(*how)
         return self.extra_transforms(augment(*how), rng), np.zeros(3)
 
 
-class ValidationDataset(Dataset[Sample]):
-    """Letterboxed pictures, with what maps boxes back to the original ones."""
+class ValidationDataset(WindowDataset):
+    """Letterboxed images, with the geometry that maps boxes back to the original images."""
 
     def __init__(self, index: ImageIndex, image_size: int, rectangular: bool = False) -> None:
         """Prepare; nothing is read yet.
 
         Args:
             index: The images to validate on.
-            image_size: Side of the square pictures.
-            rectangular: Pad each picture to its rectangle, see `data.loading.rectangles`, rather than to a square. Keys
-                that are asked for together are then of one rectangle, as `data.loading.rectangles.RectangleSampler`
-                gives them.
-
-        Memory: 8 bytes an image for rectangles.
+            image_size: Side of the square images in pixels.
+            rectangular: Pad each image to its rectangle, not to a square. The keys of a window must then be of one
+                rectangle, as from `data.loading.rectangles.RectangleSampler`. Takes 8 bytes an image.
         """
         self.source = ImageSource(index, image_size)
         self.rectangles_hw = rectangles_hw(index.sizes_hw, image_size) if rectangular else None
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.source)
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        """Read and letterbox one image; the epoch is of no importance.
-
-        Raises:
-            DataError: If the image file cannot be read.
-        """
-        return self._samples([key])[1][0]
-
-    def __getitems__(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> Batch:
-        """Read a batch at once, every picture written straight to where it stays: in what ``empty`` gives.
-
-        Raises:
-            DataError: If an image file cannot be read.
-        """
-        images, samples = self._samples(keys, empty)
-        return collate(samples, images)
-
-    def _samples(self, keys: list[SampleKey], empty: EmptyImages = empty_images) -> tuple[torch.Tensor, list[Sample]]:
-        images = empty(len(keys), self._input_hw(keys[0] if keys else None))
-        return images, [self._sample(key, planes) for key, planes in zip(keys, images, strict=True)]
 
     def _input_hw(self, key: SampleKey | None) -> tuple[int, int]:
         if self.rectangles_hw is None or key is None:
@@ -188,7 +185,7 @@ class ValidationDataset(Dataset[Sample]):
 def _to_sample(
     picture: LabelledImage, name: str, planes: torch.Tensor, geometry: ImageGeometry | None = None
 ) -> Sample:
-    """A sample of a picture that was written to ``planes``, uint8 (3, H, W)."""
+    """The sample of an image that was written to ``planes``, uint8 (3, H, W)."""
     return Sample(
         image=planes,
         boxes_xyxy_px=torch.from_numpy(picture.boxes_xyxy_px),

@@ -1,4 +1,4 @@
-"""Builds the DataLoaders: one `Batch`, the images of a whole window, per item."""
+"""Builds the DataLoaders, whose items are `Batch` objects of whole windows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.loading.batch import Batch
-from data.loading.dataset import TrainDataset, ValidationDataset
+from data.loading.dataset import TrainDataset, ValidationDataset, WindowDataset
 from data.loading.rectangles import RectangleSampler
 from data.loading.ring import RingDataset, WindowRing, blocks_per_worker
 from data.loading.sampler import WindowSampler, image_sizes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-KEPT_BYTES = 32 * 2**20  # the most that glibc takes
+KEPT_BYTES = 32 * 2**20  # the largest value that glibc accepts
 
 
 def build_train_loader(
@@ -39,25 +39,24 @@ def build_train_loader(
     repeats: np.ndarray | None = None,
     multi_scale: float = 0.0,
 ) -> DataLoader[Batch]:
-    """Shuffled windows of augmented pictures.
+    """Shuffled windows of augmented images.
 
     Args:
-        dataset: Its seed also orders the images.
+        dataset: The training images; its seed also orders them.
         batch_size: Images per window over all devices (the effective batch).
-        num_workers: Worker processes; 0 reads in this one. Changes nothing in the batches.
-        epoch: The epoch to begin with; later ones are set by ``loader.batch_sampler.sampler.set_epoch``.
-        start_window: Windows of the first epoch to leave out, when resuming in its middle.
+        num_workers: Worker processes; 0 makes windows in this process. Changes nothing in the batches.
+        epoch: The first epoch; ``loader.batch_sampler.sampler.set_epoch`` sets later ones.
+        start_window: Windows of the first epoch to skip, to resume in its middle.
         num_replicas: Number of devices; this process gets its share of each window.
-        rank: Which of them this process is.
+        rank: Number of this process.
         prefetch: Windows that each worker makes ahead.
-        repeats: How often each image is shown per epoch, on average, see `data.loading.balance`; None for once.
+        repeats: float64 (I,), how often an epoch shows each image (`data.loading.balance`); None shows each once.
         multi_scale: Each window has an image size of its own, up to this part of the data set's larger or smaller.
 
     Returns:
-        A loader whose length is the number of windows in an epoch; a share of the last one may be empty.
+        A loader whose length is the number of windows in an epoch; this process's share of the last may be empty.
 
-    Memory: up to ``num_workers * (prefetch + 1)`` windows of 3 * image_size**2 bytes an image, of the largest size for
-        multi-scale training; see `data.loading.ram_plan`.
+    Memory: see `data.loading.ram_plan`.
     """
     sampler = WindowSampler(
         len(dataset),
@@ -83,17 +82,9 @@ def build_validation_loader(
     num_replicas: int = 1,
     rank: int = 0,
 ) -> DataLoader[Batch]:
-    """Letterboxed pictures, each exactly once over all devices: in the data set's order, or rectangle by rectangle.
+    """Letterboxed images with geometry, each once over all devices, in the data set's order or rectangle by rectangle.
 
-    Args:
-        dataset: What to validate on.
-        batch_size: Images per batch over all devices.
-        num_workers: Worker processes; 0 reads in this one.
-        num_replicas: Number of devices.
-        rank: Which of them this process is.
-
-    Returns:
-        A loader of batches with geometry; a share of the last one may be empty.
+    Arguments as in `build_train_loader`. This process's share of the last batch may be empty.
     """
     sampler: WindowSampler | RectangleSampler
     if dataset.rectangles_hw is not None:
@@ -105,12 +96,12 @@ def build_validation_loader(
 
 
 def _window_bytes(batch_size: int, num_replicas: int, image_size: int) -> int:
-    """Of the largest window of one process."""
+    """Bytes of the largest window of one process."""
     return -(-batch_size // num_replicas) * 3 * image_size**2
 
 
 def _build_loader(
-    dataset: TrainDataset | ValidationDataset,
+    dataset: WindowDataset,
     sampler: WindowSampler | RectangleSampler,
     num_workers: int,
     prefetch: int,
@@ -134,27 +125,26 @@ def _build_loader(
 class WindowLoader(DataLoader[Batch]):
     """A DataLoader whose workers end with their process, and whose errors come from the loader alone.
 
-    Workers ignore SIGTERM, by which Python asks them to end before it waits for them, for ever: they are killed then,
-    whoever still holds the loader when the process exits. Should one be killed before, the next window says so, within
-    seconds. By default torch also raises that error out of a signal handler, wherever training then happens to be,
-    such as in a library that turns it into another one, or tries again.
+    Workers ignore SIGTERM. At exit Python sends it and waits without limit, so this loader kills its workers instead.
+    If a worker is killed during the run, the next window raises within seconds. By default torch also raises that error
+    from a signal handler in the middle of training, where a library may turn it into another error or try again.
     """
 
     def __iter__(self) -> Any:
-        """Start the workers, or go on with those that there are."""
+        """Start the workers, or continue with those of the last epoch."""
         is_first = self._iterator is None
         with _kept_signal_handler("SIGCHLD"):
             iterator: Any = super().__iter__()
         if self.num_workers and is_first:
             atexit.register(_end_workers, weakref.ref(iterator))
             for worker in iterator._workers:
-                worker._popen.terminate = worker._popen.kill  # should a worker not end when it is told to
+                worker._popen.terminate = worker._popen.kill  # Python calls it for workers that do not end
         return iterator
 
 
 @contextmanager
 def _kept_signal_handler(name: str) -> Iterator[None]:
-    """Undo what is done to a signal's handler, where there is that signal (Windows lacks some)."""
+    """Restore the handler of a signal after the block; does nothing where the signal does not exist (Windows)."""
     number = getattr(signal, name, None)
     handler = None if number is None else signal.getsignal(number)
     yield
@@ -174,7 +164,7 @@ def _as_it_is(window: Any) -> Batch:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Ignore what asks the run to stop: the training process ends its workers once it has written its checkpoint.
+    """Ignore signals that ask the run to stop: the training process ends its workers after its checkpoint.
 
     Ctrl-C in a terminal and SLURM's SIGTERM reach every process of a run. If the training process dies, torch's
     watchdog ends its workers within seconds.
@@ -185,17 +175,17 @@ def _start_worker(worker_id: int) -> None:
 
 
 def prepare_worker() -> None:
-    """Settings of a process that only makes pictures: as the processes are the parallelism, one thread each."""
+    """Use one thread in a process that only makes images: the processes are the parallelism."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse the memory of one picture for the next.
+    """Make glibc reuse the memory of one image for the next.
 
-    By default it gives blocks of this size back to the system, which hands out zeroed pages again, one fault for every
-    4096 bytes: a third of a worker's time. Other C libraries are left as they are.
+    By default glibc returns such blocks to the system, which clears every page again: a third of a worker's time.
+    Other C libraries stay as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,9 +1,8 @@
 """Plans the RAM of the loader before the run, and adapts the plan between epochs.
 
-Three things take RAM: windows that wait for training, decoded images that mosaics are made of, and the cache. If
-workers are not forked, all three lie in /dev/shm. `plan_loading` fits them into a budget and says what it chose and
-why. `open_caches` carries out the plan. The caller gives the RAM and cores of the machine as numbers: this package
-does not look at the machine.
+Three things take RAM: windows that wait for training, decoded images for mosaics, and the cache. If workers are not
+forked, all three lie in /dev/shm. `plan_loading` fits them into a budget and says what it chose and why. `open_caches`
+carries out the plan. The caller gives the RAM and cores of the machine as numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import numpy as np
 
@@ -27,36 +27,44 @@ CacheMode = Literal["none", "ram", "disk", "auto"]
 Cache = Literal["none", "ram", "files", "disk"]
 GIB = 2**30
 
-RAM_SHARE = 0.6  # of the available RAM that the loader may plan with: the rest is for the training process and others
-SHM_SHARE = 0.8
-FLOOR_SHARE = 0.1  # of the available RAM: with less left than this no cache grows any more
-WORKER_BYTES = 150 * 2**20  # of a worker's own, beyond what it shares
-MAX_WORKERS = 8  # to begin with; a measured stall adds more
-VALIDATION_WORKERS = 2  # most of the validation loader's
+RAM_SHARE = 0.6  # of the free RAM, for the loader; the rest is for the training process and others
+SHM_SHARE = 0.8  # of the free bytes of /dev/shm
+FLOOR_SHARE = 0.1  # of the free RAM: with less left no cache grows
+WORKER_BYTES = 150 * 2**20  # private to a forked worker; measured: 40 to 75 MiB beside its samples
+SPAWNED_WORKER_BYTES = 600 * 2**20  # private to a worker that loads all libraries itself; measured: 330 to 560 MiB
+MAX_WORKERS = 8  # at the start; a measured stall adds more
+VALIDATION_WORKERS = 2  # at most
 PREFETCH = 2  # windows ahead per worker
-STALL_SHARE = 0.05  # of an epoch's time: less waiting than this is not worth another process
+STALL_SHARE = 0.05  # of an epoch's time: a shorter wait is not worth another process
 NUM_SAMPLES = 64
-SLOW_DECODE_RATIO = 2.0  # originals of this many times the image size are dearer to decode than to read decoded
+SLOW_DECODE_RATIO = 2.0  # files of this many times the image size are slower to decode than to read decoded
 DISK_RESERVE_BYTES = 2 * GIB
 
 
 @dataclass(frozen=True)
 class Host:
-    """What the machine, or its container, has left for this process."""
+    """What the machine or its container has left for this process."""
 
     ram_bytes: int
-    """RAM that can be taken without swapping."""
+    """RAM that is free without swapping."""
     cores: int
     """Processor cores."""
     shm_bytes: int | None = None
-    """Free bytes of /dev/shm; None where windows do not go through it, nor caches lie there."""
+    """Free bytes of /dev/shm; None where windows and caches do not lie there."""
     disk_bytes: int = 0
-    """Free bytes of the disk that the cache folder is on."""
+    """Free bytes of the disk with the cache folder."""
+    is_forked: bool = True
+    """Workers are forked and share what the training process has loaded."""
+
+    @property
+    def worker_bytes(self) -> int:
+        """Private memory of one worker, in bytes."""
+        return worker_bytes(self.is_forked)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """How much there is to load, for one process (one device)."""
+    """The amount of data that one process (one device) loads."""
 
     num_images: int
     image_size: int
@@ -65,28 +73,28 @@ class Volume:
     window_images: int
     """Images per window of this process."""
     picture_bytes: int
-    """Of one decoded picture at the image size, on average."""
+    """Bytes of a decoded image at the image size, on average."""
     file_bytes: int
-    """Of one image file, on average."""
+    """Bytes of an image file, on average."""
     size_ratio: float = 1.0
     """Long side of the image files over the image size, on average."""
     largest_size: int = 0
-    """Of multi-scale training, in pixels; 0 where there is only ``image_size``."""
+    """Largest image size of multi-scale training in pixels; 0 without it."""
 
     @property
     def slot_bytes(self) -> int:
-        """Of the largest decoded picture."""
+        """Bytes of the largest decoded image."""
         return 3 * self.image_size**2
 
     @property
     def window_bytes(self) -> int:
-        """Of the pictures of a window, of the largest size that there is."""
+        """Bytes of the images of a window, at the largest image size."""
         return self.window_images * 3 * (self.largest_size or self.image_size) ** 2
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What the loader will do, and what it takes."""
+    """What the loader will do, and the RAM that it takes."""
 
     workers: int
     prefetch: int
@@ -95,19 +103,19 @@ class LoadPlan:
     cached_images: int
     """Images that the cache has room for."""
     recent_images: int
-    """Decoded pictures kept for mosaics; 0 where the cache does that."""
+    """Decoded images kept for mosaics; 0 where the cache keeps decoded images."""
     keeps_all_decoded: bool
-    """The cache has room for every image, decoded: then mosaic partners come from the whole data set."""
+    """The cache has room for every image, decoded: mosaic partners come from the whole data set."""
     window_bytes: int
     """RAM of all windows in flight."""
     cache_bytes: int
-    """RAM of the cache and the recent pictures."""
+    """RAM of the cache and the recent images."""
     ram_bytes: int
     """RAM of everything, workers included."""
     floor_bytes: int
     """With less RAM left than this, the cache stops growing; with less than half of it, it is dropped."""
     reason: str
-    """Why this cache, and this number of workers."""
+    """Why the plan has this cache and this number of workers."""
 
     @property
     def partners(self) -> str:
@@ -124,7 +132,7 @@ class LoadPlan:
 
 
 def measure_volume(index: ImageIndex, image_size: int, batch_size: int, num_replicas: int = 1) -> Volume:
-    """Look at `NUM_SAMPLES` images, evenly spread, to know how large all of them are."""
+    """Estimate the size of all images from `NUM_SAMPLES` evenly spread ones."""
     chosen = np.unique(np.linspace(0, len(index) - 1, NUM_SAMPLES).astype(int))
     files, pictures, ratios = [], [], []
     for image in chosen.tolist():
@@ -132,7 +140,7 @@ def measure_volume(index: ImageIndex, image_size: int, batch_size: int, num_repl
         try:
             height, width = read_size(path)
         except DataError:
-            continue  # whoever needs the image says what is wrong
+            continue  # the reader of the image reports it
         files.append(Path(path).stat().st_size)
         long_side = max(width, height)
         pictures.append(3 * image_size**2 * min(width, height) / long_side)
@@ -153,34 +161,34 @@ def plan_loading(
 ) -> LoadPlan:
     """Fit workers, windows and cache into what the machine has.
 
-    Windows come first, then the pictures that mosaics are drawn from, then the cache. With too little room, fewer
-    windows are made ahead, then by fewer workers.
+    Windows come first, then the images that mosaics are drawn from, then the cache. With too little room the plan makes
+    fewer windows ahead, then starts fewer workers.
 
     Args:
-        host: What there is.
+        host: What the machine has.
         volume: What is to be loaded.
-        cache: ``ram``: decoded, as many images as fit. ``disk``: decoded, in a file. ``auto``: in RAM decoded if all
-            fit, else as compressed files if these fit, else on disk if files are large (reading a decoded picture is
+        cache: ``ram``: decoded, as many images as fit. ``disk``: decoded, in a file. ``auto``: decoded in RAM if all
+            fit, else compressed files in RAM if these fit, else on disk if files are large (reading a decoded image is
             hardly faster than decoding a small one), else none.
         workers: Processes, or ``auto``: one for each core but the one that trains, up to `MAX_WORKERS`.
 
     Returns:
-        The plan. With 0 workers one window is made at a time, in the training process.
+        The plan. With 0 workers the training process makes one window at a time.
     """
     budget_bytes = int(host.ram_bytes * RAM_SHARE)
     count = worker_count(workers, host.cores)
     count, prefetch, why_workers = _fit_windows(host, volume, count, budget_bytes)
     windows = _num_windows(count, prefetch) * volume.window_bytes
-    left_bytes = budget_bytes - windows - count * WORKER_BYTES
-    if host.shm_bytes is not None:  # where windows go through it, caches lie there
+    left_bytes = budget_bytes - windows - count * host.worker_bytes
+    if host.shm_bytes is not None:
         reserved = reserved_bytes(count, prefetch, volume.window_bytes)
         left_bytes = min(left_bytes, int(host.shm_bytes * SHM_SHARE) - reserved)
     left_bytes = max(left_bytes, 0)
     recent = min(count * prefetch * volume.batch_size + 2 * POOL_SIZE, volume.num_images)
     recent = min(recent, left_bytes // 2 // volume.slot_bytes)
     chosen, images, why_cache = _choose_cache(host, volume, cache, left_bytes - recent * volume.slot_bytes)
-    keeps_all_decoded = chosen in ("ram", "disk") and images == volume.num_images
-    if keeps_all_decoded:
+    keeps_decoded = chosen in ("ram", "disk")
+    if keeps_decoded:
         recent = 0
     image_bytes = {"ram": volume.picture_bytes, "files": volume.file_bytes}.get(chosen, 0)
     cache_bytes = recent * volume.slot_bytes + images * image_bytes
@@ -190,34 +198,35 @@ def plan_loading(
         cache=chosen,
         cached_images=images,
         recent_images=recent,
-        keeps_all_decoded=keeps_all_decoded,
+        keeps_all_decoded=keeps_decoded and images == volume.num_images,
         window_bytes=windows,
         cache_bytes=cache_bytes,
-        ram_bytes=windows + cache_bytes + count * WORKER_BYTES,
+        ram_bytes=windows + cache_bytes + count * host.worker_bytes,
         floor_bytes=int(host.ram_bytes * FLOOR_SHARE),
         reason=f"{why_cache}; {why_workers}",
     )
 
 
+def worker_bytes(is_forked: bool) -> int:
+    """Private memory of one worker, in bytes, without the blocks and caches that processes share."""
+    return WORKER_BYTES if is_forked else SPAWNED_WORKER_BYTES
+
+
 def worker_count(workers: int | Literal["auto"], cores: int) -> int:
-    """Processes that prepare images: as many as asked for, or one for each core but the one that trains."""
+    """The number of workers: as given, or for ``auto`` one for each core but the one that trains."""
     return max(min(cores - 1, MAX_WORKERS), 1) if workers == "auto" else workers
 
 
 def reserved_bytes(workers: int, prefetch: int, window_bytes: int) -> int:
-    """What the blocks of all workers' windows take of /dev/shm, at once, where they lie there (`data.loading.ring`)."""
+    """Bytes that the blocks of all workers take of /dev/shm where they lie there (`data.loading.ring`)."""
     return workers * blocks_per_worker(prefetch) * window_bytes
 
 
 def fit_validation(host: Host, window_bytes: int, workers: int) -> tuple[int, Host]:
-    """How many processes prepare validation images, and what the machine has left beside them.
+    """The number of validation workers, and what the machine has left beside them.
 
-    Where windows lie in /dev/shm theirs may take half of what is planned with; elsewhere they are nothing beside RAM.
-
-    Args:
-        host: What there is.
-        window_bytes: Of a validation batch of this process.
-        workers: Of training.
+    Where windows lie in /dev/shm, those of validation (``window_bytes`` each) take up to half of what may be planned;
+    elsewhere they count as nothing. There are never more validation workers than training has ``workers``.
     """
     count = min(workers, VALIDATION_WORKERS)
     if host.shm_bytes is None:
@@ -228,12 +237,12 @@ def fit_validation(host: Host, window_bytes: int, workers: int) -> tuple[int, Ho
 
 
 def _num_windows(workers: int, prefetch: int) -> int:
-    """Those that each worker makes ahead, and one more that may be in use: it keeps their memory (see `ring`)."""
+    """The windows that workers make ahead, and one more each, which may be in use and keeps its memory."""
     return max(workers * (prefetch + 1), 1)
 
 
 def _fit_windows(host: Host, volume: Volume, workers: int, budget_bytes: int) -> tuple[int, int, str]:
-    """Workers and prefetch whose windows fit into half of the budget and into /dev/shm."""
+    """Workers and prefetch whose windows fit into half of the budget and into /dev/shm, and why."""
     if workers == 0:
         return 0, 1, "no workers were asked for"
     why = f"{host.cores} cores"
@@ -241,7 +250,7 @@ def _fit_windows(host: Host, volume: Volume, workers: int, budget_bytes: int) ->
         for prefetch in range(PREFETCH, 0, -1):
             windows = _num_windows(count, prefetch) * volume.window_bytes
             reserved = reserved_bytes(count, prefetch, volume.window_bytes)
-            if windows + count * WORKER_BYTES > budget_bytes // 2:
+            if windows + count * host.worker_bytes > budget_bytes // 2:
                 why = f"windows are limited by half of the loader's {budget_bytes / GIB:.1f} GiB"
             elif host.shm_bytes is not None and reserved > int(host.shm_bytes * SHM_SHARE):
                 why = f"windows are limited by /dev/shm, which has {host.shm_bytes / GIB:.2f} GiB free"
@@ -251,8 +260,9 @@ def _fit_windows(host: Host, volume: Volume, workers: int, budget_bytes: int) ->
 
 
 def _choose_cache(host: Host, volume: Volume, mode: CacheMode, left_bytes: int) -> tuple[Cache, int, str]:
-    """Which cache, for how many images, and why."""
-    picture_bytes = volume.picture_bytes if host.shm_bytes is None else volume.slot_bytes  # there whole slots are taken
+    """The cache, its number of images, and why."""
+    # /dev/shm reserves whole slots
+    picture_bytes = volume.picture_bytes if host.shm_bytes is None else volume.slot_bytes
     decoded, files = (volume.num_images * size for size in (picture_bytes, volume.file_bytes))
     sizes = f"{decoded / GIB:.1f} GiB decoded, {files / GIB:.1f} GiB as files"
     place = "RAM" if host.shm_bytes is None else "RAM and /dev/shm"
@@ -276,55 +286,47 @@ def _choose_cache(host: Host, volume: Volume, mode: CacheMode, left_bytes: int) 
 
 def open_caches(
     dataset: TrainDataset, plan: LoadPlan, folder: Path, available_bytes: Callable[[], int] | None = None
-) -> None:
-    """Give a data set the caches of a plan, before its loader starts workers.
+) -> TrainDataset:
+    """The same data set with the caches of a plan, for a loader that has not started its workers.
 
     Args:
         dataset: The training images.
         plan: From `plan_loading`.
-        folder: Where a cache on disk lies; outside of the user's data set. Its file goes when the run ends.
-        available_bytes: Says how much RAM is left, in any process (a module's function); watches over the cache.
+        folder: Folder of a cache on disk, outside of the user's data set. The file is removed when the run ends.
+        available_bytes: Returns the free RAM in bytes, in any process (a module's function); None never asks.
 
     Raises:
         OSError: If the disk has no room after all.
     """
-    source = dataset.source
-    slot_bytes = 3 * source.image_size**2
-    source.cache, source.files = None, None
-    dataset.pools = PartnerPools(len(dataset), dataset.seed, plan.keeps_all_decoded)
-    if plan.cache in ("ram", "disk"):
-        file = None
-        if plan.cache == "disk":
-            folder.mkdir(parents=True, exist_ok=True)
-            file = folder / f"decoded-{id(dataset):x}-{np.random.SeedSequence().entropy:x}.bin"
-        floor_bytes = 0 if plan.cache == "disk" else plan.floor_bytes
-        source.cache = DecodedCache(plan.cached_images, slot_bytes, file, available_bytes, floor_bytes)
-    else:
-        open_recent_images(dataset, plan)
+    index, slot_bytes = dataset.source.index, 3 * dataset.source.image_size**2
+    pools = PartnerPools(len(dataset), dataset.seed, plan.keeps_all_decoded)
+    if plan.cache == "ram":
+        pictures = DecodedCache(plan.cached_images, slot_bytes, None, available_bytes, plan.floor_bytes)
+        return dataset.with_caches(pictures, pools=pools)
+    if plan.cache == "disk":
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"decoded-{uuid4().hex}.bin"
+        return dataset.with_caches(DecodedCache(plan.cached_images, slot_bytes, file), pools=pools)
+    files = None
     if plan.cache == "files":
-        paths = (Path(source.index.path(image)) for image in range(len(source)))
-        sizes_bytes = np.fromiter((path.stat().st_size for path in paths), np.int64, len(source))
-        source.files = FileCache(sizes_bytes, available_bytes, plan.floor_bytes)
+        paths = (Path(index.path(image)) for image in range(len(index)))
+        sizes_bytes = np.fromiter((path.stat().st_size for path in paths), np.int64, len(index))
+        files = FileCache(sizes_bytes, available_bytes, plan.floor_bytes)
+    return open_recent_images(dataset.with_caches(None, files, pools), plan)
 
 
-def open_recent_images(dataset: TrainDataset, plan: LoadPlan) -> None:
-    """Keep as many decoded pictures for mosaics as a plan says, if any; those that were kept are dropped."""
-    if plan.recent_images:
-        slot_bytes = 3 * dataset.source.image_size**2
-        dataset.source.cache = RecentImages(dataset.pools, plan.recent_images, slot_bytes)
+def open_recent_images(dataset: TrainDataset, plan: LoadPlan) -> TrainDataset:
+    """The same data set, with an empty cache of recent images if the plan has one."""
+    if not plan.recent_images:
+        return dataset
+    recent = RecentImages(dataset.pools, plan.recent_images, 3 * dataset.source.image_size**2)
+    return dataset.with_caches(recent, dataset.source.files)
 
 
 def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> LoadPlan:
-    """The plan of a run under way with another number of workers, as far as there is room; the cache stays.
-
-    Args:
-        plan: What the loader takes now.
-        host: What is left beside it.
-        volume: What is loaded.
-        workers: Processes that are wanted.
-    """
+    """The plan in use with another number of workers, as far as ``host`` has room beside it; the cache stays."""
     recent_bytes = plan.recent_images * volume.slot_bytes
-    given_back_bytes = plan.window_bytes + plan.workers * WORKER_BYTES + recent_bytes
+    given_back_bytes = plan.window_bytes + plan.workers * host.worker_bytes + recent_bytes
     shm_bytes = host.shm_bytes
     if shm_bytes is not None:
         shm_bytes += reserved_bytes(plan.workers, plan.prefetch, volume.window_bytes) + recent_bytes
@@ -339,21 +341,15 @@ def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> 
         recent_images=recent_images,
         window_bytes=fresh.window_bytes,
         cache_bytes=cache_bytes,
-        ram_bytes=fresh.window_bytes + cache_bytes + fresh.workers * WORKER_BYTES,
+        ram_bytes=fresh.window_bytes + cache_bytes + fresh.workers * host.worker_bytes,
     )
 
 
 def next_workers(stall_share: float, workers: int, cores: int, is_memory_short: bool = False) -> int:
-    """How many workers the next epoch should have.
+    """The number of workers of the next epoch.
 
-    Args:
-        stall_share: Part of the last epoch's time that training waited for a window.
-        workers: Of the last epoch.
-        cores: Processor cores.
-        is_memory_short: RAM ran low; fewer workers also mean fewer windows in flight.
-
-    Returns:
-        Half as many if memory is short; half as many again, up to the cores, if training waited; else the same.
+    Half as many if RAM is short, because fewer workers also mean fewer windows. Half as many again, up to ``cores``, if
+    training waited for more than `STALL_SHARE` of the time. Else the same.
     """
     if is_memory_short:
         return min(max(workers // 2, 1), workers)

@@ -17,35 +17,23 @@ from data.loading.sampler import STRIDE_PX, SampleKey
 
 
 def rectangles_hw(sizes_hw: np.ndarray, image_size: int) -> np.ndarray:
-    """The network's input size for each picture.
+    """The network's input size for each image: int32 (I, 2), height and width, multiples of `STRIDE_PX`.
 
-    Args:
-        sizes_hw: int (I, 2), height and width of the files.
-        image_size: What the long side becomes; a multiple of `STRIDE_PX`.
-
-    Returns:
-        int32 (I, 2), multiples of `STRIDE_PX`; the larger of the two is ``image_size``.
+    The larger one is ``image_size``, a multiple of `STRIDE_PX`. ``sizes_hw`` is int (I, 2), the sizes of the files.
     """
     resized = np.ceil(sizes_hw * (image_size / sizes_hw.max(axis=1, keepdims=True))).clip(max=image_size)
     return (np.ceil(resized / STRIDE_PX) * STRIDE_PX).astype(np.int32)
 
 
 class RectangleSampler(Sampler[list[SampleKey]]):
-    """This process's share of batches of pictures of one rectangle each; every picture once over all processes.
+    """This process's share of batches whose images have one rectangle; every image once over all processes.
 
-    Large rectangles go first: if memory does not suffice, that shows at once. A process may have fewer batches than
-    another, but has one, if only an empty one.
+    Large rectangles come first, so that too little memory shows at once. Processes may have different numbers of
+    batches; each has at least one, which may be empty.
     """
 
     def __init__(self, rectangles_I2: np.ndarray, batch_size: int, num_replicas: int = 1, rank: int = 0) -> None:
-        """Prepare the batches.
-
-        Args:
-            rectangles_I2: int (I, 2), from `rectangles_hw`.
-            batch_size: Pictures per batch over all processes.
-            num_replicas: Number of processes.
-            rank: This process.
-        """
+        """Prepare the batches of ``batch_size`` images over all processes, from `rectangles_hw`."""
         shapes, group = np.unique(rectangles_I2, axis=0, return_inverse=True)
         by_area = np.argsort(-shapes.prod(axis=1), kind="stable")
         group = group.reshape(-1)  # numpy 2.0 gives it a second axis

@@ -14,47 +14,35 @@ import itertools
 import math
 import weakref
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from data.loading.batch import Batch, EmptyImages, empty_images
+from data.loading.batch import Batch, empty_images
+from data.loading.dataset import WindowDataset
 from data.loading.sampler import SampleKey
 from data.loading.shared import SharedBlock
 
 PAGE_BYTES = 4096
 
+# Unpickling reaches only module names; torch unpickles and pins a window in a thread that has no other way to its ring.
 _rings: weakref.WeakValueDictionary[int, WindowRing] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
 
 def blocks_per_worker(prefetch: int) -> int:
-    """The windows that a worker makes ahead, the one in use, and one more for who keeps two."""
+    """Blocks for the windows that a worker makes ahead, the one in use, and one for code that keeps two."""
     return prefetch + 2
 
 
-class WindowDataset(Protocol):
-    """What makes whole windows, in memory that it asks for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, keys: list[SampleKey], empty: EmptyImages) -> Batch: ...
-
-
 class WindowRing:
-    """The blocks of one loader's workers. Make it where windows are received, before the workers start."""
+    """The blocks of one loader's workers. The receiving process makes it before the workers start."""
 
     def __init__(self, num_workers: int, blocks_per_worker: int, block_bytes: int) -> None:
-        """Reserve the blocks; memory is only taken for those that are used, but /dev/shm for all.
-
-        Args:
-            num_workers: Processes that make windows.
-            blocks_per_worker: See the function of this name.
-            block_bytes: Of the largest window.
-        """
+        """Reserve the blocks. Only used blocks take memory, except in /dev/shm, where all do."""
         self.blocks_per_worker = blocks_per_worker
         self.block_bytes = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
         self._blocks = SharedBlock(num_workers * blocks_per_worker * self.block_bytes)
@@ -75,7 +63,7 @@ class WindowRing:
         return torch.from_numpy(self._view(block, shape))
 
     def sent(self, batch: Batch) -> Batch | SentWindow:
-        """What a worker hands over for a window: its block, if it lies in one."""
+        """What a worker sends for a window: the number of its block, or the window itself if it lies elsewhere."""
         block, offset = divmod(batch.images.data_ptr() - self._blocks.array.ctypes.data, self.block_bytes)
         if offset or not 0 <= block < len(self._is_taken.array):
             return batch
@@ -83,10 +71,10 @@ class WindowRing:
         return SentWindow(self.number, block, tuple(batch.images.shape), without_images)
 
     def open(self, block: int, shape: tuple[int, ...]) -> Tensor:
-        """The images in a block, which is free again when the last tensor that looks at them is gone."""
+        """The images in a block, uint8 of ``shape``; the block is free when the last tensor on it is gone."""
         view = self._view(block, shape)
         weakref.finalize(view, self._is_taken.array.__setitem__, block, 0).atexit = False
-        return torch.from_numpy(view)  # its storage, which all views of it share, keeps the array
+        return torch.from_numpy(view)  # all views share its storage, which keeps the array
 
     def _view(self, block: int, shape: tuple[int, ...]) -> np.ndarray:
         start = block * self.block_bytes
@@ -95,13 +83,13 @@ class WindowRing:
 
 @dataclass
 class SentWindow:
-    """A window on its way from a worker; unpickled, it is the `Batch`."""
+    """A window on its way from a worker; unpickling it gives the `Batch`."""
 
     ring: int
     block: int
     shape: tuple[int, ...]
     batch: Batch
-    """All but the images."""
+    """Everything but the images."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return _receive, (self.ring, self.block, self.shape, self.batch)
@@ -113,7 +101,7 @@ def _receive(ring: int, block: int, shape: tuple[int, ...], batch: Batch) -> Bat
 
 
 class RingDataset(Dataset[Any]):
-    """A data set whose windows lie in a ring."""
+    """A data set that makes its windows in a ring."""
 
     def __init__(self, dataset: WindowDataset, ring: WindowRing) -> None:
         self.dataset = dataset

@@ -1,18 +1,14 @@
 """Divides the images of an epoch into windows, for one process or several.
 
 An epoch is one order of all images (`EpochOrder`), cut into *windows* of ``batch_size`` images (`WindowSampler`). A
-window is the images of one optimizer step over all processes. Each process gets its share of every window. All
-processes therefore take the same number of steps, and together they see every image exactly once.
+window is the images of one optimizer step over all processes. Each process gets its share of every window, so all
+processes take the same number of steps.
 
-With ``repeats`` (`data.loading.balance`) an epoch shows some images several times. Every epoch has as many places as
-the repeats add up to, rounded up. Each epoch draws anew which images with a fraction get one place more. Windows keep
-their size, so an epoch has more windows.
+With ``repeats`` (`data.loading.balance`) an epoch shows some images several times and has more windows. It has as many
+places as the repeats add up to, rounded up, and draws again which images with a fraction get one place more.
 
-The sampler yields ``SampleKey(epoch, index)`` instead of plain numbers. The random draws of a sample then follow from
-its key alone, and a worker that outlives an epoch need not know which epoch it is.
-
-The two classes are split as `torch.utils.data.BatchSampler` is: whoever sets the epoch of a DataLoader's
-``batch_sampler.sampler`` (Lightning does, before every epoch) reaches `EpochOrder.set_epoch`.
+The random draws of a sample follow from its `SampleKey` alone, so a worker need not know the epoch. Lightning sets the
+epoch of a DataLoader's ``batch_sampler.sampler`` before every epoch; that calls `EpochOrder.set_epoch`.
 """
 
 from __future__ import annotations
@@ -24,27 +20,27 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-ORDER_STREAM = 0  # a SeedSequence child of its own: no sample's generator can coincide with the order's
+ORDER_STREAM = 0  # the spawn key of a SeedSequence: no generator of a sample can coincide with that of the order
 REPEAT_STREAM = 1
 SIZE_STREAM = 2
-STRIDE_PX = 32  # of the network's coarsest map: input sides are multiples of it
+STRIDE_PX = 32  # stride of the network's coarsest map: input sides are multiples of it
 
 
 def image_sizes(image_size: int, multi_scale: float) -> range:
-    """The sizes of multi-scale training: multiples of `STRIDE_PX` within this part of ``image_size``, either way."""
+    """The image sizes of multi-scale training: multiples of `STRIDE_PX` up to this part larger or smaller."""
     steps = int(image_size * multi_scale) // STRIDE_PX
     return range(max(image_size - steps * STRIDE_PX, STRIDE_PX), image_size + steps * STRIDE_PX + 1, STRIDE_PX)
 
 
 class SampleKey(NamedTuple):
-    """What a sample is a function of, beside the run's seed and configuration."""
+    """Everything that a sample depends on, beside the run's seed and configuration."""
 
     epoch: int
-    index: int  # type: ignore[assignment]  # tuples have a method of that name, which nobody calls on a key
+    index: int  # type: ignore[assignment]  # tuples have a method of that name
     copy: int = 0
-    """0 for the first time that an image is shown in the epoch, then 1, 2, ...: each is augmented differently."""
+    """0 for the first time that an epoch shows the image, then 1, 2, ...: each is augmented differently."""
     image_size: int = 0
-    """Side of the picture to make, in pixels; 0 for that of the data set. No random draw depends on it."""
+    """Side of the image to make in pixels; 0 for that of the data set. No random draw depends on it."""
 
 
 def sample_generator(seed: int, key: SampleKey) -> np.random.Generator:
@@ -73,13 +69,13 @@ class KeySequence(NamedTuple):
     """int64 (P,)."""
 
     def part(self, places: slice, image_size: int = 0) -> list[SampleKey]:
-        """Some of the keys."""
+        """The keys of some places."""
         pairs = zip(self.images[places].tolist(), self.copies[places].tolist(), strict=True)
         return [SampleKey(self.epoch, image, copy, image_size) for image, copy in pairs]
 
 
 class EpochOrder(Sampler[SampleKey]):
-    """The images in the order of one epoch: shuffled by (seed, epoch), or as they come; once, or as repeated."""
+    """The order of an epoch: shuffled by (seed, epoch) or not; each image once or as often as ``repeats`` says."""
 
     def __init__(
         self, num_images: int, seed: int, shuffle: bool, epoch: int = 0, repeats: np.ndarray | None = None
@@ -91,7 +87,7 @@ class EpochOrder(Sampler[SampleKey]):
         self.repeats = repeats
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is of."""
+        """Choose the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -101,7 +97,7 @@ class EpochOrder(Sampler[SampleKey]):
         return iter(self.keys().part(slice(None)))
 
     def keys(self) -> KeySequence:
-        """The keys of the epoch, each made when it is asked for: a million of them would take 130 MB."""
+        """The keys of the epoch as arrays; `KeySequence.part` makes tuples, of which a million would take 130 MB."""
         images = np.arange(self.num_images)
         copies = np.zeros(self.num_images, np.int64)
         if self.repeats is not None:
@@ -113,18 +109,13 @@ class EpochOrder(Sampler[SampleKey]):
 
 
 def draw_repeats(repeats: np.ndarray, num_places: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Fill the places of an epoch: an image with 2.3 repeats gets two or three of them, on average 2.3.
+    """Fill the places of an epoch: an image with 2.3 repeats gets two or three places, on average 2.3.
 
-    Systematic sampling: the repeats are laid end to end, in a random order, and cut at equal distances. So the
-    number of places is exact, and no image is further than one place from its share.
-
-    Args:
-        repeats: float64 (I,), above 0.
-        num_places: Length of the epoch; the repeats are scaled to add up to it.
-        rng: The epoch's generator.
+    Systematic sampling: the repeats (float64 (I,), above 0) are laid end to end in a random order and cut at equal
+    distances. The number of places is exact, and no image is more than one place away from its share.
 
     Returns:
-        int64 (num_places,) each: images in ascending order, and which copy of its image each place is.
+        int64 (num_places,) each: images in ascending order, and which copy of its image each place shows.
     """
     shuffled = rng.permutation(len(repeats))
     ends = np.cumsum(repeats[shuffled])
@@ -137,10 +128,10 @@ def draw_repeats(repeats: np.ndarray, num_places: int, rng: np.random.Generator)
 
 
 class WindowSampler(Sampler[list[SampleKey]]):
-    """Cuts each epoch into windows and yields this process's share of every window; no image is lost.
+    """Cuts each epoch into windows and yields this process's share of every window.
 
-    The last window holds what is left over. If that is fewer images than processes, the last processes have an empty
-    share of it: windows, and so steps, are the same for any number of processes.
+    The last window has the remaining images. If these are fewer than the processes, the last processes have an empty
+    share of it, so the number of windows is the same for any number of processes.
 
     ``len()`` is the number of windows in a whole epoch, also when ``start_window`` skips some of them.
     """
@@ -163,15 +154,14 @@ class WindowSampler(Sampler[list[SampleKey]]):
         Args:
             num_images: Images in the data set.
             batch_size: Images per window over all processes (the effective batch).
-            seed: Seed of the shuffling.
-            shuffle: A new order for every epoch, or the data set's own order.
-            epoch: The epoch that the first iteration is of.
+            seed: Seed of the order.
+            shuffle: Shuffle each epoch anew; False keeps the data set's order.
+            epoch: The epoch of the first iteration.
             num_replicas: Number of processes.
-            rank: This process.
-            start_window: Windows of epoch ``epoch`` to leave out, to resume in its middle; later epochs are
-                whole.
-            repeats: float64 (I,), how often each image is shown per epoch, on average; None shows each once.
-            image_sizes: One of them, drawn by (seed, epoch), for each window; None for the data set's own.
+            rank: Number of this process.
+            start_window: Windows of epoch ``epoch`` to skip, to resume in its middle.
+            repeats: float64 (I,), how often an epoch shows each image, on average; None shows each once.
+            image_sizes: One of them is drawn by (seed, epoch) for each window; None takes the data set's own.
         """
         self.sampler = EpochOrder(num_images, seed, shuffle, epoch, repeats)
         self.num_replicas = num_replicas
@@ -182,7 +172,7 @@ class WindowSampler(Sampler[list[SampleKey]]):
         self._start_window = start_window
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is of."""
+        """Choose the epoch of the next iteration."""
         self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -202,7 +192,7 @@ class WindowSampler(Sampler[list[SampleKey]]):
         return _generator(order.seed, order.epoch, SIZE_STREAM).choice(self.image_sizes, len(self)).tolist()
 
     def _share(self, start: int, stop: int) -> slice:
-        """This rank's contiguous part of window ``start:stop``; parts differ by one image at most, rank 0 has some."""
+        """This rank's part of window ``start:stop``; parts differ by one image at most, and rank 0 has at least one."""
         size = stop - start
         cuts = [start - (-size * rank // self.num_replicas) for rank in (self.rank, self.rank + 1)]
         return slice(*cuts)

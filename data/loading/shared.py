@@ -1,9 +1,9 @@
 """A block of memory that the processes of a loader share, whether they are forked or spawned.
 
 Forked processes inherit an anonymous mapping. It has no name, a crash cannot leave it behind, and it does not count
-against /dev/shm, which containers limit to 64 MiB. Spawned processes (Windows) receive torch's shared memory. The block
-can also be a file that all processes map. A block takes memory only for written bytes, except in /dev/shm. A file takes
-its disk space at once: on a disk that becomes full later, a write would end the process with a signal.
+against /dev/shm, which containers limit to 64 MiB. Spawned processes receive torch's shared memory. The block can also
+be a file that all processes map. A block takes memory only for written bytes, except in /dev/shm. A file takes its disk
+space at once: on a disk that becomes full later, a write would end the process with a signal.
 """
 
 from __future__ import annotations
@@ -19,34 +19,38 @@ import numpy as np
 import torch
 
 
+def is_forked() -> bool:
+    """Whether worker processes are forked and so inherit the memory of this process."""
+    return multiprocessing.get_start_method() == "fork"
+
+
 class SharedBlock:
-    """Bytes, zero at first, that all processes see."""
+    """Bytes, initially zero, that all processes see."""
 
     def __init__(self, num_bytes: int, file: Path | None = None) -> None:
         """Reserve the bytes.
 
         Args:
-            num_bytes: How many.
-            file: Keep them in this new file rather than in RAM. It loses its name at once where processes are forked,
-                so that nothing is left behind whatever ends the run; else it is removed together with the block.
+            num_bytes: Size of the block.
+            file: Keeps the bytes in this new file; None keeps them in RAM. Where processes are forked, the file loses
+                its name at once, so that nothing remains however the run ends. Else it is removed with the block.
 
         Raises:
-            OSError: If there is no room for them.
+            OSError: If there is no room.
         """
         self.num_bytes = max(num_bytes, 1)
-        self.is_shared = True  # not so for an anonymous block that was sent to a spawned process
+        self.is_shared = True  # False for an anonymous block that was sent to a spawned process
         self._file = file
         self._map: mmap.mmap | None = None
         self._tensor: torch.Tensor | None = None
-        is_forked = multiprocessing.get_start_method() == "fork"
         if file is not None:
             mapped = _map_new_file(file, self.num_bytes)
-            if is_forked:
+            if is_forked():
                 file.unlink()
                 self._file, self._map = None, mapped
             else:
                 weakref.finalize(self, file.unlink, missing_ok=True)
-        elif is_forked:
+        elif is_forked():
             self._map = mmap.mmap(-1, self.num_bytes)
         else:
             storage = _new_shared(self.num_bytes)
@@ -62,12 +66,12 @@ class SharedBlock:
             self.array = self._tensor.numpy()
 
     def release(self) -> None:
-        """Give the memory back to the system where it can take it (Linux, forked); the bytes are then zero."""
+        """Return the memory to the system where it can take it (Linux, forked); the bytes are then zero."""
         if self._map is not None and hasattr(mmap, "MADV_REMOVE"):
             self._map.madvise(mmap.MADV_REMOVE)
 
     def __getstate__(self) -> dict[str, object]:
-        """What a spawned process needs to open the same block; of an anonymous mapping, only its size."""
+        """What a spawned process needs to open the same block; for an anonymous mapping only its size."""
         is_shared = self.is_shared and self._map is None
         return self.__dict__ | {"is_shared": is_shared, "_map": None, "array": None}
 
@@ -79,7 +83,7 @@ class SharedBlock:
 
 
 def _new_shared(num_bytes: int) -> torch.UntypedStorage:
-    """Torch's shared memory, of zeros that nobody has written; under Linux its place in /dev/shm is taken at once."""
+    """Zeros in torch's shared memory; Linux reserves their place in /dev/shm at once."""
     try:
         return torch.UntypedStorage._new_shared(num_bytes)
     except RuntimeError as error:
@@ -88,7 +92,7 @@ def _new_shared(num_bytes: int) -> torch.UntypedStorage:
 
 
 def _map_new_file(file: Path, num_bytes: int) -> mmap.mmap:
-    """A file of zeros that has its place on the disk."""
+    """A new file of zeros with its place on the disk reserved."""
     try:
         with file.open("xb+") as stream:
             if hasattr(os, "posix_fallocate"):

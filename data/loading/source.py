@@ -1,4 +1,4 @@
-"""Where the data sets get their pictures from: decoded, resized and with boxes in pixels."""
+"""Reads the images of a split, decoded, resized and with boxes in pixels."""
 
 from __future__ import annotations
 
@@ -16,25 +16,31 @@ from data.loading.cache import FileCache, SlotCache
 class ImageSource:
     """The images of a split with the long side resized to ``image_size``, from a cache or from disk."""
 
-    def __init__(self, index: ImageIndex, image_size: int) -> None:
-        """Prepare; nothing is read yet.
-
-        Args:
-            index: The images.
-            image_size: Length of the long side.
-        """
+    def __init__(
+        self,
+        index: ImageIndex,
+        image_size: int,
+        cache: SlotCache | None = None,
+        files: FileCache | None = None,
+        broken: BrokenImages | None = None,
+    ) -> None:
+        """Store the arguments; without ``broken`` a new count of unreadable images begins."""
         self.index = index
         self.image_size = image_size
-        self.broken = BrokenImages(index)
-        self.cache: SlotCache | None = None
-        self.files: FileCache | None = None
+        self.cache = cache
+        self.files = files
+        self.broken = broken or BrokenImages(index)
+
+    def without_cache(self) -> ImageSource:
+        """The same images, decoded again; the count of unreadable images is shared."""
+        return ImageSource(self.index, self.image_size, None, self.files, self.broken)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.index)
 
     def load(self, image: int) -> LabelledImage:
-        """Get one image; with a cache, a view that is only valid as long as the cache `is_intact`.
+        """Read one image; with a cache, a view that is valid as long as `SlotCache.is_intact` is true.
 
         Raises:
             DataError: If too many files cannot be read: see `data.loading.broken`.
@@ -42,7 +48,7 @@ class ImageSource:
         return self.load_with_size(image)[0]
 
     def load_with_size(self, image: int) -> tuple[LabelledImage, tuple[int, int]]:
-        """Get one image, and say how big (height, width) it is in the file."""
+        """As `load`, also the (height, width) of the file in pixels."""
         boxes_rel, classes = self.index.labels(image)
         cached = self.cache and self.cache.get(image)
         try:

@@ -34,6 +34,7 @@ from data.loading.ram_plan import (
     worker_count,
 )
 from data.loading.sampler import WindowSampler, image_sizes
+from data.loading.shared import is_forked
 from engine.errors import ConfigError
 from engine.machine.diagnosis import LoaderInUse
 from engine.machine.inventory import free_disk_bytes, shm_free_bytes
@@ -80,10 +81,10 @@ class DetectionData(L.LightningDataModule):
             rectangular_validation: Pad validation images to the multiple of 32 above their own two sides, not to a
                 square: less work and never more VRAM. Metrics change a little, as there is less gray, but do not
                 depend on the batch size. No effect on training.
-            workers: Processes that prepare images; 0 prepares them in this one. Each takes some 150 MiB of RAM and
-                keeps three windows in it, in /dev/shm where they are not forked. ``auto``: one for each core but one,
-                up to 8, as there is room; between epochs more where training waited, up to the cores, and fewer where
-                RAM ran short.
+            workers: Processes that prepare images; 0 prepares them in this one. Each takes some 150 MiB of RAM (600
+                where processes are not forked) and keeps three windows in it, in /dev/shm where they are not forked.
+                ``auto``: one for each core but one, up to 8, as there is room; between epochs more where training
+                waited, up to the cores, and fewer where RAM ran short.
             cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit, up to 3 * image_size**2
                 bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto``
                 what fits of these, or compressed files in RAM, which take the size of the files.
@@ -175,7 +176,7 @@ class DetectionData(L.LightningDataModule):
         self.validation_workers, host = self._fit_validation()
         self.loading = plan_loading(host, self.volume, self.cache, self.workers)
         self._first_epoch: int | None = None  # in which caches are filled
-        open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
+        self.train_dataset = open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
         self.repeats = image_repeats(index, tuple(self.class_names), self.balance)
 
     def _fit_validation(self) -> tuple[int, Host]:
@@ -189,6 +190,7 @@ class DetectionData(L.LightningDataModule):
         return Host(
             ram_bytes=ram_available_bytes() // num_processes,
             cores=available_cores() // num_processes,
+            is_forked=is_forked(),
             shm_bytes=None if shm_bytes is None else shm_bytes // num_processes,
             disk_bytes=free_disk_bytes(cache_folder()) // num_processes,
         )
@@ -203,7 +205,7 @@ class DetectionData(L.LightningDataModule):
         if plan.workers == self.loading.workers:
             return False
         self.loading = plan
-        open_recent_images(self.train_dataset, plan)
+        self.train_dataset = open_recent_images(self.train_dataset, plan)
         return True
 
     def loader_in_use(self) -> LoaderInUse:

@@ -11,12 +11,12 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-from data.loading.ram_plan import PREFETCH, VALIDATION_WORKERS, WORKER_BYTES, Cache, worker_count
+from data.loading.ram_plan import PREFETCH, VALIDATION_WORKERS, Cache, worker_bytes, worker_count
 from data.loading.ring import blocks_per_worker
 from data.loading.sampler import image_sizes
 from engine.machine.inventory import Gpu, Machine, free_disk_bytes
 from engine.memory.host import Platform, available_cores
-from engine.memory.units import GIB, MIB, format_bytes
+from engine.memory.units import GIB, format_bytes
 from models.precision import BF16_CAPABILITY
 
 Severity = Literal["ok", "note", "problem"]
@@ -29,8 +29,6 @@ PLATFORM_NAMES: dict[Platform, str] = {
 BUSY_SHARE = 0.1
 """Part of a GPU's memory that other programs may hold without a remark."""
 FORKING_PLATFORMS: tuple[Platform, ...] = ("linux", "wsl")
-SPAWNED_WORKER_BYTES = 600 * MIB
-"""RAM of a worker beside its windows where processes cannot be forked, and each loads everything again."""
 RUN_BYTES = 3 * GIB
 """Disk space of a run: three checkpoints of the largest network."""
 CACHE_GAIN = 1.2
@@ -251,9 +249,8 @@ def _check_cores(machine: Machine, needs: Needs) -> Finding:
 
 
 def _check_ram(machine: Machine, needs: Needs) -> Finding:
-    worker_bytes = WORKER_BYTES if machine.platform in FORKING_PLATFORMS else SPAWNED_WORKER_BYTES
     num_workers = needs.workers + min(needs.workers, VALIDATION_WORKERS)
-    needed_bytes = needs.loader_bytes + num_workers * worker_bytes
+    needed_bytes = needs.loader_bytes + num_workers * worker_bytes(machine.platform in FORKING_PLATFORMS)
     evidence = f"the loader needs {format_bytes(needed_bytes)}; {format_bytes(machine.ram_available_bytes)} free"
     if needed_bytes <= machine.ram_available_bytes:
         return Finding("RAM", evidence)

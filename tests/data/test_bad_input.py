@@ -1,4 +1,4 @@
-"""Every kind of bad file that people have: repaired, left out with a warning, or refused with file and line."""
+"""Bad files as users have them: repaired, left out with a warning, or refused with file and line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's sentence survives the way out of a worker process."""
+"""The message of an error in a worker reaches the user unchanged."""
 
 from __future__ import annotations
 

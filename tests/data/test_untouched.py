@@ -1,4 +1,4 @@
-"""The data set is only read, nothing in it is executed, and what lies beside the images changes no sample."""
+"""The data set is only read, nothing in it is executed, and files beside the images change no sample."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def use_everything(yaml_file: Path, cache: Path) -> None:
 
 
 def put_traps(root: Path, mark: Path) -> None:
-    """What Ultralytics would load from beside the images: pickles, and other pictures."""
+    """Files that Ultralytics would load from beside the images: pickles, and other images."""
     poison = pickle.dumps(Payload(mark))
     for folder in (root, root / "train", root / "train/images", root / "train/labels"):
         for name in ("labels.cache", "train.cache", "images.cache", "data.cache"):
@@ -133,7 +133,7 @@ def test_index_file__with_a_pickle_inside_is_made_again_unexecuted(yaml_file: Pa
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory accounting of Linux")
 def test_index__reading_it_in_forked_workers_copies_nothing(yaml_file: Path, tmp_path: Path) -> None:
-    """RSS of workers that read all labels, three times over, stays flat: no page of the index becomes their own."""
+    """Workers read all labels three times, and their RSS stays flat: no page of the index is copied."""
     script = f"""
 import os
 from pathlib import Path

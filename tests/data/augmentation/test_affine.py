@@ -78,7 +78,7 @@ def test_draw_affine_matrix__is_distributed_as_reference(changes: dict[str, floa
 @pytest.mark.parity
 @pytest.mark.parametrize("share", [0.1, 0.8])
 def test_draw_affine_matrix__matches_reference_term_by_term(share: float) -> None:
-    """Every draw at the same share of its range, in both: the order of the factors matters here."""
+    """Both sides draw the same share of each range, so the matrices are equal only if the order of the factors is."""
 
     def draw(low: float, high: float, size: int | None = None) -> np.ndarray | float:
         value = low + share * (high - low)

@@ -32,7 +32,7 @@ def make_image() -> np.ndarray:
 
 
 def exactly_shifted(image: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """The definition, in float64; not rounded."""
+    """The definition in float64, not rounded."""
     hue, saturation, value = np.moveaxis(rgb_to_hsv(image / 255.0), -1, 0)
     changed = [(hue + gains[0]) % 1, (saturation * (1 + gains[1])).clip(0, 1), (value * (1 + gains[2])).clip(0, 1)]
     return hsv_to_rgb(np.stack(changed, axis=-1)) * 255
@@ -58,7 +58,7 @@ def test_shift_hsv__without_gains_changes_nothing() -> None:
 @pytest.mark.parametrize("draws", DRAWS)
 @pytest.mark.parametrize("ranges", [RECIPE, WIDE])
 def test_shift_hsv__matches_reference(draws: tuple[float, float, float], ranges: tuple[float, float, float]) -> None:
-    """Up to what the reference, with hue in steps of two degrees and everything cut off, is off itself."""
+    """The tolerance is the error of the reference itself, which rounds hue to two degrees and truncates."""
     image = make_image()
     labels = {"img": np.ascontiguousarray(image[..., ::-1])}
     with mock.patch("numpy.random.uniform", return_value=np.array(draws, np.float64)):
@@ -80,7 +80,7 @@ def test_shift_hsv__gray_keeps_its_hue_and_the_input_is_untouched() -> None:
 
 @pytest.mark.parametrize("strip_bytes", [1, 3 * 50 * 7, 2**20])
 def test_shift_hsv__strips_make_no_difference(monkeypatch: pytest.MonkeyPatch, strip_bytes: int) -> None:
-    """Rows at a time: one, seven (the last strip is shorter), all; as an image and as planes."""
+    """Strips of one row, of seven (the last is shorter) and of all rows; as an image and as planes."""
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     gains = np.array([0.01, -0.5, 0.3])
     expected = np.concatenate([shift_hsv(row[None], gains) for row in image])
@@ -105,7 +105,7 @@ def test_shift_hsv_on_device__without_gains_changes_nothing() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_shift_hsv_on_device__is_the_host_up_to_two_levels(seed: int) -> None:
-    """Where the colors are changed makes no difference that could be learned."""
+    """Two levels are too few to change what a network learns."""
     rng = np.random.default_rng(seed)
     pictures = rng.integers(0, 256, (9, 48, 48, 3), dtype=np.uint8)
     gains = rng.uniform(-1, 1, (9, 3)) * (0.015, 0.7, 0.4)

@@ -1,4 +1,4 @@
-"""The whole training augmentation against that of Ultralytics: many pictures of the same images, statistically."""
+"""Statistics of the whole training augmentation against those of Ultralytics, over many results of the same images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CASES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A few smooth, bright scenes of different colors, each with the same three boxes but for their places."""
+    """A few smooth, bright scenes of different colors, each with the same three boxes in different places."""
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
     rng = np.random.default_rng(3)
@@ -76,7 +76,7 @@ def our_pictures(folder: Path, settings: dict[str, float]) -> Iterator[tuple[np.
 
 
 def measure(pictures: Iterator[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What two sets of pictures are compared by, a number a picture: the boxes of one share their scale and shift."""
+    """The numbers to compare two sets of results by, one per image, as boxes of one image share scale and shift."""
     rows, boxes = [], []
     for image, boxes_cxcywh_px in pictures:
         hsv = cv2.cvtColor(np.ascontiguousarray(image.transpose(1, 2, 0)), cv2.COLOR_RGB2HSV).reshape(-1, 3)

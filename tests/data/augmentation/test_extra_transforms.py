@@ -1,4 +1,4 @@
-"""Albumentations given by the user: boxes, seeds, limits; and nothing that comes uninvited."""
+"""Albumentations transforms of the user: boxes, seeds, limits; and no other transforms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resizing and padding, against Ultralytics; and the way back to the original picture."""
+"""Resizing and padding against Ultralytics; and the map back to the original image."""
 
 from __future__ import annotations
 

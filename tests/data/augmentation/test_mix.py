@@ -49,7 +49,7 @@ def test_mixup__matches_reference(share: float) -> None:
 
 @pytest.mark.parity
 def test_cutmix__matches_reference() -> None:
-    """The same three rectangles: the same choice among those that are free, the same boxes taken along."""
+    """With the same three rectangles, both sides choose the same free one and keep the same boxes."""
     changed = 0
     for seed in range(60):
         first, second = make_picture(seed + 1, num_boxes=2), make_picture(seed + 101, num_boxes=8)

@@ -53,7 +53,7 @@ class TestDrawBoard:
     @pytest.mark.parametrize("angle", [0.0, 90.0, 183.0])
     @pytest.mark.parametrize("draw", [draw_ic, draw_resistor, draw_capacitor])
     def test_boxes_are_tight(self, draw: object, angle: float) -> None:
-        """On a black canvas, where shadows do not show, the box bounds what was drawn."""
+        """On a black canvas, which hides shadows, the box bounds the drawn pixels."""
         for seed in range(4):
             rng = np.random.default_rng(seed)
             placed = PlacedPart(draw(rng, 20.0), IC, np.array([310.0, 290.0]), angle)

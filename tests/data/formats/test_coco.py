@@ -1,4 +1,4 @@
-"""COCO files: found images, classes by name, boxes in pixels; one sentence for each mistake; never another error."""
+"""COCO files: images are found, classes match by name, boxes are in pixels, and each mistake gives one sentence."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_build_index__coco(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_build_index__coco_size_with_decimals(tmp_path: Path) -> None:
-    """Boxes are in pixels of the annotated size, which some tools write as 160.0; one beyond reason says nothing."""
+    """Some tools write the annotated size as 160.0; a size beyond reason counts as missing."""
     images = [{**IMAGES[2], "width": 160.0, "height": 80.0}, {**IMAGES[0], "width": 10**400, "height": 10**400}]
     index = index_of(write(tmp_path, images=images, annotations=ANNOTATIONS[1:2] + ANNOTATIONS[3:]))
     assert index.labels(0)[0].tolist() == [[0.5, 0.5, 1, 1]] and index.labels(1)[0].tolist() == [[0, 0, 0.5, 1]]
@@ -111,7 +111,7 @@ def test_build_index__coco_file_is_parsed_again_only_when_it_changed(
 
 
 def test_build_index__coco_images_that_have_moved_are_found(tmp_path: Path) -> None:
-    """The index of the start before names them where they were."""
+    """The index of an earlier start has the old paths."""
     file, cache = write(tmp_path, "annotations/train.json", "train"), tmp_path / "cache"
     first = index_of(file, cache)
     (tmp_path / "images").mkdir()
@@ -122,7 +122,7 @@ def test_build_index__coco_images_that_have_moved_are_found(tmp_path: Path) -> N
 
 
 def test_build_index__coco_images_of_another_root(tmp_path: Path) -> None:
-    """The same file for two copies of the images, by ``path``."""
+    """Two copies of the images share the file; ``path`` selects one."""
     write(tmp_path / "old", "../train.json")
     write(tmp_path / "new", "../train.json")
     for root in ("old", "new"):
@@ -143,7 +143,7 @@ AS_TEXT = {
 
 
 def test_build_index__coco_values_as_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Crowd is not what is not "0": each object would be lost."""
+    """If any text meant crowd, ``'0'`` would drop each object."""
     expected = index_of(write(tmp_path / "numbers"))
     index = index_of(write(tmp_path / "text", **AS_TEXT))
     for i in range(3):
@@ -246,7 +246,8 @@ def test_build_index__coco_image_that_is_missing_is_left_out(
         ({"annotations": [{**ANNOTATIONS[1], "bbox": ["1", "x", 3, 4]}]}, "bbox: .'1', 'x', 3, 4.: not x, y"),
         ({"annotations": [{**ANNOTATIONS[1], "bbox": "[1, 2, 3, 4]"}]}, r"bbox: \[1, 2, 3, 4\]: not x, y"),
         ({"annotations": [{**ANNOTATIONS[1], "bbox": None, "segmentation": {"counts": []}}]}, "bbox: None: not x, y"),
-        ({"categories": []}, "categories are missing or share a name. Give 'names'"),
+        ({"categories": []}, r"categories: \[\]: no category\. Give 'names'"),
+        ({"categories": [{"id": 7, "name": "a"}, {"id": 3, "name": "a"}]}, "categories: 'a': occurs 2 times. Give 'na"),
     ],
 )
 def test_build_index__coco_rejects(tmp_path: Path, changes: dict, message: str) -> None:

@@ -111,7 +111,7 @@ def test_read_dataset_yaml__same_images_for_both_splits(folder: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize("entry", ["images/nothing", "../test/images", "x" * 300, "/no/such/images"])
 def test_sources__of_a_split_that_is_not_there(folder: Path, split: str, entry: str) -> None:
-    """Exporters name three splits; who does not use one needs not have it."""
+    """Exporters name three splits; only a command that uses a split needs it."""
     dataset = read(folder, base(test="extra") | {split: entry})
     for other in {"train", "val", "test"} - {split}:
         assert dataset.sources(other)
@@ -157,7 +157,7 @@ def test_sources__of_another_machine_below_the_working_directory(folder: Path, t
 
 
 def test_sources__of_another_machine_never_mean_the_same_folder(folder: Path) -> None:
-    """Only ``images`` is there of both: which of them it is, nobody knows."""
+    """Both entries end in ``images``, which exists once, so neither may claim it."""
     (folder / "train").mkdir()
     dataset = read(folder, base(train="/a/train/images", val="/a/val/images"))
     assert set(dataset.missing) == {"train", "val"}
@@ -217,6 +217,8 @@ def test_sources__of_a_split_that_is_not_given(folder: Path) -> None:
         (base(names=["a", " "]), "names: ' ': not a name"),
         (base(names=["a", "\ud83d"]), "names: '.ud83d': not a name"),
         (base(names="pad, via"), r"names: 'pad, via': not a list of names .*\. Write \[pad, via\]"),
+        (base(names=["b", "a", "c", "a"]), r"names: 'a': occurs 2 times\. Give each class a name of its own\."),
+        (base(names={0: "a", 1: "a"}), "names: 'a': occurs 2 times"),
         (base(kpt_shape=17), "kpt_shape: 17: not a number of key points and 2 or 3"),
         (base(kpt_shape=[17, 4]), r"kpt_shape: \[17, 4\]: not a number"),
         ("train: images/train\nnames: [a]\ntrain: images/val\n", "the key 'train' occurs twice. Remove one of them"),

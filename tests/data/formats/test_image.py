@@ -64,7 +64,7 @@ def test_read_image__turns_by_exif(tmp_path: Path, pixels: np.ndarray) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("has_exif", [False, True])
 def test_read_size__does_not_turn_by_xmp(tmp_path: Path, pixels: np.ndarray, kind: str, has_exif: bool) -> None:
-    """As OpenCV does not: what Lightroom and Photoshop write beside EXIF, or what is left when that was removed."""
+    """OpenCV ignores XMP, which Lightroom and Photoshop write beside EXIF or leave behind without it."""
     exif = Image.Exif()
     if has_exif:
         exif[0x010F] = "a maker, but no orientation"

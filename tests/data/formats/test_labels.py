@@ -1,4 +1,4 @@
-"""The label parser: what it accepts, repairs and refuses; and that no text at all makes it crash."""
+"""The label parser: what it accepts, repairs and refuses; and no text makes it crash."""
 
 from __future__ import annotations
 

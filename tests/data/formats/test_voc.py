@@ -1,4 +1,4 @@
-"""Pascal VOC annotations: names to ids, pixels to fractions, and no entity is ever expanded."""
+"""Pascal VOC annotations: names become ids, pixels become fractions, and entities are never expanded."""
 
 from __future__ import annotations
 
@@ -159,13 +159,13 @@ def test_read_voc__rejects_wrong_encodings(tmp_path: Path, encoding: str) -> Non
 def test_build_index__voc_rejects_two_classes_of_one_name(tmp_path: Path) -> None:
     file = write(tmp_path, box("a", 0, 0, 40, 40))
     file.write_text("train: JPEGImages\nnames: [a, a]\n")
-    with pytest.raises(DataError, match=r"names: 'a': occurs twice, but the labels use names\. Rename one of the two"):
+    with pytest.raises(DataError, match=r"names: 'a': occurs 2 times\. Give each class a name of its own"):
         index_of(file)
 
 
 @pytest.mark.parametrize("text", ["<doc/>", "<kml xmlns='urn:x'><object/></kml>"])
 def test_read_voc__rejects_other_xml_files(tmp_path: Path, text: str) -> None:
-    """Without an object that is found, the image would be one without objects."""
+    """Otherwise the image would count as one without objects."""
     (tmp_path / "x.xml").write_text(text)
     with pytest.raises(DataError, match=r"x\.xml: begins with <.+>, not <annotation>\. Give a Pascal VOC file"):
         read_voc(tmp_path / "x.xml", NAMES)

@@ -61,7 +61,7 @@ def test_build_index__warns_once_with_counts(dataset_writer: object, caplog: pyt
 
 
 def test_build_index__pose_rows_by_data_yaml(dataset_writer: object, tmp_path: Path) -> None:
-    """The index that was kept without ``kpt_shape`` does not hold for data.yaml with it."""
+    """An index that was made without ``kpt_shape`` is invalid for a data.yaml with it."""
     file = dataset_writer([(16, 16)], ["0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 0.55"])
     boxes = lambda: build_index(read_dataset_yaml(file), "train", tmp_path / "cache").labels(0)[0].tolist()  # noqa: E731
     np.testing.assert_allclose(boxes(), [[0.2, 0.2, 0.55, 0.55]], atol=1e-6)
@@ -75,7 +75,7 @@ def test_build_index__tells_that_all_polygons_may_be_key_points(
     pose, polygon = "0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 0.55\n", "0 0.8 0.8 0.9 0.8 0.9 0.9\n"
     file = dataset_writer([(16, 16)] * 2, [pose, pose])
     build_index(read_dataset_yaml(file), "train")
-    assert "2 of these, that may be boxes with key points (if so, give kpt_shape in data.yaml)" in caplog.text
+    assert "2 of them may be boxes with key points (if so, give kpt_shape in data.yaml)" in caplog.text
     caplog.clear()
     (file.parent / "train/labels/001.txt").write_text(polygon)
     build_index(read_dataset_yaml(file), "train")
@@ -102,7 +102,7 @@ def test_build_index__folders_are_searched_in_depth_and_sorted(tmp_path: Path) -
 
 @pytest.mark.parametrize("suffix", sorted(PICTURES))
 def test_build_index__every_format_that_opencv_decodes(tmp_path: Path, suffix: str) -> None:
-    """A picture that is passed over is lost with its labels."""
+    """An image that is passed over loses its labels."""
     touch(tmp_path / f"images/x{suffix.upper()}", tmp_path / "images/a.jpg")
     touch(tmp_path / "labels/x.txt", text="1 0.5 0.5 0.5 0.5\n")
     index = build_index(dataset_of(tmp_path, tmp_path / "images"), "train")
@@ -144,7 +144,7 @@ def test_build_index__list_file_of_another_machine(tmp_path: Path, start: str, c
     (tmp_path / "train.txt").write_text("\n".join(entries[:2]), encoding="utf-16")
     index = build_index(dataset_of(tmp_path, tmp_path / "train.txt"), "train")
     assert [index.path(i) for i in range(2)] == [str(tmp_path / "images/train" / name) for name in ("1.jpg", "2.jpg")]
-    assert f"train.txt: the paths are of another machine. Images are read from {tmp_path} instead" in caplog.text
+    assert f"train.txt: the paths belong to another machine. {tmp_path} is used instead" in caplog.text
     touch(tmp_path / "3.jpg")
     touch(tmp_path / "train.txt", text="\n".join(entries))
     with pytest.raises(DataError, match=r"train\.txt:3: no image .*3\.jpg"):

@@ -1,4 +1,4 @@
-"""The index file: whole or made again, small, shared, and up to date with the files it stands for."""
+"""The index file: whole or made again, small, shared, and up to date with its files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read_all(index: ImageIndex) -> list[tuple[str, list, list]]:
 
 @pytest.fixture
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the images that are scanned, while the test runs."""
+    """Names of the images that are scanned during the test."""
     names: list[str] = []
     original = data.indexing.index.scan_images
 

@@ -1,4 +1,4 @@
-"""Repeat factors: LVIS's formula, weights by name, and epochs that show each image its share of times."""
+"""Repeat factors: the formula of LVIS, weights by name, and epochs that show each image as often as its share."""
 
 from __future__ import annotations
 

@@ -83,10 +83,10 @@ def test_split__copies_no_image() -> None:
 
 
 @pytest.mark.parametrize("with_geometry", [True, False])
-def test_nbytes__counts_every_tensor(with_geometry: bool) -> None:
+def test_tensors__are_all_of_them(with_geometry: bool) -> None:
     batch = collate(make_samples([2, 1], with_geometry))
     expected = 2 * 3 * 4 * 4 + 3 * (4 * 4 + 8 + 8) + (2 * (8 + 8 + 16) if with_geometry else 0)
-    assert batch.nbytes == expected
+    assert sum(tensor.nbytes for tensor in batch.tensors) == expected
 
 
 def test_to__moves_every_tensor() -> None:

@@ -1,4 +1,4 @@
-"""Images that break after the scan: a few are forgiven, many are an error."""
+"""Images that become unreadable after the scan: a few are replaced, many are an error."""
 
 from __future__ import annotations
 
@@ -42,10 +42,9 @@ def test_image_source__broken_images_are_gray_and_have_no_objects(
 
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_image_source__an_image_that_can_be_read_again_has_its_objects(index: ImageIndex, is_cached: bool) -> None:
-    """As after a network drive was away: the picture without its boxes would teach that nothing is there."""
-    source, file = ImageSource(index, image_size=64), Path(index.path(3))
-    if is_cached:
-        source.cache = DecodedCache(len(index), 3 * 64**2)
+    """After a network drive was away: an image without its boxes would teach that nothing is there."""
+    cache = DecodedCache(len(index), 3 * 64**2) if is_cached else None
+    source, file = ImageSource(index, 64, cache), Path(index.path(3))
     file.rename(file.with_suffix(".away"))
     assert len(source.load(3).classes) == 0
     file.with_suffix(".away").rename(file)
@@ -59,7 +58,7 @@ def test_broken_images__many_are_an_error(index: ImageIndex) -> None:
     for image in (1, 2):
         Path(index.path(image)).unlink()
     read(broken, 1)
-    with pytest.raises(DataError, match=r"002\.png: cannot be read .*\. With it, 2 images have become unreadable"):
+    with pytest.raises(DataError, match=r"002\.png: cannot be read .*\. 2 images have become unreadable"):
         read(broken, 2)
 
 

@@ -1,4 +1,4 @@
-"""Caches: what goes in comes out, shared by processes, and nothing wrong is ever used."""
+"""Caches: they return what was put in, processes share them, and wrong content is never used."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def picture_of(seed: int, height: int = 40, width: int = 64) -> np.ndarray:
 
 
 def make_train(index: ImageIndex, cache: SlotCache | None = None, files: FileCache | None = None) -> TrainDataset:
-    dataset = TrainDataset(index, 64, AugmentConfig(close_mosaic=0), 0, 10)
-    dataset.source.cache, dataset.source.files = cache, files
-    return dataset
+    return TrainDataset(index, 64, AugmentConfig(close_mosaic=0), 0, 10).with_caches(cache, files)
 
 
 def caches_of(index: ImageIndex, folder: Path) -> dict[str, TrainDataset]:
@@ -95,13 +93,13 @@ def test_slot_cache__gives_what_was_put_in() -> None:
 
 
 def test_recent_images__decodes_each_file_about_once_an_epoch() -> None:
-    """In the epoch's order, with partners from the pools: what the loader does."""
+    """As the loader does: in the epoch's order, with partners from the pools."""
     num_images = 6 * POOL_SIZE + 11
     pools = PartnerPools(num_images, seed=5)
     cache = RecentImages(pools, 2 * POOL_SIZE, 27)
     rng, decoded = np.random.default_rng(0), 0
     for epoch in range(2):
-        cache.set_epoch(epoch)
+        cache.begin(epoch)
         for image in epoch_order(num_images, 5, epoch):
             pool = pools.pool(image)
             for needed in (image, *pool[rng.integers(len(pool), size=3)]):
@@ -114,18 +112,17 @@ def test_recent_images__decodes_each_file_about_once_an_epoch() -> None:
 
 def test_is_intact__notices_an_overwritten_slot(index: ImageIndex) -> None:
     cache = RecentImages(PartnerPools(4, 0), 1, SLOT_BYTES)
-    cache.set_epoch(0)
+    cache.begin(0)
     cache.put(0, picture_of(0), (40, 64))
-    cache.begin()
     assert cache.get(0) is not None and cache.is_intact()
     cache.put(1, picture_of(1), (40, 64))
     assert not cache.is_intact() and cache.get(0) is None
-    cache.begin()
+    cache.begin(0)
     assert cache.is_intact()
 
 
 def test_dataset__starts_again_when_a_slot_was_overwritten_meanwhile(index: ImageIndex) -> None:
-    """Another worker writes over the picture while it is being read."""
+    """Another worker overwrites the image while it is being read."""
     dataset = make_train(index, DecodedCache(7, SLOT_BYTES))
     expected = make_train(index)[SampleKey(0, 3)].image
     dataset[SampleKey(0, 3)]
@@ -165,7 +162,7 @@ class TestMemoryPressure:
         cache = DecodedCache(99, SLOT_BYTES, None, lambda: room[0], floor_bytes=80)
         for image in range(16):
             cache.put(image, picture_of(image), (1, 1))
-        cache.begin()
+        cache.begin(0)
         view = cache.get(3).image
         room[0] = 39
         cache.put(20, picture_of(20), (1, 1))
@@ -176,7 +173,7 @@ class TestMemoryPressure:
         assert not view.any()  # the pages went back to the system
 
     def test_a_full_cache_is_given_back_too(self, index: ImageIndex) -> None:
-        """In the second epoch nothing is put in any more; the memory that is left is looked at all the same."""
+        """In the second epoch nothing new is put in, but the free memory is still checked."""
         room = [100]
         dataset = make_train(index, DecodedCache(7, SLOT_BYTES, None, lambda: room[0], floor_bytes=80))
         with mock.patch("data.loading.cache.LOOK_EVERY", 5):
@@ -259,7 +256,7 @@ def test_shared_block__without_room_in_shared_memory_says_so() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="only there is the place taken at once")
 def test_shared_block__on_disk_takes_its_place_at_once(tmp_path: Path) -> None:
-    """A page that finds no room on the disk when it is written to ends the process with SIGBUS."""
+    """A write to a page without room on the disk would end the process with SIGBUS."""
     with pytest.raises(OSError) as caught:
         SharedBlock(shutil.disk_usage(tmp_path).total + 2**30, tmp_path / "cache.bin")
     assert caught.value.filename == str(tmp_path / "cache.bin") and list(tmp_path.iterdir()) == []

@@ -53,7 +53,7 @@ class TestTrainDataset:
         assert not torch.equal(make_train(index, seed=4)[keys[0]].image, samples[0].image)
 
     def test_mosaic_ends_before_the_run(self, index: ImageIndex) -> None:
-        """Only one image is looked at in the last epochs: without ranges it is just letterboxed."""
+        """The last epochs read one image per sample; with all ranges at 0 it is only letterboxed."""
         still = AugmentConfig(translate=0, scale=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0, close_mosaic=2)
         dataset, validation = make_train(index, augment=still), ValidationDataset(index, 64)
         for image in (0, 1, 2, 3, 5):  # an odd border would make the warp interpolate

@@ -101,7 +101,7 @@ def test_build_train_loader__devices_share_each_window(index: ImageIndex) -> Non
 def test_build_train_loader__a_killed_worker_is_an_error_of_the_next_windows(
     index: ImageIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And of nothing else: torch would raise it wherever the signal of its death finds this process."""
+    """Torch would raise the error wherever the signal finds this process."""
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # as in a process without a loader so far
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(build_train_loader(make_train(index), batch_size=1, num_workers=1, prefetch=1))
@@ -186,7 +186,7 @@ def test_prepare_worker__uses_one_thread(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.skipif(os.name == "nt", reason="shared memory of Linux")
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
 def test_prepare_worker__the_memory_of_a_picture_is_used_again() -> None:
-    """Page faults of a process that makes and frees arrays as large as pictures."""
+    """Counts page faults of a process that makes and frees arrays as large as images."""
     program = """
 import resource, sys
 import numpy as np

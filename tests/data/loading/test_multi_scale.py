@@ -1,4 +1,4 @@
-"""Multi-scale training: the size of each window, and pictures that show the same at any size."""
+"""Multi-scale training: the size of each window, and images that show the same at any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mosaic partners: evenly spread, and the same whoever asks."""
+"""Mosaic partners: evenly spread, and the same in every process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_pool__of_a_whole_data_set_has_all_images() -> None:
 
 
 def test_partners__of_an_epoch_are_evenly_spread() -> None:
-    """Every image is a partner three times an epoch, on average, and no more unevenly than by chance."""
+    """Every image is a partner three times an epoch on average, spread as evenly as chance."""
     num_images = 1000
     pools = pools_of(num_images)
     rng = np.random.default_rng(0)

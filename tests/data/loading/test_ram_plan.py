@@ -1,4 +1,4 @@
-"""The plan of the loader's RAM: it fits, it says why, and it is what the loader then takes."""
+"""The plan of the loader's RAM: it fits, it gives reasons, and the loader takes no more."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from data.loading.ram_plan import (
     measure_volume,
     next_workers,
     open_caches,
+    open_recent_images,
     plan_loading,
     reserved_bytes,
 )
@@ -182,8 +183,30 @@ def test_change_workers__keeps_the_cache_and_makes_room_for_the_windows() -> Non
     assert change_workers(more, left, FPIC, 4) == plan
 
 
+def test_change_workers__keeps_the_cache_that_has_only_a_part_of_the_images(index: ImageIndex, tmp_path: Path) -> None:
+    volume = measure_volume(index, 64, 3)
+    host = Host(int(4 * (WORKER_BYTES + 9 * volume.window_bytes) / RAM_SHARE), cores=4)
+    many = replace(volume, num_images=1_000_000)
+    plan = plan_loading(host, many, "ram", 1)
+    assert 7 <= plan.cached_images < 1_000_000 and not plan.keeps_all_decoded
+    dataset = open_caches(make_train(index), plan, tmp_path)
+    more = change_workers(plan, host, many, 2)
+    assert more.workers == 2
+    assert open_recent_images(dataset, more).source.cache is dataset.source.cache
+
+
+def test_plan__counts_all_libraries_of_a_worker_that_is_not_forked() -> None:
+    """Such a worker has at least 330 MiB of private memory, measured at 640 px."""
+    forked, spawned = (plan_loading(replace(DESKTOP, is_forked=is_forked), FPIC) for is_forked in (True, False))
+    assert spawned.workers == forked.workers
+    assert spawned.ram_bytes - forked.ram_bytes == forked.workers * (600 - 150) * 2**20
+    small = replace(DESKTOP, is_forked=False, ram_bytes=5 * GIB)
+    few = plan_loading(small, replace(FPIC, batch_size=1, window_images=1))
+    assert few.workers == 2 and few.ram_bytes <= 3 * GIB
+
+
 def test_change_workers__counts_what_the_loader_holds_as_its_own() -> None:
-    """With nothing left beside it, the loader can still go on as it is, or with fewer workers; not with more."""
+    """Without free memory the loader can keep or lower its number of workers, but not raise it."""
     plan = plan_loading(DESKTOP, FPIC, "none", 8)
     full = Host(ram_bytes=0, cores=16, shm_bytes=0)
     unlimited = replace(full, ram_bytes=100 * GIB)
@@ -201,7 +224,7 @@ def test_change_workers__keeps_as_many_recent_pictures_as_there_are_in_flight() 
 
 
 def test_plan__under_pressure_takes_fewer_windows_then_fewer_workers() -> None:
-    """What the next epoch's loader is given when RAM runs short: less and less made ahead, down to nothing."""
+    """The plans for less and less RAM, down to nothing."""
     plan = plan_loading(DESKTOP, FPIC, "none", 4)
     one_window = plan.window_bytes // 12  # four workers: two ahead and one in use each
     found = []
@@ -223,12 +246,12 @@ def test_open_caches__are_those_of_the_plan(index: ImageIndex, tmp_path: Path) -
     dataset = make_train(index)
     volume = measure_volume(index, 64, 3)
     for mode, kind in (("ram", DecodedCache), ("disk", DecodedCache), ("none", RecentImages)):
-        open_caches(dataset, plan_loading(host, volume, mode, 1), tmp_path / "cache")
+        dataset = open_caches(dataset, plan_loading(host, volume, mode, 1), tmp_path / "cache")
         assert type(dataset.source.cache) is kind
         assert len(list(build_train_loader(dataset, 3))) == 3
         has_name = mode == "disk" and multiprocessing.get_start_method() != "fork"  # see `data.loading.shared`
         assert len(list((tmp_path / "cache").glob("*.bin"))) == has_name
-    open_caches(dataset, replace(plan_loading(host, volume, "none"), cache="files"), tmp_path)
+    dataset = open_caches(dataset, replace(plan_loading(host, volume, "none"), cache="files"), tmp_path)
     assert dataset.source.files is not None and len(list(build_train_loader(dataset, 3))) == 3
 
 
@@ -238,7 +261,7 @@ def test_partners__come_from_all_images_where_all_are_kept_decoded(tmp_path: Pat
     for ram_bytes, mode, is_whole in ((8 * GIB, "ram", True), (8 * GIB, "none", False), (4 * 2**20, "ram", False)):
         plan = plan_loading(Host(ram_bytes, cores=1), volume, mode, 0)
         dataset = make_train(index)
-        open_caches(dataset, plan, tmp_path)
+        dataset = open_caches(dataset, plan, tmp_path)
         dataset.pools.set_epoch(0)
         assert (len(dataset.pools.pool(7)) == 300) is is_whole, plan.describe()
         assert ("partners from the whole data set" in plan.describe()) is is_whole
@@ -248,14 +271,15 @@ def test_partners__come_from_all_images_where_all_are_kept_decoded(tmp_path: Pat
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 @pytest.mark.parametrize("mode", ["ram", "none"])
 def test_workers__memory_stays_flat(dataset_writer: object, tmp_path: Path, mode: str) -> None:
-    """Eight workers, five epochs: over the last three no process grows; and the cache is there once."""
+    """Eight workers, five epochs: no process grows over the last three, and all share one cache."""
     from data.formats.dataset_yaml import read_dataset_yaml
     from data.indexing.index import build_index
 
     file = dataset_writer([(256, 256)] * 60, ["0 0.5 0.5 0.5 0.5\n"] * 60)
     dataset = make_train(build_index(read_dataset_yaml(file), "train"), 256)
     host = Host(ram_bytes=8 * GIB, cores=4, disk_bytes=500 * GIB)
-    open_caches(dataset, plan_loading(host, measure_volume(dataset.source.index, 256, 6), mode, 8), tmp_path)
+    plan = plan_loading(host, measure_volume(dataset.source.index, 256, 6), mode, 8)
+    dataset = open_caches(dataset, plan, tmp_path)
     loader = build_train_loader(dataset, 6, 8)
     others = set(psutil.Process().children(recursive=True))
     private, shared = [], []
@@ -278,6 +302,6 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def _private_bytes(pid: int) -> int:
-    """Memory of a process that no other one shares."""
+    """Memory of a process that no other process shares."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))

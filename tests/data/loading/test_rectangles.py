@@ -1,4 +1,4 @@
-"""Rectangular validation: shapes follow from the picture alone, boxes find back, every picture comes once."""
+"""Rectangular validation: shapes follow from the image alone, boxes map back, every image comes once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_rectangles_hw__hold_the_resized_picture(index: ImageIndex) -> None:
 
 
 def test_validation_dataset__rectangle_maps_back_to_the_file(index: ImageIndex) -> None:
-    """Boxes and pixels are those of the square, moved; and both lead to the labels of the file."""
+    """Boxes and pixels are those of the square, shifted; both map back to the labels of the file."""
     square, rectangle = ValidationDataset(index, 96), ValidationDataset(index, 96, rectangular=True)
     for image in range(len(index)):
         a, b = square[SampleKey(0, image)], rectangle[SampleKey(0, image)]
@@ -66,7 +66,7 @@ def test_rectangle_sampler__every_picture_once_and_one_shape_a_batch(batch_size:
 
 
 def test_rectangle_sampler__a_process_without_pictures_has_an_empty_batch() -> None:
-    """Without one, Lightning would leave its validation out, while the others wait for it."""
+    """Lightning skips validation without a batch, while the other processes would wait for it."""
     samplers = [RectangleSampler(np.array([[32, 64]]), 2, num_replicas=2, rank=rank) for rank in (0, 1)]
     assert [[[key.index for key in batch] for batch in sampler] for sampler in samplers] == [[[0]], [[]]]
     assert [len(sampler) for sampler in samplers] == [1, 1]

@@ -1,4 +1,4 @@
-"""Windows in blocks that are used again: never while anybody can see them, and without waiting for anybody."""
+"""Windows in reused blocks: no tensor in use ever changes, and no process waits."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_loader__uses_blocks_again(index: ImageIndex) -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 def test_loader__whoever_keeps_a_part_of_a_window_sees_no_change(index: ImageIndex) -> None:
-    """One image of every window of six epochs, far more than there are blocks."""
+    """Keeps one image of every window of six epochs, far more than there are blocks."""
     loader, plain = (build_train_loader(make_train(index), 3, num_workers) for num_workers in (3, 0))
     kept, expected = [], []
     for epoch in range(6):

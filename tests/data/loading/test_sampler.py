@@ -1,4 +1,4 @@
-"""Windows: complete, in step over the processes, repeatable, resumable."""
+"""Windows: complete, equal in number over the processes, repeatable, resumable."""
 
 from __future__ import annotations
 
