@@ -1,6 +1,6 @@
 """Training by yolofit and by Ultralytics' trainer: same data, first weights, recipe and number of images seen.
 
-On a CPU, as many seeds as time allows; the same command later goes on where it stopped:
+On a CPU, as many seeds as time allows; the same command later resumes where it stopped:
 
     PYTHONPATH=. python benchmarks/fidelity.py --seeds 12 --orders 2 --validate-every 5 --out FILE.json
 

@@ -4,7 +4,7 @@
 
 YOLO11l in fp16, as in `gpu_steps.py`. A card's size is a cap on torch's allocator: the size less what CUDA itself holds
 in that process, as the driver says. Every answer is tried out: three steps with that micro-batch succeed, three steps
-with one image more run out of memory. (Three, since ours are recorded in the second.) Beside it stands the plan's
+with one image more run out of memory. (Three, since ours are captured in the second.) Beside it stands the plan's
 answer, made without running anything: with its margin, as `engine.fit` would choose, and without.
 
 Each rival at each size is searched in a process of its own, several at a time; the result file grows with each. On a

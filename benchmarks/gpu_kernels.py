@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/gpu_kernels.py --out benchmarks/results/gpu_kernels_2026-11-26.json
 
 For maps of YOLO11l at 640, in both layouts: forward, output computed again, backward. Microseconds of the kernels:
-calls are recorded in a CUDA graph, so that launching them from Python does not count; only torch.compile's run in an
+calls are captured in a CUDA graph, so that launching them from Python does not count; only torch.compile's run in an
 ordinary loop, with its guards. ``floor`` is the least traffic (3, 2 and 5 passes over the map) at the speed of a copy.
 Then max-pooling and the decoding of boxes, for 16 and 64 images.
 """

@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/gpu_steps.py --out benchmarks/results/gpu_steps_2026-11-26.json
 
 YOLO11l, one micro-batch a step, fp16, random images. For every size and micro-batch the rivals take turns, twice; each
-turn starts on an empty device. Ours is `engine.training.step`, with recordings and fused kernels; theirs is what
+turn starts on an empty device. Ours is `engine.training.step`, with captured graphs and fused kernels; theirs is what
 `BaseTrainer` does with a batch (see `step_time.py`), in channels_last under autocast, as its defaults are. Bytes are
 those after the first steps: allocated and reserved by torch at the peak, and by the driver for the whole process. What
 the plan predicts for them is another program's business: `plan_error.py`.
@@ -79,7 +79,7 @@ def make_step(
 ) -> Callable[[], object]:
     """A function that takes a step of one of the rivals: ``ultralytics`` or a recompute level, perhaps compiled.
 
-    ``on_recovery`` is told if a step of ours ran out of memory and goes on with less.
+    ``on_recovery`` is told if a step of ours ran out of memory and continues with less.
     """
     name, compiled = rival.removesuffix(COMPILED), rival.endswith(COMPILED)
     if compiled:

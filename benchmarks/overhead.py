@@ -10,7 +10,7 @@ engine's time is all that Lightning, our module and the callbacks do between two
 On a CPU it is processor seconds of one thread, so that other work on the machine counts little. On a GPU, which is
 taken where there is one, it is seconds of the wall clock, with the device waited for after every step: so the host's
 work between two steps is seen in full, though in training it is done beside the device's. There the bare loop launches
-every kernel from Python, under autocast, while ours has its micro-steps recorded: what the engine adds is its
+every kernel from Python, under autocast, while ours has its micro-steps captured: what the engine adds is its
 difference to `step`.
 """
 

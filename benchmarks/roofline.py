@@ -9,7 +9,7 @@ a large matrix product and a large copy. A part's floor is the longer of its two
 The loader works beside the step: `throughput` in a run's table says whether it keeps up.
 
 On a CPU a part's time is its share, by the profiler, of the processor seconds of one thread. On a GPU it is the time of
-its kernels, by the profiler, when they are launched one by one; the step is the recorded one by the wall clock, and
+its kernels, by the profiler, when they are launched one by one; the step is the captured one by the wall clock, and
 what it takes beyond its kernels stands as a part of its own.
 """
 

@@ -185,7 +185,7 @@ def _route(board: Board) -> tuple[list[np.ndarray], list[np.ndarray]]:
     vias: list[np.ndarray] = []
 
     def lay(path: np.ndarray, from_pin: Sequence[np.ndarray] = (), to_pin: Sequence[np.ndarray] = ()) -> None:
-        """Keep the path if there is room for it; an end goes on to its pin or, without one, into a via."""
+        """Keep the path if there is room for it; an end continues to its pin or, without one, into a via."""
         wanted = np.zeros_like(occupied)
         cv2.polylines(wanted, [(path / GRID_PX).round().astype(np.int32)], False, 1, thickness)
         if not cv2.bitwise_and(wanted, occupied).any():

@@ -141,7 +141,7 @@ class WindowLoader(DataLoader[Batch]):
     """
 
     def __iter__(self) -> Any:
-        """Start the workers, or go on with those that there are."""
+        """Start the workers, or continue with those that there are."""
         is_first = self._iterator is None
         with _kept_signal_handler("SIGCHLD"):
             iterator: Any = super().__iter__()

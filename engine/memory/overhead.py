@@ -3,7 +3,7 @@
 Measured on an H200 with torch 2.11 (benchmarks/results/gpu_steps_*.json), elsewhere an assumption:
 
 * cuBLAS's workspaces, which torch allocates for each of its two threads (forward and backward) and once more for
-  recordings. Convolutions in channels_last take none worth counting.
+  captured graphs. Convolutions in channels_last take none worth counting.
 * Gaps between the allocator's blocks, and what it keeps cached between two uses: they grow with the images.
 * CUDA's context, and the kernels and libraries that are loaded while training begins.
 """

@@ -197,13 +197,13 @@ class _Simulation:
         return self.tracker.breakdown()
 
     def _make_gradients(self) -> None:
-        """What an earlier micro-batch has left behind, or, with recordings, an earlier step."""
+        """What an earlier micro-batch has left behind, or, with captured graphs, an earlier step."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
 
     def _copies(self, count: int) -> list[Batch]:
-        """Micro-batches beside the one that is computed with: copied ahead, and the recording's own."""
+        """Micro-batches beside the one that is computed with: copied ahead, and the one that captured graphs read."""
         with self.tracker.phase("inputs"):
             return [self._micro_batch_on_device() for _ in range(count)]
 

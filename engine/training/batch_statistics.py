@@ -52,7 +52,7 @@ class BatchStatistics:
         return _flatten(self._statistics()).isfinite().all()
 
     def average_over_ranks(self) -> None:
-        """Give all ranks the mean of their running statistics, so that they go on with one network."""
+        """Give all ranks the mean of their running statistics, so that all continue with the same network."""
         if not is_parallel() or not any(norm.training for norm in self._norms):
             return
         tensors = self._statistics()

@@ -1,4 +1,4 @@
-"""What must not be done twice is carried through: memory may run out at any of its operations, it goes on right there.
+"""What must not be done twice is carried through: memory may run out at any of its operations; the work resumes there.
 
 The forward and backward passes of a window can be undone and done again. What follows cannot: gradients, weights, their
 average and the statistics change in place, one after the other, and a copy of them all would take as much memory again.

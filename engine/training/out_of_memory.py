@@ -135,7 +135,7 @@ class MemorySettings:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with lowered settings, unless the configuration has been changed since: then it is obeyed."""
+        """Resume with lowered settings, unless the configuration has been changed since: then it is obeyed."""
         self.history = [Lowering(**lowering) for lowering in state["history"]]
         if state["configured"] != self._configured:
             return
@@ -225,7 +225,7 @@ def in_parts(batch: Batch, part_size: int, work: Callable[[Batch], object]) -> i
         if sizes[-1] == 1:
             raise TrainingError(f"{cause}: validating a single image is too much: lower data.image_size")
         sizes.append((sizes[-1] + 1) // 2)
-        log.warning("%s: validation goes on with %d images at a time instead of %d", cause, sizes[-1], sizes[-2])
+        log.warning("%s: validation continues with %d images at a time instead of %d", cause, sizes[-1], sizes[-2])
         parts[:] = [smaller for part in parts for smaller in part.split(sizes[-1])]
 
     retry(do_the_rest, halve)
@@ -235,7 +235,7 @@ def in_parts(batch: Batch, part_size: int, work: Callable[[Batch], object]) -> i
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, the device's or the host's, did not suffice, or was raised on account of that.
 
-    Leaving a context may fail after memory has run out in it, as ending the recording of a CUDA graph does.
+    Leaving a context may fail after memory has run out in it, as ending the capture of a CUDA graph does.
     """
     return any(_says_out_of_memory(each) for each in _with_those_before(error))
 

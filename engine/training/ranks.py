@@ -86,8 +86,8 @@ def all_present() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise TrainingError(
-            f"another process of this run has ended or does not answer ({reason}): its own message says why; then go "
-            "on with the same command and --ckpt_path of its last.ckpt"
+            f"another process of this run has ended or does not answer ({reason}): its own message says why; then "
+            "resume with the same command and --ckpt_path of its last.ckpt"
         ) from error
 
 

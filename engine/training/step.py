@@ -27,7 +27,7 @@ from engine.training.carry_through import carry_through
 from engine.training.color import colored
 from engine.training.config import ModelConfig
 from engine.training.copy_ahead import copied_ahead
-from engine.training.cuda_graphs import RecordedMicroStep, can_record
+from engine.training.cuda_graphs import CapturedMicroStep, can_capture
 from engine.training.ema import WeightAverage
 from engine.training.nonfinite import NonFiniteGuard
 from engine.training.optim import clip_gradients, step_if
@@ -86,7 +86,7 @@ class TrainingStep:
         Args:
             network: In training mode, on its device.
             loss: Gives un-normalised sums.
-            config: Weights of the loss terms, base rates, clipping, precision, and whether to record micro-steps.
+            config: Weights of the loss terms, base rates, clipping, precision, and whether to capture micro-steps.
             optimizer: Over the network's parameters.
             schedule: Learning rate and momentum by steps taken.
             ema: Average of the weights.
@@ -112,10 +112,10 @@ class TrainingStep:
         self._asked_because: list[str] = []
         parameter = next(network.parameters())
         self.device = parameter.device
-        records = config.cuda_graphs and can_record(network)
+        captures = config.cuda_graphs and can_capture(network)
         self._buffers = [(module._buffers, name) for module in network.modules() for name in module._buffers]
         parameters = list(network.parameters())
-        self.micro_step = RecordedMicroStep(self._forward_backward, parameters, records, self._tensors_in_place)
+        self.micro_step = CapturedMicroStep(self._forward_backward, parameters, captures, self._tensors_in_place)
         scaler.scale(torch.zeros((), device=self.device))  # makes its state: in a step, memory may run out half-way
         self._coarsest_px = max(head_strides(network))
         self._input_dtype = parameter.dtype if config.precision == "fp32" else AUTOCAST_DTYPE[config.precision]
@@ -215,7 +215,7 @@ class TrainingStep:
         """Forward pass, loss and backward pass of one micro-batch on the device; returns its totals.
 
         All that it changes stays at its place in memory (gradients, running statistics), so that its kernels can be
-        recorded once and launched again: see `engine.training.cuda_graphs`.
+        captured once and replayed: see `engine.training.cuda_graphs`.
         """
         return back_propagate(self.loss_sums(micro_batch), self.config.loss, scale, self.scaler)
 
@@ -281,7 +281,7 @@ class TrainingStep:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore what `state_dict` returned."""
         self.num_steps_taken = state["num_steps_taken"]
         self.guard.num_skipped = state["num_skipped"]
         if self.scaler.is_enabled() and state["scaler"]:

@@ -276,7 +276,7 @@ def test_fit__ends_if_an_optimizer_state_is_not_fp32_any_more(
         fit(arguments(data_yaml, tmp_path / "run", *more))
 
 
-def test_detector__gives_recordings_back_before_validation() -> None:
+def test_detector__releases_captured_graphs_before_validation() -> None:
     module = Detector(ModelConfig("yolo11n", recompute="none"), ["a"], 4, 2, 64)
     module.on_validation_start()  # a validation without training has none
     released: list[bool] = []

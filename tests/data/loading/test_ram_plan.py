@@ -183,7 +183,7 @@ def test_change_workers__keeps_the_cache_and_makes_room_for_the_windows() -> Non
 
 
 def test_change_workers__counts_what_the_loader_holds_as_its_own() -> None:
-    """With nothing left beside it, the loader can still go on as it is, or with fewer workers; not with more."""
+    """With nothing left beside it, the loader can still continue as it is, or with fewer workers; not with more."""
     plan = plan_loading(DESKTOP, FPIC, "none", 8)
     full = Host(ram_bytes=0, cores=16, shm_bytes=0)
     unlimited = replace(full, ram_bytes=100 * GIB)

@@ -155,7 +155,7 @@ def statistics_after_a_window(rank: int) -> dict:
 
 @pytest.mark.slow
 def test_run__running_statistics_are_the_mean_of_all_ranks(tmp_path: Path) -> None:
-    """Each rank's own, as one process alone would have them, averaged: they go on with one network."""
+    """Each rank's own, as one process alone would have them, averaged: they continue with one network."""
     alone = torch.stack([statistics_after_a_window(rank)["network"] for rank in (0, 1)])
     assert relative_error(alone[0], alone[1]) > 1e-4
     ranks = both("statistics_after_a_window", tmp_path)

@@ -174,7 +174,7 @@ def test_lower__says_what_changes_and_what_stays(caplog: pytest.LogCaptureFixtur
     assert memory.history[0].step == 7
 
 
-def test_settings__go_on_lowered_in_a_resumed_run_unless_the_user_has_changed_them() -> None:
+def test_settings__stay_lowered_in_a_resumed_run_unless_the_user_has_changed_them() -> None:
     memory = MemorySettings(make_network(), 32, 16)
     memory.lower("full", step=3)
     memory.lower("full", step=5)

@@ -185,7 +185,7 @@ def test_run__scaler_unscales_once_and_backs_off_on_overflow() -> None:
     assert step.num_steps_taken == 1
 
 
-def test_state_dict__goes_on_where_it_was() -> None:
+def test_state_dict__restores_steps_and_scale() -> None:
     step = make_step(make_network(), micro_batch_size=2, scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
     step.run(make_window(COUNTS))
     state = step.state_dict()
@@ -235,7 +235,7 @@ def test_run__averages_weights_with_the_number_of_the_step() -> None:
     torch.testing.assert_close(flat_weights(ema.network).double(), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_state_dict__goes_on_with_lowered_settings() -> None:
+def test_state_dict__restores_lowered_settings() -> None:
     step, other = (make_step(make_network(), micro_batch_size=4) for _ in range(2))
     step.memory.lower("CUDA out of memory", step=0)
     step.memory.lower("CUDA out of memory", step=0)
