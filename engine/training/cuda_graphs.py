@@ -67,13 +67,10 @@ class CapturedMicroStep:
         enabled: bool,
         other_tensors: Callable[[], Iterable[Tensor]] = list,
     ) -> None:
-        """Capture nothing yet.
+        """Capture nothing yet; if not ``enabled``, never capture.
 
-        Args:
-            micro_step: Changes gradients and statistics in place and never waits for the device.
-            parameters: Of the network.
-            enabled: False to launch all kernels one by one.
-            other_tensors: Returns the other tensors that ``micro_step`` reads or changes in place.
+        ``micro_step`` must change gradients and statistics in place and never wait for the device. ``other_tensors``
+        returns what it reads or changes in place beside the network's ``parameters``.
         """
         self.keeps_gradients = enabled
         self._micro_step = micro_step
@@ -91,15 +88,9 @@ class CapturedMicroStep:
         self._pool: Any = None
 
     def run(self, micro_batch: Batch, scale: Tensor, settings: Hashable) -> Tensor:
-        """Run one micro-step.
+        """Run one micro-step and return its totals, which the next run may overwrite.
 
-        Args:
-            micro_batch: On the device.
-            scale: Provisional scale, a scalar on the device.
-            settings: The recompute settings, on which the kernels depend.
-
-        Returns:
-            The totals of the micro-step; the next run may overwrite them.
+        ``micro_batch`` and the provisional ``scale`` are on the device; the kernels depend on ``settings``.
         """
         if not self.keeps_gradients:
             return self._micro_step(micro_batch, scale)
@@ -163,12 +154,9 @@ def capture(micro_step: MicroStep, batch: Batch, scale: Tensor, pool: Any) -> Ca
 
 
 def padded(batch: Batch, capacity: int, images: Tensor | None = None) -> Batch:
-    """Copy a micro-batch into buffers with room for ``capacity`` boxes; the unused ones are zeros.
+    """Copy a micro-batch into buffers with room for ``capacity`` boxes, of which the unused ones are zeros.
 
-    Args:
-        batch: The micro-batch.
-        capacity: At least the number of its boxes.
-        images: The buffer for its images; a new one by default.
+    ``images`` is the buffer for its images; by default it is new.
     """
     boxes = batch.boxes_xyxy_px
     buffers = Batch(

@@ -23,7 +23,7 @@ CAPTURE = cuda_graphs.capture
 
 
 class FakeCapture:
-    """Stands in for `cuda_graphs.capture`, and counts."""
+    """Replaces `cuda_graphs.capture` and counts captures and replays."""
 
     def __init__(self) -> None:
         self.num_captures = self.num_replays = 0
@@ -60,14 +60,14 @@ def captured_step(
 
 
 def captured(step: TrainingStep) -> CapturedMicroStep:
-    """As a step on a GPU has it."""
+    """The micro-step of a step on a GPU."""
     parameters = list(step.network.parameters())
     return CapturedMicroStep(step._forward_backward, parameters, True, step._tensors_in_place)
 
 
 @pytest.mark.parametrize("micro_batch_size", [4, 2, 3])
 def test_run__trains_as_without_graphs(captures: FakeCapture, micro_batch_size: int) -> None:
-    """Boxes come and go between the windows, the last one is smaller, and 3 + 1 images are two kinds of micro-step."""
+    """The windows differ in boxes, the last one is smaller, and 3 + 1 images are two kinds of micro-step."""
     network = make_network(dtype=torch.float64)
     plain = copy_of(network)
     windows = [make_window(counts, seed) for seed, counts in enumerate([[2, 0, 5, 1], [0] * 4, [9, 9, 9, 9], [3, 1]])]
@@ -183,7 +183,7 @@ def test_run__captures_again_when_a_tensor_is_not_where_it_was(
 
 
 def test_run__keeps_a_limited_number_of_graphs_and_one_buffer_for_images(captures: FakeCapture) -> None:
-    """As training at 21 image sizes with a smaller last micro-batch, which has 42 kinds of micro-step."""
+    """Training at 21 image sizes with a smaller last micro-batch has 42 kinds of micro-step."""
     sizes = [(count, 32 * side) for side in range(2, 8) for count in (2, 1)]
     step = make_step(make_network(), micro_batch_size=2)
     totals = torch.zeros(4)
@@ -205,7 +205,7 @@ def test_run__keeps_a_limited_number_of_graphs_and_one_buffer_for_images(capture
 def test_run__recovers_from_memory_that_runs_out_while_it_captures(
     captures: FakeCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ending the capture then fails as well, and its error is the one that arrives."""
+    """The end of the capture then fails as well, and raises the error that is caught."""
     network = make_network(dtype=torch.float64)
     plain = copy_of(network)
     step, ordinary = captured_step(network, micro_batch_size=2), make_step(plain, micro_batch_size=2)
@@ -275,7 +275,7 @@ def test_can_capture__not_on_a_cpu_nor_with_synchronized_statistics(monkeypatch:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("recompute", ["none", "elementwise", "block"])
 def test_run__trains_on_a_gpu_as_without_graphs(recompute: str) -> None:
-    """Recomputing, over windows of two micro-batches, the last one smaller; between them the pool is given back."""
+    """Windows have two micro-batches, the last one smaller; the pool is released once in between."""
     networks = [make_network(frozen=False).cuda() for _ in range(2)]
     for network, graphs in zip(networks, (True, False), strict=True):
         step = make_step(network, micro_batch_size=4, precision="bf16", cuda_graphs=graphs)
