@@ -68,16 +68,18 @@ def training_step(
     fused = config.fused_kernels
     memory = MemorySettings(network, window_size, micro_batch_size, fused_kernels=fused, hooks=hooks)
     memory._set(micro_batch_size, recompute)
+    optimizer = build_optimizer(network, config.optimizer, window_size)
     return TrainingStep(
         network=network,
         loss=DetectionLoss(head_strides(network), fused),
         config=config,
-        optimizer=build_optimizer(network, config.optimizer, window_size),
+        optimizer=optimizer,
         schedule=Schedule(config.schedule, max_epochs=100, steps_per_epoch=100),
         ema=WeightAverage(network, config.ema),
         scaler=build_scaler(precision, device),
         guard=NonFiniteGuard(10),
         memory=memory,
+        take_step=optimizer.step,
     )
 
 

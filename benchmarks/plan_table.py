@@ -14,8 +14,8 @@ from common import write
 
 from engine.memory.units import GIB
 from engine.planning.choose import MARGIN_SHARE, MICRO_BATCH_COST
-from engine.planning.predict import plan_step
-from engine.planning.question import as_json, default_question, make_plan
+from engine.planning.predict import recommend
+from engine.planning.question import as_json, default_question
 
 BUDGETS_GIB = (24, 16, 12, 8, 6, 4, 3, 2)
 
@@ -27,7 +27,7 @@ def main() -> None:
     out = parser.parse_args().out
     start_seconds, start_cpu_seconds = time.perf_counter(), time.process_time()
     question = default_question()
-    plan = make_plan(question)
+    plan = as_json(question)
     about = {
         "margin_share": MARGIN_SHARE,
         "micro_batch_cost_images": MICRO_BATCH_COST,
@@ -38,14 +38,14 @@ def main() -> None:
     for image_size in question.image_sizes:
         for budget_gib in BUDGETS_GIB:
             spec = replace(question.spec, image_size=image_size)
-            found = plan_step(spec, budget_gib * GIB, question.batch_size).recommended
+            found = recommend(spec, budget_gib * GIB, question.batch_size)
             entry = {"budget_gib": budget_gib, "image_size": image_size, "extra_time": round(found.extra_time, 3)}
             for key in ("micro_batch", "accumulate", "recompute", "recompute_layers", "peak_bytes"):
                 entry[key] = getattr(found, key)
             by_budget.append(entry)
             print(entry)
     what = "yolo11l, 25 classes, 50 boxes an image, AdamW; effective batch 32; simulated on the meta device"
-    write(out, what, about | as_json(plan) | {"recommended_by_budget": by_budget}, quiet=True)
+    write(out, what, about | plan | {"recommended_by_budget": by_budget}, quiet=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ class ConfigError(Exception):
 
 
 class TrainingError(Exception):
-    """Training cannot go on, through no programming error of ours: the message says why and what to do."""
+    """Training cannot continue, through no programming error of ours: the message says why and what to do."""
 
 
 class SaidElsewhere(Exception):

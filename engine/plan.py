@@ -28,7 +28,6 @@ from engine.planning.question import (
     about,
     as_json,
     default_question,
-    make_plan,
     recommendation,
     table_rows,
 )
@@ -46,7 +45,7 @@ def main(args: list[str] | None = None) -> None:
     options, config_args = _parser().parse_known_args(args)
     question = _question(options, config_args)
     if options.json:
-        print(json.dumps(as_json(make_plan(question)), indent=2))
+        print(json.dumps(as_json(question), indent=2))
         return
     console = Console(highlight=False, markup=False)  # brackets in a path are not ours
     console.print(about(question), "", sep="\n")

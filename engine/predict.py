@@ -61,7 +61,7 @@ class Unread:
         self.num_files = 0
 
     def add(self, error: DataError) -> None:
-        """Name one; the others go on."""
+        """Name a failed file; the others continue."""
         self.num_files += 1
         print(f"warning: {error}", file=sys.stderr)
 

@@ -16,8 +16,6 @@ GENERATED = {"benchmarks.md", "configuration.md"}
 OTHER_PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in {*GENERATED, GLOSSARY.name}]
 PAGES = [ROOT / "README.md", *OTHER_PAGES]
 SOURCES = [path for package in ("engine", "models", "data") for path in sorted((ROOT / package).rglob("*.py"))]
-STILL_IN_DOCSTRINGS = {"recording", "recorded", "go on", "goes on"}
-"""Words that no page uses any more, but docstrings still do."""
 BRITISH = (
     "colour|grey|centre|centring|neighbour|labelled(?!image)|licence|utilis|initialis|synchronis|recognis|favour|learnt"
 )
@@ -88,8 +86,9 @@ def test_terms__are_in_use() -> None:
 
 @pytest.mark.parametrize("word", [word for entry in entries() for word in entry.forbidden])
 def test_forbidden_words__are_not_in_use(word: str) -> None:
-    texts = prose() if word in STILL_IN_DOCSTRINGS else {**prose(), **docstrings()}
-    assert not holders(rf"\b{words(word)}s?\b", texts), "docs/glossary.md has the word to use instead"
+    assert not holders(rf"\b{words(word)}s?\b", {**prose(), **docstrings()}), (
+        "docs/glossary.md has the word to use instead"
+    )
 
 
 def test_spelling__is_american() -> None:

@@ -65,7 +65,7 @@ NEEDLESS_WARNINGS = (
     ".*in eval mode at the start of training.*",  # the averaged network is, always
     ".*exists and is not empty.*",  # checkpoints and logs share the run folder
     ".*LeafSpec.*",
-    ".*your dataloader is not resumable.*",  # the sampler is told where to go on
+    ".*your dataloader is not resumable.*",  # the sampler is told where to resume
     ".*smaller than the logging interval.*",
     ".*overridden `transfer_batch_to_device`.*",
     ".*when using `ckpt_path`, callbacks used to create the checkpoint.*",  # validation has none; patience may change
@@ -217,7 +217,7 @@ class CommandLine(LightningCLI):
         check_distinct([*foreign, *default_callbacks(config.run.folder, config.run)])
         self._check_shares()
         callbacks = [throughput, *progress, *foreign]
-        num_steps_behind = 0 if config.ckpt_path is None else self._go_on(config.ckpt_path)
+        num_steps_behind = 0 if config.ckpt_path is None else self._check_resumed(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path, num_steps_behind)
         self.config.run.folder = folder
         advisor = PaceAdvisor(throughput)
@@ -230,8 +230,8 @@ class CommandLine(LightningCLI):
             callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder, **kwargs
         )
 
-    def _go_on(self, path: Path) -> int:
-        """Compare this run with the checkpoint that it goes on from; returns the optimizer steps behind that."""
+    def _check_resumed(self, path: Path) -> int:
+        """Compare this run with the checkpoint that it resumes from; returns the optimizer steps of the checkpoint."""
         checkpoint = read_state(path)
         for note in check_settings(path, checkpoint, self.model.settings, self.datamodule.class_names):
             rank_zero_only(print)(f"note: {note}")
@@ -268,7 +268,7 @@ class CommandLine(LightningCLI):
             if self.memory_ahead is not None:
                 self.memory_ahead.save(self.config.run.folder)
             config = self.config.clone()
-            config.ckpt_path = None  # or the file would go on with this run instead of making it again
+            config.ckpt_path = None  # or the file would resume this run instead of repeating it
             self.parser.save(config, path, skip_unset=False, overwrite=True, multifile=False)
         except OSError as error:
             message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"

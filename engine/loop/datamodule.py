@@ -247,7 +247,7 @@ class DetectionData(L.LightningDataModule):
         )
 
     def _position(self) -> tuple[int, int]:
-        """Where training starts or goes on: the epoch, and the windows of it that a resumed run has behind it."""
+        """Where training starts or resumes: the epoch, and the windows of it that a resumed run has behind it."""
         loop = self.trainer.fit_loop
         progress = loop.epoch_loop.batch_progress
         epoch = loop.epoch_progress.current

@@ -56,7 +56,7 @@ class Detector(L.LightningModule):
             batch_size: Effective batch.
             micro_batch_size: Images on the device at a time.
             image_size: Side of the network's input in pixels.
-            settings: What the run was told, by key: kept in ``last.ckpt``, for those who go on from it.
+            settings: What the run was told, by key: kept in ``last.ckpt``, for runs that resume from it.
             hooks: What happens when memory runs out.
 
         Raises:
@@ -153,7 +153,7 @@ class Detector(L.LightningModule):
         self.memory.agree_over_ranks(self.step.ranks)
 
     def _adopt_settings(self) -> None:
-        """Where a run goes on with other settings than its checkpoint's: the optimizer's, and the schedule's place."""
+        """Where a run resumes with other settings than its checkpoint's: the optimizer's, and the schedule's place."""
         for group, own in zip(self.optimizers().optimizer.param_groups, self._group_settings, strict=True):
             group |= own
         if self._former_steps_per_epoch:

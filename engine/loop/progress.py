@@ -47,7 +47,7 @@ class TrainingProgress(ProgressBar):
         self._refreshed = 0.0
         self._epoch: int | None = None  # the one at hand
         self._epoch_started = 0.0
-        self._first_step = 0  # of this epoch in this process: a run may go on in its middle
+        self._first_step = 0  # of this epoch in this process: a run may resume in its middle
         self._pause_seconds: float | None = None  # of an epoch beside its steps: loader's start, validation
 
     def disable(self) -> None:
@@ -59,10 +59,10 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where a run goes on, and print the head of the table."""
+        """Say where a run resumes, and print the head of the table."""
         if self._enabled:
             if trainer.ckpt_path is not None:
-                self._print(f"going on at {_position(trainer)}: {trainer.ckpt_path}")
+                self._print(f"resuming at {_position(trainer)}: {trainer.ckpt_path}")
             self._print(_row(tuple(COLUMNS)), style="bold")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -73,7 +73,7 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Open the live line where a run goes on in the middle of an epoch, or after a validation there."""
+        """Open the live line where a run resumes in the middle of an epoch, or after a validation there."""
         if self._epoch != trainer.current_epoch:
             self._begin_epoch(trainer, batch_idx)
         if self._live is None:
@@ -124,11 +124,11 @@ class TrainingProgress(ProgressBar):
         self._close()
 
     def _print(self, row: str, style: str | None = None) -> None:
-        """Print a row; training goes on if nobody reads any more, as behind ``| head`` or in a lost terminal."""
+        """Print a row; training continues if nobody reads any more, as behind ``| head`` or in a lost terminal."""
         try:
             self.console.print(row, style=style, highlight=False, soft_wrap=True)
         except SystemExit:  # how rich answers a broken pipe, after it has led the output to nowhere
-            log.warning("nobody reads the output any more: training goes on without it")
+            log.warning("nobody reads the output any more: training continues without it")
 
     def _begin_epoch(self, trainer: L.Trainer, first_step: int) -> None:
         self._epoch, self._first_step = trainer.current_epoch, first_step
@@ -203,7 +203,7 @@ class TrainingProgress(ProgressBar):
 
 
 def _position(trainer: L.Trainer) -> str:
-    """Where a run is that goes on, for people, who count from 1."""
+    """Where a resumed run is, for people, who count from 1."""
     epoch, windows = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
     place = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
     if epoch.processed == epoch.ready:

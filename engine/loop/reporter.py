@@ -1,7 +1,7 @@
 """The callback that leaves pictures and ``report.html`` in the run folder, and sends the pictures to the loggers.
 
 Nothing is drawn between the first steps and the end of training: until then, validations only leave behind what the
-metrics hold anyway. A picture that cannot be drawn is named in a warning, and the run goes on.
+metrics hold anyway. A picture that cannot be drawn is named in a warning, and the run continues.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class RunReporter(L.Callback):
         self._best_records: list[ImageRecord] = []
         self._best_epoch = 0
         self._first_epoch = 1
-        """Of this process: a run that goes on counts on."""
+        """Of this process; larger than 1 in a resumed run."""
         self._has_begun = False
         self._is_done = False
 
@@ -180,7 +180,7 @@ class RunReporter(L.Callback):
         best = read_best(self.folder / CHECKPOINTS / BEST)
         facts.about_results = "" if best is None else f"best.ckpt holds {best}."
         if results is not None:
-            since = " since the run went on" if self._first_epoch > 1 else ""
+            since = " since the run resumed" if self._first_epoch > 1 else ""
             facts.about_results = (
                 f"Epoch {self._best_epoch}, the best one by mAP50-95{since}, on {results.num_images:,} validation "
                 f"images: numbers by class, curves and pictures are of this epoch. {facts.about_results}"

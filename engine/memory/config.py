@@ -13,14 +13,14 @@ class MemoryConfig:
     """How much VRAM training may use, and what happens at the limit."""
 
     budget: str | float = "auto"
-    """Most VRAM that training may use, CUDA's own included: ``auto`` (what the device has free at the start,
-    less 512 MiB), a size such as ``14GiB``, or a fraction of the device's memory such as ``0.9``."""
+    """Most VRAM that training may use, CUDA's context included: ``auto`` (what the device has free at the start, less
+    512 MiB), a size such as ``14GiB``, or a fraction of the device's memory such as ``0.9``."""
     on_spill: OnSpill = "warn"
-    """When the driver serves VRAM from system RAM, many times slower: ``warn`` says so, ``adapt`` also takes
-    smaller micro-batches from then on, ``stop`` ends the run."""
+    """Reaction to a spill of VRAM into system RAM, which makes training many times slower: ``warn`` prints a warning,
+    ``adapt`` also lowers the recompute level or the micro-batch, ``stop`` ends the run."""
     expandable_segments: bool = True
-    """Let the allocator grow its segments in place: less memory lost to gaps. On native Linux only: drivers
-    of Windows and WSL lack the calls, or fail in them."""
+    """Let the allocator grow its segments in place, which leaves smaller gaps. Native Linux only: drivers of Windows
+    and WSL do not support it."""
     snapshot_on_oom: bool = False
-    """Record allocations, and leave a file for https://pytorch.org/memory_viz when memory runs out. Costs RAM
-    and some speed."""
+    """Keep a history of allocations, and write it to a file for https://pytorch.org/memory_viz when memory runs out.
+    Costs RAM and some speed."""

@@ -1,8 +1,7 @@
-"""What the host may give this process: memory, cores and operating system, limits of a container included.
+"""The memory, cores and operating system that this process has, with the limits of its container.
 
-A container sees the whole machine's memory and cores; what it may use stands in its control group (cgroup),
-whose limits also hold for every group below it. Both versions of the interface are read, from this
-process's group upwards.
+A container sees all memory and cores of the machine. Its own limits are in its control group (cgroup), and every limit
+also holds for the groups below. Both versions of the interface are read, from this process's group upwards.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ CPU_PERIOD = "cpu.cfs_period_us"
 
 
 def current_platform() -> Platform:
-    """The operating system as far as the NVIDIA driver is concerned: WSL runs on the driver of Windows."""
+    """The operating system of the NVIDIA driver; WSL uses the driver of Windows."""
     if sys.platform == "win32":
         return "windows"
     if sys.platform != "linux":
@@ -33,13 +32,13 @@ def current_platform() -> Platform:
 
 
 def ram_limit_bytes(root: Path = Path("/")) -> int:
-    """Most RAM that this process can have: the machine's, or its container's share."""
+    """The most RAM that this process can have: the machine's, or its container's limit."""
     limits = [_number(group / name) for group, name in _groups(root, "memory", *MEMORY_LIMITS)]
     return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)])
 
 
 def ram_available_bytes(root: Path = Path("/")) -> int:
-    """RAM that this process can still take without swapping; file caches count as available."""
+    """RAM that this process can take without swapping; file caches count as available."""
     available = [psutil.virtual_memory().available]
     for group, name in _groups(root, "memory", *MEMORY_LIMITS):
         is_v2 = name == MEMORY_LIMITS[0]
@@ -52,10 +51,10 @@ def ram_available_bytes(root: Path = Path("/")) -> int:
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """Processor cores that this process may keep busy: its affinity, or its container's share."""
+    """Processor cores that this process may use: its affinity, or its container's limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group, name in _groups(root, "cpu", *CPU_LIMITS):
-        # Version 2 has both numbers in one file; "max" and -1 stand for no limit.
+        # Version 2 has both numbers in one file; "max" and -1 mean no limit.
         text = _text(group / name) + (f" {_text(group / CPU_PERIOD)}" if name == CPU_LIMITS[1] else "")
         numbers = [int(word) for word in text.split() if word.isdigit()]
         if len(numbers) == 2:
@@ -64,7 +63,7 @@ def available_cores(root: Path = Path("/")) -> int:
 
 
 def _groups(root: Path, controller: str, name_v2: str, name_v1: str) -> Iterator[tuple[Path, str]]:
-    """This process's group and those above it, as folders, each with the name of its limit file."""
+    """The folders of this process's group and of all groups above it, each with the name of its limit file."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":

@@ -1,11 +1,11 @@
-"""What a process holds on a GPU beside the tensors of a training step, which no simulation sees.
+"""Bytes of a process on a GPU that are not tensors of a training step, so no simulation sees them.
 
-Measured on an H200 with torch 2.11 (benchmarks/results/gpu_steps_*.json), elsewhere an assumption:
+Measured on an H200 with torch 2.11 (benchmarks/results/gpu_steps_*.json), assumed elsewhere:
 
-* cuBLAS's workspaces, which torch allocates for each of its two threads (forward and backward) and once more for
-  recordings. Convolutions in channels_last take none worth counting.
-* Gaps between the allocator's blocks, and what it keeps cached between two uses: they grow with the images.
-* CUDA's context, and the kernels and libraries that are loaded while training begins.
+* Workspaces of cuBLAS: torch allocates them for each of its two threads (forward and backward) and again for captured
+  graphs. Convolutions in channels_last need almost none.
+* Gaps between the allocator's blocks, and what it caches: they grow with the images.
+* CUDA's context, and the kernels and libraries that are loaded when training begins.
 """
 
 from __future__ import annotations
@@ -16,30 +16,24 @@ from engine.memory.probe import CUDA_CONTEXT_BYTES, measured_context_bytes
 from engine.memory.units import MIB
 
 CUBLAS_WORKSPACE_BYTES = 8_519_680
-"""Of one workspace, as torch chooses it; from Hopper on it is `HOPPER_WORKSPACE_BYTES`."""
+"""Size of one workspace, as torch chooses it before Hopper; later cards have `HOPPER_WORKSPACE_BYTES`."""
 HOPPER_WORKSPACE_BYTES = 32 * MIB
 NUM_WORKSPACES = 4
 GAPS_BYTES = 300 * MIB
 GAPS_BYTES_PER_PIXEL = 35
-"""The gaps: a fixed part, and one in proportion to the pixels of a micro-batch."""
+"""The part of the gaps in proportion to the pixels of a micro-batch; `GAPS_BYTES` is the fixed part."""
 MODULES_BYTES = 256 * MIB
-"""What the context grows by after it has been made: kernels and libraries."""
+"""Kernels and libraries that are loaded into the context after it was created."""
 
 
 def beside_tensors(num_pixels: int, workspace_bytes: int, context_bytes: int) -> dict[str, int]:
-    """Bytes by component.
-
-    Args:
-        num_pixels: Of all images of a micro-batch.
-        workspace_bytes: Of one workspace of cuBLAS.
-        context_bytes: Of CUDA, once training runs.
-    """
+    """Bytes by component, given the pixels of all images of a micro-batch and the results of `of_this_machine`."""
     gaps = GAPS_BYTES + GAPS_BYTES_PER_PIXEL * num_pixels
     return {"workspaces": NUM_WORKSPACES * workspace_bytes, "allocator_gaps": gaps, "cuda_context": context_bytes}
 
 
 def of_this_machine() -> tuple[int, int]:
-    """``workspace_bytes`` and ``context_bytes`` of the GPU here; without one, of a usual consumer card."""
+    """Bytes of one cuBLAS workspace and of CUDA's context; without a GPU, those of a usual consumer card."""
     if not torch.cuda.is_available():
         return CUBLAS_WORKSPACE_BYTES, CUDA_CONTEXT_BYTES
     device = torch.device("cuda", torch.cuda.current_device())
@@ -48,6 +42,6 @@ def of_this_machine() -> tuple[int, int]:
 
 
 def final_context_bytes(device: torch.device) -> int:
-    """What CUDA will hold in this process once training runs: measured, where the driver tells."""
+    """Size of CUDA's context in this process once training runs; measured if the driver reports it."""
     measured = measured_context_bytes(device)
     return CUDA_CONTEXT_BYTES if measured is None else measured + MODULES_BYTES

@@ -1,8 +1,7 @@
-"""Measures memory: torch's own count, what the driver reports for the device, and who holds it.
+"""Measure memory: torch's own count, the driver's report for the device, and the processes that hold it.
 
-Nothing here waits for the device: torch counts on the host, and NVML (nvidia-ml-py) asks the driver, not
-the queue. Where NVML is missing or does not know an answer (WSL leaves some out), the field is None, never
-an error.
+Nothing here waits for the device: torch counts on the host, and NVML (nvidia-ml-py) asks the driver. Where NVML is
+missing or does not answer, as on WSL in part, the value is None.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from engine.memory.host import ram_limit_bytes
 from engine.memory.units import MIB
 
 CUDA_CONTEXT_BYTES = 512 * MIB
-"""Usual size of CUDA's context and loaded kernels, which a process holds beside torch's allocator."""
+"""Usual size of CUDA's context and loaded kernels, which torch's allocator does not count."""
 
 
 @dataclass(frozen=True)
 class MemorySample:
-    """Memory at one moment; None is "not known". On a CPU only used and total are: RAM of this process."""
+    """Memory at one moment; None if not known. A CPU has only used and total bytes: RAM of this process."""
 
     allocated_bytes: int | None = None
     """Bytes of live tensors."""
@@ -35,13 +34,13 @@ class MemorySample:
     peak_bytes: int | None = None
     """Largest ``allocated_bytes`` so far (``torch.cuda.max_memory_allocated``)."""
     used_bytes: int | None = None
-    """What the driver reports for the device, all programs together, as ``nvidia-smi`` does."""
+    """Bytes that all programs use on the device, as ``nvidia-smi`` reports them."""
     total_bytes: int | None = None
     """Physical memory of the device."""
     utilization_percent: int | None = None
-    """Share of the last moments in which the GPU was busy."""
+    """Share of recent time in which the GPU was busy."""
     temperature_c: int | None = None
-    """Of the GPU."""
+    """Temperature of the GPU."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +50,26 @@ class ProcessMemory:
     pid: int
     name: str
     used_bytes: int | None
-    """None under Windows and WSL, where the driver does not tell."""
+    """None on Windows and WSL, where the driver does not report it."""
 
 
 Probe = Callable[[], MemorySample]
 
 
 def open_probe(device: torch.device) -> Probe:
-    """A function that samples the memory of ``device``, or of this process if that is a CPU."""
+    """Return a function that samples the memory of ``device``, or the RAM of this process for a CPU."""
     if device.type == "cuda":
         return partial(sample_gpu, device, nvml_handle(device))
     return partial(sample_process, psutil.Process(), ram_limit_bytes())
 
 
 def sample_process(process: psutil.Process, total_bytes: int) -> MemorySample:
-    """Resident RAM of one process, its loader's workers not included."""
+    """Sample the resident RAM of one process, without its loader's workers."""
     return MemorySample(used_bytes=process.memory_info().rss, total_bytes=total_bytes)
 
 
 def sample_gpu(device: torch.device, handle: Any | None) -> MemorySample:
-    """One sample of a GPU.
-
-    Args:
-        device: A CUDA device.
-        handle: Of the same device, from `nvml_handle`; without one, used and total come from CUDA itself.
-    """
+    """Sample the memory of a GPU with a given `nvml_handle`; without one, CUDA reports used and total bytes."""
     torch_bytes = torch.cuda.memory_stats_as_nested_dict(device)
     allocated = torch_bytes.get("allocated_bytes", {}).get("all", {})
     reserved = torch_bytes.get("reserved_bytes", {}).get("all", {})
@@ -98,8 +92,8 @@ def sample_gpu(device: torch.device, handle: Any | None) -> MemorySample:
 def nvml_handle(device: torch.device) -> Any | None:
     """The driver's handle of a torch device, or None without NVML.
 
-    Torch counts only visible devices (CUDA_VISIBLE_DEVICES), NVML all of them, so the number cannot be used:
-    the device is found by its UUID, or by its place on the PCI bus.
+    Torch numbers only visible devices (CUDA_VISIBLE_DEVICES) and NVML numbers all, so the number cannot be used. The
+    device is found by its UUID or its address on the PCI bus.
     """
     properties: Any = torch.cuda.get_device_properties(device)
     pci = f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
@@ -115,7 +109,7 @@ def nvml_handle(device: torch.device) -> Any | None:
 
 
 def processes_on(handle: Any | None) -> list[ProcessMemory]:
-    """The programs on a device, the largest first; empty where the driver does not tell."""
+    """The programs on a device, the largest first; empty if the driver does not report them."""
     used_bytes: dict[int, int | None] = {}
     for kind in ("Compute", "Graphics"):
         for process in _ask(f"nvmlDeviceGet{kind}RunningProcesses", handle) or []:
@@ -125,7 +119,7 @@ def processes_on(handle: Any | None) -> list[ProcessMemory]:
 
 
 def context_bytes(device: torch.device) -> int:
-    """What this process holds on a GPU beside torch's allocator, as the driver says; else the usual size."""
+    """Bytes that this process holds on a GPU beside torch's allocator; the usual size if it is not known."""
     if device.type != "cuda":
         return 0
     measured = measured_context_bytes(device)
@@ -133,8 +127,8 @@ def context_bytes(device: torch.device) -> int:
 
 
 def measured_context_bytes(device: torch.device) -> int | None:
-    """The same; None where the driver does not tell."""
-    torch.cuda.mem_get_info(device)  # makes the context, if nothing has
+    """The same, but None if the driver does not report it."""
+    torch.cuda.mem_get_info(device)  # creates the context if there is none
     for process in processes_on(nvml_handle(device)):
         if process.pid == os.getpid() and process.used_bytes is not None:
             return max(process.used_bytes - torch.cuda.memory_reserved(device), 0)
@@ -142,14 +136,14 @@ def measured_context_bytes(device: torch.device) -> int | None:
 
 
 def _used_and_total(handle: Any | None) -> tuple[int | None, int | None]:
-    # Version 2 leaves out what the driver keeps for itself, as nvidia-smi does; drivers before 510 lack it.
+    # Version 2 excludes the memory of the driver, as nvidia-smi does; drivers before 510 lack it.
     memory = _ask("nvmlDeviceGetMemoryInfo", handle, pynvml.nvmlMemory_v2)
     memory = memory or _ask("nvmlDeviceGetMemoryInfo", handle)
     return (None, None) if memory is None else (memory.used, memory.total)
 
 
 def _ask(function: str, subject: Any | None, *arguments: Any) -> Any | None:
-    """What an NVML function says about a handle (or a name); None if there is none, or NVML does not know."""
+    """Call an NVML function with a handle or a name; None if that is None or NVML raises an error."""
     if subject is None:
         return None
     try:
@@ -161,5 +155,5 @@ def _ask(function: str, subject: Any | None, *arguments: Any) -> Any | None:
 def _process_name(pid: int) -> str:
     try:
         return psutil.Process(pid).name()
-    except psutil.Error:  # ended meanwhile, another user's, or outside this container
+    except psutil.Error:  # it has ended, belongs to another user, or runs outside this container
         return "unknown"

@@ -1,17 +1,16 @@
-"""Memory without a GPU: follow every storage of a training step from birth to death.
+"""Measure memory without a GPU: follow every storage of a training step from birth to death.
 
-Tensors on PyTorch's meta device have shapes, dtypes and an autograd graph but no data, so a whole training step of
-a large network runs on them in seconds on any machine. Two tools turn that into a measurement of memory:
+Tensors on PyTorch's meta device have shapes, dtypes and an autograd graph but no data. A training step of a large
+network takes seconds on it, on any machine. Two tools measure its memory:
 
-* `StorageTracker` writes a log of births and deaths. A birth is the first time that an operator returns a storage; a
-  death is the moment when the last tensor, view or saved variable that uses it goes. So the log is what a perfect
-  caching allocator would see. The breakdown is computed by replaying the log, which is why a storage may be given
-  its category after its birth (whether it is a gradient is known when backward is over). Real CPU and CUDA tensors
-  can be followed in the same way.
-* `cuda_autocast_on_meta` casts as CUDA autocast does; the meta device has no autocast of its own.
+* `StorageTracker` logs births and deaths. A storage is born when an operator first returns it, and dies when the last
+  tensor, view or saved variable that uses it dies. So the log is what a perfect caching allocator would see. The
+  breakdown replays the log, so a storage may get its category after its birth: gradients are known only after backward.
+  Real CPU and CUDA tensors can be followed in the same way.
+* `cuda_autocast_on_meta` casts as CUDA autocast does; the meta device has no autocast.
 
-`engine.planning.simulation` puts both together with the parts of a training step. What they cannot see is memory inside
-kernels, the caching allocator's gaps and the CUDA context: see `engine.memory.overhead`.
+`engine.planning.simulation` uses both for a training step. They do not see memory inside kernels, gaps of the caching
+allocator, or the CUDA context: see `engine.memory.overhead`.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ from torch.utils._pytree import tree_iter, tree_map_only
 CUDA_ALLOCATION_BYTES = 512
 """CUDA's caching allocator rounds every allocation up to a multiple of this."""
 ROUNDING = "allocator_rounding"
-"""Category of what storages take beyond their size because they are rounded up."""
+"""Category of the bytes that rounding adds to storages."""
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# The operators that CUDA autocast treats specially, from PyTorch's "Autocast Op Reference". Python functions of
-# torch.nn.functional come under their own name, because a TorchFunctionMode sees them before their parts.
+# The operators that CUDA autocast treats specially, from PyTorch's "Autocast Op Reference". Functions of
+# torch.nn.functional have their own names, because a TorchFunctionMode sees them before their parts.
 LOWER_PRECISION = _names("""
     __matmul__ __rmatmul__ addbmm addmm addmv addr baddbmm bmm chain_matmul multi_dot conv1d conv2d conv3d
     conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm mv prelu scaled_dot_product_attention
@@ -58,23 +57,19 @@ WIDEST_INPUT = _names("""
 
 
 class StorageTracker(TorchDispatchMode):
-    """Follow the storages that operators create while the mode is active; deaths are seen ever after.
+    """Follow the storages that operators create while the mode is active, and see their deaths at any time.
 
     Args:
-        device_type: Only storages of this device are followed (``"meta"``, ``"cpu"`` or ``"cuda"``).
-        round_to_bytes: Every storage counts as a multiple of this; see ``CUDA_ALLOCATION_BYTES``.
+        device_type: Device whose storages are followed: ``"meta"``, ``"cpu"`` or ``"cuda"``.
+        round_to_bytes: Round every storage up to a multiple of this; see ``CUDA_ALLOCATION_BYTES``.
 
     Attributes:
-        live_bytes: Bytes of all storages alive now.
+        live_bytes: Bytes of all storages that are alive.
         peak_bytes: Largest ``live_bytes`` since construction or ``reset_peak``.
-        category: Name given to storages born from now on; set it by ``phase``.
+        category: Category of new storages; `phase` sets it.
     """
 
-    def __init__(
-        self,
-        device_type: str = "meta",
-        round_to_bytes: int = 1,
-    ) -> None:
+    def __init__(self, device_type: str = "meta", round_to_bytes: int = 1) -> None:
         super().__init__()
         self.device_type = device_type
         self.round_to_bytes = round_to_bytes
@@ -96,9 +91,9 @@ class StorageTracker(TorchDispatchMode):
         return result
 
     def track(self, values: Iterable[Any], category: str | None) -> None:
-        """Follow the storages of ``values`` (anything but tensors is skipped) and, unless None, name them.
+        """Follow the storages of all tensors in ``values``, and give them ``category`` unless it is None.
 
-        Storages already followed are renamed, for their whole life; new ones are born now.
+        A storage that is already followed gets the category for its whole life.
         """
         for value in values:
             if not isinstance(value, Tensor) or value.device.type != self.device_type:
@@ -114,26 +109,20 @@ class StorageTracker(TorchDispatchMode):
         number, address = len(self._categories), storage._cdata
         num_bytes = -(-storage.nbytes() // self.round_to_bytes) * self.round_to_bytes
         self._alive[address] = (number, num_bytes, weakref.ref(storage, lambda _: self._death(address)))
-        self._gain(storage.nbytes(), num_bytes, category)
-
-    def _death(self, address: int) -> None:
-        number, num_bytes, _ = self._alive.pop(address)
-        self._lose(number, num_bytes)
-
-    def _gain(self, requested_bytes: int, num_bytes: int, category: str) -> None:
-        self._log.append((len(self._categories), num_bytes))
+        self._log.append((number, num_bytes))
         self._categories.append(category)
-        self._requested_bytes.append(requested_bytes)
+        self._requested_bytes.append(storage.nbytes())
         self.live_bytes += num_bytes
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
-    def _lose(self, number: int, num_bytes: int) -> None:
+    def _death(self, address: int) -> None:
+        number, num_bytes, _ = self._alive.pop(address)
         self._log.append((number, -num_bytes))
         self.live_bytes -= num_bytes
 
     @contextmanager
     def phase(self, category: str) -> Iterator[None]:
-        """Name the storages born inside the ``with`` block."""
+        """Set the category of the storages that are born inside the ``with`` block."""
         previous, self.category = self.category, category
         try:
             yield
@@ -146,7 +135,7 @@ class StorageTracker(TorchDispatchMode):
         self._log_start = len(self._log)
 
     def breakdown(self) -> dict[str, int]:
-        """Bytes by category at the peak since ``reset_peak``; with ``ROUNDING`` they add up to ``peak_bytes``."""
+        """Bytes by category at the peak since ``reset_peak``; together with ``ROUNDING`` they are ``peak_bytes``."""
         live: Counter[str] = Counter()
         at_peak: Counter[str] = Counter()
         peak_bytes, live_bytes = -1, 0
@@ -163,8 +152,8 @@ class StorageTracker(TorchDispatchMode):
 class cuda_autocast_on_meta(TorchFunctionMode):
     """Cast the inputs of operators on meta tensors as ``torch.autocast("cuda", dtype)`` does on CUDA.
 
-    Casts are part of the autograd graph, as in the original. The cast of a leaf weight that requires grad is
-    made once and kept until the outermost ``with`` block ends.
+    Casts are part of the autograd graph, as in ``torch.autocast``. The cast of a leaf weight that requires grad is kept
+    until the outermost ``with`` block ends.
 
     Args:
         dtype: ``torch.float16`` or ``torch.bfloat16``.
@@ -178,7 +167,7 @@ class cuda_autocast_on_meta(TorchFunctionMode):
 
     @property
     def weight_casts(self) -> list[Tensor]:
-        """The copies of weights in lower precision that are kept now."""
+        """The kept copies of weights in lower precision."""
         return list(self._weight_casts.values())
 
     def __enter__(self) -> cuda_autocast_on_meta:
@@ -188,7 +177,7 @@ class cuda_autocast_on_meta(TorchFunctionMode):
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        """Stop to cast; the outermost exit drops the cached weight casts."""
+        """Stop casting; the outermost exit drops the kept casts of weights."""
         self._depth -= 1
         if self._depth == 0:
             self._weight_casts.clear()

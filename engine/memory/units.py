@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them: ``14GiB`` and ``15.0 GB`` to bytes, and bytes to ``14.0 GiB``."""
+"""Convert between bytes and sizes as people write them, such as ``14GiB``, ``15.0 GB`` and ``14.0 GiB``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ for _power, _letter in enumerate("kmgt", start=1):
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size with its unit: B, KiB to TiB (powers of 1024) or KB to TB (powers of 1000).
+    """The bytes of a size with its unit: B, KiB to TiB (powers of 1024) or KB to TB (powers of 1000).
 
     Raises:
         ValueError: If it is not a positive number with one of these units.

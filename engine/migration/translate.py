@@ -62,7 +62,7 @@ LEFT_OUT: dict[str, tuple[Any, str]] = {
     "task": ("detect", "yolofit only detects"),
     "mode": ("train", "engine.fit trains, engine.validate validates"),
     "exist_ok": (False, "a run never writes into another's folder"),
-    "resume": (False, "runs of yolofit go on with --ckpt_path; of one of Ultralytics take the weights: model.weights"),
+    "resume": (False, "runs of yolofit resume with --ckpt_path; of one of Ultralytics take the weights: model.weights"),
     "save": (True, "best.ckpt and last.ckpt are always written"),
     "save_period": (-1, "best.ckpt and last.ckpt are always written"),
     "plots": (True, "pictures and report.html are always made"),
@@ -300,7 +300,7 @@ def _batch(given: dict[str, Any], run: Run, result: Translation) -> None:
         times = max(round(nominal / batch), 1)
         remark = "the same" if times == 1 else f"Ultralytics accumulates {times} x {batch} unasked, for nbs={nominal}"
         if run.num_images is not None and run.num_images < batch * times:
-            remark += f"; an epoch is one step of all {run.num_images} images, where Ultralytics goes on in the next"
+            remark += f"; an epoch is one step of all {run.num_images} images, where Ultralytics continues in the next"
         result.becomes(shown, {"data.batch_size": batch * times, **auto}, f"{remark}; the micro-batch is planned")
     if accumulate is not None:
         per_step = max(round(nominal / batch), 1) if batch >= 1 else 1

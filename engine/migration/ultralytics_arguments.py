@@ -27,7 +27,7 @@ FLAGS = (
 VERBATIM = ("name", "project", "data", "model", "cfg")
 """Keys whose values are texts, whatever they look like."""
 LINE_END = re.compile(r"([\\^`])?\s*(?:(?<!\S)#.*)?$")
-"""A sign that the command goes on in the next line, and a comment."""
+"""A sign that the command continues in the next line, and a comment."""
 PROGRAM = re.compile(r"[!$]?(\S*[/\\])?(yolo|ultralytics)(\.exe)?")
 END = re.compile(r"[<>|&;]")
 """What ends a command in a shell."""

@@ -1,17 +1,16 @@
-"""Which combination of micro-batch, accumulation and recompute level is the fastest that stays within a budget.
+"""Choose the fastest combination of micro-batch, accumulation and recompute level within a budget.
 
-Pure arithmetic over predicted bytes; where the prediction comes from is the caller's business
-(`engine.planning.simulation`).
+This file only computes with predicted bytes; `engine.planning.simulation` predicts them.
 
-**Time.** A step of ``batch_size`` images in ``accumulate`` micro-batches costs, in units of what one image costs
+**Time.** A step of ``batch_size`` images in ``accumulate`` micro-batches takes, in units of the time of one image
 without recomputation,
 
     batch_size * (1 + extra_time) + accumulate * MICRO_BATCH_COST
 
-``extra_time`` belongs to the recompute level: what backward computes again, as a part of a step, less what fused
-kernels save. The second term is what each micro-batch costs beside its images: launching kernels, and a device that is
-not filled. So a larger micro-batch wins over a smaller one at the same level, and a cheaper level over a dearer one at
-the same micro-batch; between the two the numbers decide. This ranks plans; it does not predict seconds.
+``extra_time`` belongs to the recompute level: the share of a step that backward computes again, less the share that
+fused kernels save. `MICRO_BATCH_COST` covers launching kernels and a device that is not filled. So at one level the
+larger micro-batch wins, and at one micro-batch the faster level wins. The result ranks plans; it does not predict
+seconds.
 """
 
 from __future__ import annotations
@@ -41,55 +40,54 @@ COMPONENTS = (
     "allocator_gaps",
     "cuda_context",
 )
-"""Who holds VRAM. The first ones are the same for every micro-batch."""
+"""What VRAM is used for. The first five do not depend on the micro-batch."""
 Components = dict[str, int]
-"""Bytes by component, all of `COMPONENTS`; their sum is the peak."""
+"""Bytes of each of the `COMPONENTS`; their sum is the peak."""
 Verdict = Literal["fits", "tight", "spills"]
 
 MARGIN_SHARE = 0.05
-"""Part of the budget that a recommended plan leaves free: for gaps between the allocator's blocks, and for what a
+"""Share of the budget that a recommended plan leaves free, for gaps between the allocator's blocks and for what a
 prediction without the GPU cannot know."""
 MICRO_BATCH_COST = 4.0
-"""What a micro-batch costs beside its images, in images: 16 + 16 images are then 11 % slower than 32 at once. On an
-H200 it is 17 % (benchmarks/results/gpu_steps_2026-11-26.json); smaller cards are filled by fewer images."""
+"""Extra time of each micro-batch, in images: 16 + 16 images are then 11 % slower than 32 at once. On an H200 they are
+17 % slower (benchmarks/results/gpu_steps_2026-11-26.json); fewer images fill smaller cards."""
 FUSED_EXTRA_TIME = -0.12
-"""Of level `elementwise` with fused kernels, which `none` has not, as a part of a step: on an H200 -7 to -15 % in fp16
+"""Extra time of level `elementwise` with fused kernels, as a share of a step at `none`: -7 to -15 % on an H200 in fp16
 (benchmarks/results/gpu_steps_2026-11-26.json)."""
 UNFUSED_EXTRA_TIME = 0.1
-"""The same with PyTorch's own kernels: measured on a CPU (benchmarks/results/step_time_cpu_2026-11-26.json)."""
+"""The same with PyTorch's kernels, measured on a CPU (benchmarks/results/step_time_cpu_2026-11-26.json)."""
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """What one combination needs."""
+    """The predicted memory of one combination."""
 
     micro_batch: int
     image_size: int
     precision: str
     recompute: Level
     peak_bytes: int
-    """Predicted use of the device by this process."""
+    """Bytes that the process will use on the device."""
     components: Components
-    """The same bytes by holder."""
     verdict: Verdict
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """How to train."""
+    """A combination to train with."""
 
     micro_batch: int
     accumulate: int
-    """Micro-batches in an optimizer step; the last one may be smaller than the others."""
+    """Micro-batches of an optimizer step; the last one may be smaller."""
     recompute: Level
     precision: str
     image_size: int
     peak_bytes: int
     components: Components = field(repr=False)
     extra_time: float
-    """Computed again in backward, as a part of a step's time."""
+    """Extra time of the recompute levels, as a share of a step at `none`."""
     recompute_layers: tuple[int, ...] = ()
-    """Top-level layers at level `block` on top of ``recompute``."""
+    """Layers at level `block`; the others have level ``recompute``."""
 
     @property
     def layer_levels(self) -> dict[int, Level]:
@@ -98,50 +96,39 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A table, and what to do."""
-
-    budget_bytes: int
-    margin_bytes: int
-    """What the recommendation leaves free of the budget."""
-    rows: tuple[PlanRow, ...]
-    recommended: Recommendation
-
-
-@dataclass(frozen=True)
 class Option:
-    """A way to recompute, its price and its memory."""
+    """A choice of recompute levels, with its time and memory."""
 
     recompute: Level
     extra_time: float
-    """What it adds to the time of a step, as a part of it."""
+    """Extra time, as a share of a step at `none`."""
     components: Callable[[int, bool], Components]
-    """From the micro-batch, and whether several of them make a step."""
+    """Bytes, given the micro-batch and whether a step has several of them."""
     recompute_layers: tuple[int, ...] = ()
     may_fit: Callable[[int, bool, int], bool] = lambda micro_batch, accumulates, limit_bytes: True
-    """From the same and a limit in bytes: False only if ``components`` is sure to exceed it. For what is slow."""
+    """Given the same and a limit in bytes: False if ``components``, which is slow, would exceed the limit for sure."""
 
 
 def margin_of(budget_bytes: int) -> int:
-    """What a recommendation leaves free of a budget."""
+    """Bytes of a budget that a recommendation leaves free."""
     return round(MARGIN_SHARE * budget_bytes)
 
 
 def verdict_of(peak_bytes: int, budget_bytes: int) -> Verdict:
-    """``fits`` within the budget less the margin, ``tight`` within the budget, else ``spills``."""
+    """``fits``: within the budget less the margin; ``tight``: within the budget; ``spills``: above it."""
     if peak_bytes > budget_bytes:
         return "spills"
     return "fits" if peak_bytes <= budget_bytes - margin_of(budget_bytes) else "tight"
 
 
 def time_of_step(batch_size: int, accumulate: int, extra_time: float) -> float:
-    """Relative time of an optimizer step, in images: see the module's text."""
+    """Relative time of an optimizer step, in images: see the docstring of this file."""
     return batch_size * (1 + extra_time) + accumulate * MICRO_BATCH_COST
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An option with a micro-batch for it."""
+    """An option together with a micro-batch."""
 
     option: Option
     micro_batch: int
@@ -158,7 +145,7 @@ class Choice:
         return sum(self.components.values())
 
     def time(self, batch_size: int) -> float:
-        """Relative time of a step."""
+        """Relative time of an optimizer step, in images."""
         return time_of_step(batch_size, self.accumulate, self.option.extra_time)
 
     def fits(self, limit_bytes: int) -> bool:
@@ -168,13 +155,11 @@ class Choice:
 
 
 def splits(batch_size: int, micro_batch_size: int | None = None) -> list[tuple[int, int]]:
-    """The ways to cut a batch: (micro-batch, accumulate), evened out, largest micro-batch first.
+    """All splits of a batch as (micro-batch, accumulate), largest micro-batch first.
 
-    40 images in three micro-batches are 14 + 14 + 12, not 16 + 16 + 8: the same time, less memory.
+    Micro-batches of a split differ little: 40 images are 14 + 14 + 12, which needs less memory than 16 + 16 + 8.
 
-    Args:
-        batch_size: Images of an optimizer step on this device.
-        micro_batch_size: If given, the only one, taken as it is.
+    ``batch_size`` is of one device. If ``micro_batch_size`` is given, return only the split into that size.
     """
     if micro_batch_size is not None:
         return [(micro_batch_size, -(-batch_size // micro_batch_size))]
@@ -185,16 +170,16 @@ def splits(batch_size: int, micro_batch_size: int | None = None) -> list[tuple[i
 def choose(
     options: Sequence[Option], budget_bytes: int, batch_size: int, micro_batch_size: int | None = None
 ) -> Choice:
-    """The fastest choice whose peak is within the budget less the margin.
+    """Return the fastest choice whose peak is within the budget less the margin.
 
     Args:
-        options: Ways to recompute. Of equally fast choices the one that comes first here wins.
+        options: Choices of recompute levels; the first of equally fast ones wins.
         budget_bytes: Most VRAM that the process may use.
-        batch_size: Images of an optimizer step on this device: the effective batch, or this device's share.
+        batch_size: Images of an optimizer step on this device.
         micro_batch_size: Fixed by the user, or None.
 
     Raises:
-        ConfigError: If nothing fits, naming the smallest need.
+        ConfigError: If nothing fits, with the smallest need.
     """
     limit_bytes = budget_bytes - margin_of(budget_bytes)
     choices = [
@@ -206,11 +191,10 @@ def choose(
     for choice in choices:
         if choice.fits(limit_bytes):
             return choice
-    raise nothing_fits(choices, budget_bytes)
+    raise _nothing_fits(choices, budget_bytes)
 
 
-def nothing_fits(choices: Iterable[Choice], budget_bytes: int) -> ConfigError:
-    """The error that says what the least demanding choice needs."""
+def _nothing_fits(choices: Iterable[Choice], budget_bytes: int) -> ConfigError:
     whole_levels = [choice for choice in choices if not choice.option.recompute_layers]
     micro_batch = min(choice.micro_batch for choice in whole_levels)
     smallest = min(
@@ -219,7 +203,7 @@ def nothing_fits(choices: Iterable[Choice], budget_bytes: int) -> ConfigError:
     enough_bytes = smallest.peak_bytes / (1 - MARGIN_SHARE)
     enough = format_bytes(-int(-enough_bytes // (100 * MIB)) * 100 * MIB)
     return ConfigError(
-        f"memory.budget: {format_bytes(budget_bytes)}: nothing fits: the least, micro-batch {smallest.micro_batch} at "
-        f"recompute {smallest.option.recompute}, needs {format_bytes(smallest.peak_bytes)} and {MARGIN_SHARE:.0%} of "
-        f"the budget as a margin: give {enough}, lower data.image_size, or take a smaller model.network"
+        f"memory.budget: {format_bytes(budget_bytes)}: nothing fits. The smallest plan, micro-batch {micro_batch} at "
+        f"recompute {smallest.option.recompute}, needs {format_bytes(smallest.peak_bytes)} and a margin of "
+        f"{MARGIN_SHARE:.0%} of the budget. Give {enough}, lower data.image_size, or take a smaller model.network."
     )

@@ -1,7 +1,7 @@
-"""Before a run: settles its VRAM budget, and answers each ``auto`` by a plan.
+"""Before a run: resolve the VRAM budget, and replace each ``auto`` by the value of a plan.
 
-On a GPU there is a plan for every run, so that it is known beforehand whether it fits, and afterwards whether that was
-right. On a CPU, where memory is plenty and slow, only ``auto`` asks for one; the budget is then of RAM.
+On a GPU every run has a plan, so that it is known before the run whether it fits. On a CPU only ``auto`` needs a plan,
+and the budget is RAM.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from engine.training.config import ModelConfig
 log = logging.getLogger(__name__)
 AUTO = "auto"
 UNPLANNED_MICRO_BATCH = 16
-"""Images at a time for a command that does not train; validation takes fewer if they do not fit."""
+"""Images at a time for commands that do not train; validation takes fewer if they do not fit."""
 IMAGE_SIZE_STEP_PX = 2 * STRIDE_PX
 
 
 @dataclass(frozen=True)
 class MemoryAhead:
-    """What is known of a run's memory before it starts."""
+    """The plan of a run, before it starts."""
 
     budget_bytes: int
     batch_size: int
@@ -50,7 +50,7 @@ class MemoryAhead:
     plan: Recommendation
 
     def __str__(self) -> str:
-        """The plan, for the start of a run."""
+        """The plan in one line, printed at the start of a run."""
         plan = self.plan
         layers = f", block in layers {', '.join(map(str, plan.recompute_layers))}" if plan.recompute_layers else ""
         split = f"{plan.accumulate} x {plan.micro_batch}" if plan.accumulate > 1 else "one micro-batch"
@@ -66,18 +66,18 @@ class MemoryAhead:
         (folder / "plan.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def what_fits(self) -> str:
-        """What would fit instead, for the error that ends a run."""
+        """The remedy for the error that ends a run."""
         return what_fits(self.spec, self.budget_bytes)
 
 
 def settle_memory(config: Namespace) -> tuple[Namespace, MemoryAhead | None]:
-    """Resolve the budget, keep the allocator to it, and plan.
+    """Resolve the budget, limit the allocator to it, and plan.
 
     Returns:
-        The parsed configuration with the plan's value for each ``auto``, and the plan; None on a CPU without ``auto``.
+        The parsed configuration without ``auto``, and the plan; no plan on a CPU if nothing was ``auto``.
 
     Raises:
-        ConfigError: If nothing fits the budget, or the budget cannot be had.
+        ConfigError: If nothing fits the budget, or the device has less free than the budget.
     """
     data, model = config.data, config.model
     check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale)
@@ -86,13 +86,13 @@ def settle_memory(config: Namespace) -> tuple[Namespace, MemoryAhead | None]:
     if device.type == "cuda":
         if memory.expandable_segments:
             enable_expandable_segments()
-        torch.cuda.set_device(device)  # whoever names no device would open a context on the first one
+        torch.cuda.set_device(device)  # otherwise torch would open a context on the first device
     is_fixed = AUTO not in (data.micro_batch_size, model.recompute)
     if model.recompute_layers and not is_fixed:
         auto_key = "model.recompute" if model.recompute == AUTO else "data.micro_batch_size"
         raise ConfigError(
-            f"model.recompute_layers: {model.recompute_layers}: {auto_key} auto plans without levels of single layers: "
-            f"leave them out, or set {auto_key} to a value"
+            f"model.recompute_layers: {model.recompute_layers}: {auto_key} auto plans without levels of single layers. "
+            f"Leave them out, or set {auto_key} to a value."
         )
     if is_fixed and device.type == "cpu":
         return config, None
@@ -113,21 +113,21 @@ def settle_memory(config: Namespace) -> tuple[Namespace, MemoryAhead | None]:
     settled: dict[str, object] = {"data.micro_batch_size": plan.micro_batch, "model.recompute": plan.recompute}
     if recompute is None:
         settled["model.recompute_layers"] = plan.layer_levels
-    return changed(config, settled), MemoryAhead(budget_bytes, batch_size, spec, plan)
+    return _changed(config, settled), MemoryAhead(budget_bytes, batch_size, spec, plan)
 
 
 def settled_without_plan(config: Namespace) -> Namespace:
-    """A parsed configuration with a value for each ``auto``, for a command that does not train."""
+    """Replace each ``auto`` of a parsed configuration, for a command that does not train."""
     settled: dict[str, object] = {}
     if config.data.micro_batch_size == AUTO:
         settled["data.micro_batch_size"] = min(UNPLANNED_MICRO_BATCH, max(config.data.batch_size, 1))
     if config.model.recompute == AUTO:
         settled["model.recompute"] = "none"
-    return changed(config, settled)
+    return _changed(config, settled)
 
 
-def changed(config: Namespace, values: Mapping[str, object]) -> Namespace:
-    """A copy of a parsed configuration in which some keys have other values."""
+def _changed(config: Namespace, values: Mapping[str, object]) -> Namespace:
+    """A copy of a parsed configuration with other values of some keys."""
     copy = config.clone()
     for key, value in values.items():
         copy[key] = value
@@ -135,11 +135,12 @@ def changed(config: Namespace, values: Mapping[str, object]) -> Namespace:
 
 
 def spec_of(config: Namespace) -> tuple[StepSpec, tuple[str, ...]]:
-    """The training step of a parsed configuration, with the boxes of the worst image that its data set can give.
+    """The training step of a parsed configuration, with as many boxes as the worst image of its data set.
 
     Returns:
-        The step, and what had to be assumed about the data set, in sentences.
+        The step, and the assumptions about the data set, in sentences.
     """
+    largest_px = image_sizes(config.data.image_size, config.data.multi_scale)[-1]
     root = config.data.root
     facts: dict[str, int] = {}
     notes: tuple[str, ...] = ()
@@ -153,43 +154,33 @@ def spec_of(config: Namespace) -> tuple[StepSpec, tuple[str, ...]]:
         worst = counts[-NUM_TILES:].sum() if config.data.augment.mosaic > 0 else counts[-1:].sum()
         facts = {"num_classes": dataset.num_classes, "boxes_per_image": max(int(worst), 1)}
     if config.data.multi_scale:
-        largest = largest_image_size(config.data)
-        notes += (f"data.multi_scale: planned for its largest image, {largest} px; data.image_size stays as it is",)
-    return StepSpec(model_config_of(config.model), image_size=largest_image_size(config.data), **facts), notes
+        notes += (f"data.multi_scale: planned for its largest image, {largest_px} px; data.image_size is unchanged",)
+    return StepSpec(_model_config(config.model), image_size=largest_px, **facts), notes
 
 
-def model_config_of(section: Namespace) -> ModelConfig:
-    """The ``model`` section of a parsed configuration as the object that it describes.
-
-    Raises:
-        ValueError: If a value is out of range.
-    """
+def _model_config(section: Namespace) -> ModelConfig:
     values = vars(section)
     defaults = vars(ModelConfig())
     below = {key: type(defaults[key])(**vars(part)) for key, part in values.items() if isinstance(part, Namespace)}
     return ModelConfig(**values | below)
 
 
-def largest_image_size(data: Namespace) -> int:
-    """The largest image that training puts on the device, from the ``data`` section of a configuration."""
-    return image_sizes(data.image_size, data.multi_scale)[-1]
-
-
 def what_fits(spec: StepSpec, budget_bytes: int) -> str:
-    """The largest smaller image size at which a single image fits a budget, as a remedy in one sentence."""
+    """A remedy in one sentence: the largest smaller image size at which a single image fits the budget."""
     for image_size in range(spec.image_size - IMAGE_SIZE_STEP_PX, 0, -IMAGE_SIZE_STEP_PX):
         try:
             recommend(replace(spec, image_size=image_size), budget_bytes, batch_size=1)
         except ConfigError:
             continue
-        return f"data.image_size {image_size} fits {format_bytes(budget_bytes)}, or take a smaller model.network"
-    return f"no image size fits {format_bytes(budget_bytes)}: close other programs, or take a smaller model.network"
+        fits = f"{image_size}, which fits {format_bytes(budget_bytes)}"
+        return f"Lower data.image_size to {fits}, or take a smaller model.network."
+    return f"No image size fits {format_bytes(budget_bytes)}; close other programs or take a smaller model.network."
 
 
 def _warn_if_too_much(plan: Recommendation, budget_bytes: int) -> None:
     if plan.peak_bytes > budget_bytes:
         log.warning(
-            "data.micro_batch_size: %d: needs %s by the plan, the budget is %s: set it and model.recompute to auto",
+            "data.micro_batch_size: %d: needs %s by the plan, the budget is %s. Set it and model.recompute to auto.",
             plan.micro_batch,
             format_bytes(plan.peak_bytes),
             format_bytes(budget_bytes),

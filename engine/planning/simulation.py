@@ -1,14 +1,12 @@
-"""One training step on the meta device, of the engine's own parts: what it needs, without a GPU.
+"""Simulate one training step on the meta device with the engine's own parts, to learn its memory without a GPU.
 
-The order of events is that of `engine.training.step`, and a test holds the two together: it compares this with the
-storages of a real step on a CPU. Tensors on the meta device have no data, so the largest network takes seconds. What is
-there before the step is there here too: weights, their average, the optimizer's state. One micro-batch is enough: what
-the second and later ones of a step find different is that there are gradients to add to, so these are made before.
+Tensors on the meta device have no data, so a step of the largest network takes seconds. The order of events is that of
+`engine.training.step`; a test compares the simulation with the storages of a real step on a CPU.
 
-The next micro-batch, which is copied to the device ahead of its turn, is there as well, and what
-`engine.training.cuda_graphs`
-keeps: gradients between steps, and one more copy of the micro-batch. Left out are kernels that
-allocate nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars).
+One micro-batch is enough: a later one of the same step differs only in that gradients exist before it, so the
+simulation creates them before. It also creates weights, weight average, optimizer state, the next micro-batch, and the
+gradients and the copy of a micro-batch that `engine.training.cuda_graphs` keeps. It leaves out kernels that allocate
+nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars).
 """
 
 from __future__ import annotations
@@ -45,44 +43,44 @@ from models.recompute.levels import Level, apply_recompute, remove_recompute
 
 aten = torch.ops.aten
 IN_PLACE = {aten.add_.Tensor, aten.div_.Tensor, aten.mul_.Tensor, aten.clamp_.default, aten.silu_.default}
-"""Operators that only change their first argument, and which the meta device runs in Python."""
+"""Operators that only change their first argument and that the meta device runs in slow Python."""
 LIKE_FIRST = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.pow.Tensor_Scalar}
 LIKE_FIRST |= {aten.silu.default}
-"""Operators whose result is like their first argument if the second is, or is a number."""
+"""Operators whose result is like their first argument if the second argument is alike, or is a number."""
 OPTIMIZER_STATE = {
     "adamw": {"step": "momentum", "exp_avg": "momentum", "exp_avg_sq": "variance"},
     "sgd": {"momentum_buffer": "momentum"},
 }
-"""Per optimizer, the tensors of its state, and the component that each is part of."""
+"""Component of each tensor of an optimizer's state."""
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """A training step that is to be planned, but for the micro-batch and the recompute level."""
+    """A training step without its micro-batch and recompute level."""
 
     model: ModelConfig
     num_classes: int = 25
     image_size: int = 640
     """Side of the largest square input in pixels."""
     boxes_per_image: int = 50
-    """Ground-truth boxes of every image: of the worst image that can occur, for a plan that holds."""
+    """Ground-truth boxes of every image; take those of the worst image, so that the plan holds."""
 
     def at(self, image_size: int, precision: Precision) -> StepSpec:
-        """The same step with images of another size and in another precision."""
+        """The same step with another image size and precision."""
         return replace(self, image_size=image_size, model=replace(self.model, precision=precision))
 
 
 class kernels_left_out(TorchDispatchMode):
-    """On the meta device, leave out the kernels that it lacks or has only in slow Python.
+    """Leave out kernels that the meta device lacks or runs in slow Python.
 
-    Fused optimizers and other operators that change an argument in place allocate nothing. Of BatchNorm only the
-    results matter: a map and two FP32 numbers per channel, and three gradients.
+    Fused optimizers and operators that change an argument in place allocate nothing. BatchNorm allocates only its
+    results: a map and two FP32 numbers per channel in forward, three gradients in backward.
     """
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run every operator but those."""
+        """Run an operator, or return empty results of the right shapes."""
         if func.name().startswith(("aten::_fused_", "aten::_foreach_mul_")):
             return None
         if func in IN_PLACE:
@@ -103,7 +101,7 @@ class kernels_left_out(TorchDispatchMode):
 
 
 def _is_like_first(args: tuple[Any, ...]) -> bool:
-    """Whether all arguments are alike: float tensors of one shape and dtype, and numbers."""
+    """Whether the arguments are float tensors of the same shape and dtype, or numbers."""
     first, *others = args
     if not first.is_floating_point():
         return False
@@ -117,8 +115,8 @@ def _is_like_first(args: tuple[Any, ...]) -> bool:
 def network_on_meta(
     name: str, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
 ) -> tuple[nn.Module, WeightAverage, list[int]]:
-    """A network in training mode, its average and its strides; shared, so leave it as it was."""
-    with torch.random.fork_rng(devices=[]):  # a plan leaves the run's random numbers as they are
+    """A network in training mode, its weight average and its strides. Callers share it and must not change it."""
+    with torch.random.fork_rng(devices=[]):  # a plan must not change the random numbers of the run
         network = build_network(name, num_classes)
     strides = head_strides(network)
     network = network.to("meta")
@@ -137,36 +135,30 @@ def simulate_step(
     *,
     accumulates: bool,
 ) -> dict[str, int]:
-    """Run one optimizer step and see who holds the bytes at its peak.
+    """Simulate one optimizer step.
 
     Args:
-        spec: What the step is made of.
-        micro_batch_size: Images in each of its micro-batches.
+        spec: The step.
+        micro_batch_size: Images of a micro-batch.
         level: Recompute level of the network.
         per_layer: Other levels of single layers, as for `apply_recompute`.
-        accumulates: Whether the step has several micro-batches, or one.
+        accumulates: Whether the step has several micro-batches.
 
     Returns:
-        Bytes by component; they add up to the peak of allocated bytes.
+        Bytes by component at the peak; they add up to the allocated bytes.
     """
-    tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES)
-    return _Simulation(spec, micro_batch_size, level, per_layer, tracker).run(accumulates)
+    return _Simulation(spec, micro_batch_size, level, per_layer).run(accumulates)
 
 
 class _Simulation:
-    """The parts of the step, and the tracker that follows their storages."""
+    """The parts of the step, and the tracker of their storages."""
 
     def __init__(
-        self,
-        spec: StepSpec,
-        micro_batch_size: int,
-        level: Level,
-        per_layer: Mapping[int, Level] | None,
-        tracker: StorageTracker,
+        self, spec: StepSpec, micro_batch_size: int, level: Level, per_layer: Mapping[int, Level] | None
     ) -> None:
         self.spec = spec
         self.micro_batch_size = micro_batch_size
-        self.tracker = tracker
+        self.tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES)
         self.network, self.ema, strides = network_on_meta(
             spec.model.network, spec.num_classes, spec.model.freeze_layers, spec.model.freeze_batch_norm
         )
@@ -175,40 +167,36 @@ class _Simulation:
         self.optimizer: Any = build_optimizer(self.network, spec.model.optimizer, batch_size=micro_batch_size)
         self.statistics = BatchStatistics(self.network)
         self.scaler = torch.amp.GradScaler(enabled=False)
-        tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
-        tracker.track([*self.ema.parameters(), *self.ema.buffers()], "ema")
+        self.tracker.track([*self.network.parameters(), *self.network.buffers()], "weights")
+        self.tracker.track([*self.ema.parameters(), *self.ema.buffers()], "ema")
         self._track_optimizer_state()
 
     def run(self, accumulates: bool) -> dict[str, int]:
-        """The step, from top to bottom, as `engine.training.step` has it; bytes by component at its peak."""
+        """Run the step in the order of `engine.training.step`; return the bytes by component at its peak."""
+        captures = self.spec.model.cuda_graphs
         with kernels_left_out(), self.tracker, self.tracker.phase("temporaries"):
             self.statistics.save()
             self.accumulation = AccumulationWindow(self.micro_batch_size, 1, torch.device("meta"))
-            if accumulates or self.spec.model.cuda_graphs:
+            if accumulates or captures:
                 self._make_gradients()
-            elsewhere = self._copies(accumulates + self.spec.model.cuda_graphs)
+            # The next micro-batch, and the buffers that captured graphs read.
+            other_micro_batches = [self._micro_batch() for _ in range(accumulates + captures)]
             self.tracker.reset_peak()
-            self._micro_batch()
-            del elsewhere
+            self._forward_backward()
+            del other_micro_batches
             self._update()
         self.network.zero_grad(set_to_none=True)
         remove_recompute(self.network)
         return self.tracker.breakdown()
 
     def _make_gradients(self) -> None:
-        """What an earlier micro-batch has left behind, or, with recordings, an earlier step."""
+        """Create the gradients of an earlier micro-batch or, with captured graphs, of an earlier step."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.empty_like(parameter)
 
-    def _copies(self, count: int) -> list[Batch]:
-        """Micro-batches beside the one that is computed with: copied ahead, and the recording's own."""
-        with self.tracker.phase("inputs"):
-            return [self._micro_batch_on_device() for _ in range(count)]
-
-    def _micro_batch(self) -> None:
-        with self.tracker.phase("inputs"):
-            micro_batch = self._micro_batch_on_device()
+    def _forward_backward(self) -> None:
+        micro_batch = self._micro_batch()  # stays alive through backward, as in the real step
         sums = self._loss_sums(micro_batch)
         with self.tracker.phase("activation_gradients"):
             totals = back_propagate(sums, LossGains(), self.accumulation.scale, self.scaler)
@@ -221,7 +209,7 @@ class _Simulation:
             with self.tracker.phase("inputs"):
                 images = network_input(micro_batch.images, AUTOCAST_DTYPE[self.spec.model.precision])
             with self.tracker.phase("activations"):
-                # The list gives the only reference away: the network's caller in `step.py` keeps none either.
+                # As in `step.py`, only the network holds a reference to its input.
                 inputs = [images]
                 del images
                 predictions = raw_predictions(self.network(inputs.pop()))
@@ -246,18 +234,19 @@ class _Simulation:
         self.statistics.restore_unless(finite)
         self.ema.update(self.network, 1, finite)
 
-    def _micro_batch_on_device(self) -> Batch:
+    def _micro_batch(self) -> Batch:
         size, num_boxes = self.spec.image_size, self.micro_batch_size * self.spec.boxes_per_image
-        return Batch(
-            images=torch.empty(self.micro_batch_size, 3, size, size, dtype=torch.uint8, device="meta"),
-            boxes_xyxy_px=torch.empty(num_boxes, 4, device="meta"),
-            classes=torch.empty(num_boxes, dtype=torch.int64, device="meta"),
-            image_index=torch.empty(num_boxes, dtype=torch.int64, device="meta"),
-            names=[],
-        )
+        with self.tracker.phase("inputs"):
+            return Batch(
+                images=torch.empty(self.micro_batch_size, 3, size, size, dtype=torch.uint8, device="meta"),
+                boxes_xyxy_px=torch.empty(num_boxes, 4, device="meta"),
+                classes=torch.empty(num_boxes, dtype=torch.int64, device="meta"),
+                image_index=torch.empty(num_boxes, dtype=torch.int64, device="meta"),
+                names=[],
+            )
 
     def _track_optimizer_state(self) -> None:
-        self.optimizer._need_device_dtype_check_for_fused = False  # which refuses the meta device
+        self.optimizer._need_device_dtype_check_for_fused = False  # the check refuses the meta device
         components = OPTIMIZER_STATE[self.spec.model.optimizer.name]
         for state in self.optimizer.state.values():
             for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""Shows a plan: the table with its verdicts, who holds the bytes, and the keys to put into a configuration."""
+"""Show a plan: the table with its verdicts, the use of the bytes, and the keys to put into a configuration."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ HELD = {
     "allocator_gaps": ("gaps in the allocator", "magenta"),
     "cuda_context": ("CUDA itself", "yellow"),
 }
-"""Per component: what it is called, and its color."""
+"""Name and color of each component."""
 BAR_CELLS = 24
 SMALLEST_SHOWN_BYTES = 8 * MIB
 
 
 def table(rows: Sequence[PlanRow]) -> Table:
-    """Peak in GiB and verdict, a column for each recompute level; precisions of equal need share a line."""
+    """Peaks in GiB and verdicts, one column per recompute level; precisions with equal peaks share a line."""
     levels = list(dict.fromkeys(row.recompute for row in rows))
     digits = 1 if max(row.peak_bytes for row in rows) >= 4 * GIB else 2
     shown = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
@@ -63,7 +63,7 @@ def _cell(row: PlanRow, digits: int) -> Text:
 
 
 def legend(budget_bytes: int) -> Text:
-    """What the verdicts mean."""
+    """The meaning of the verdicts."""
     budget = format_bytes(budget_bytes)
     limit = format_bytes(budget_bytes - margin_of(budget_bytes))
     text = Text("GiB at the peak, of a budget of ").append(budget, style="bold").append(": ")
@@ -73,12 +73,9 @@ def legend(budget_bytes: int) -> Text:
 
 
 def advice(recommended: Recommendation, budget_bytes: int, batch_size: int) -> RenderableType:
-    """The recommendation: what it is, who holds the bytes, and the configuration.
+    """The recommendation in words, its bytes by component, and its keys of a configuration.
 
-    Args:
-        recommended: What to do.
-        budget_bytes: Of the plan.
-        batch_size: Effective batch, over all devices.
+    ``batch_size`` is the effective batch over all devices.
     """
     free = format_bytes(budget_bytes - recommended.peak_bytes)
     need = f"{format_bytes(recommended.peak_bytes)} of {format_bytes(budget_bytes)}, {free} stay free"
@@ -96,12 +93,12 @@ def _in_words(recommended: Recommendation) -> str:
     if recommended.recompute_layers:
         layers = ", ".join(map(str, recommended.recompute_layers))
         level += f" and block in layers {layers}"
-    time = f"about {recommended.extra_time:+.0%} time beside none" if recommended.extra_time else "no extra time"
+    time = f"about {recommended.extra_time:+.0%} time compared with none" if recommended.extra_time else "no extra time"
     return f"{recommended.image_size} px, {recommended.precision}: {split}; {level} ({time})"
 
 
 def breakdown(recommended: Recommendation) -> Table:
-    """Who holds the bytes at the peak, largest first, with bars; what is small is summed up in the last line."""
+    """Bytes by component at the peak, largest first, with bars; the last line sums up the small ones."""
     total_bytes = recommended.peak_bytes
     held = sorted(recommended.components.items(), key=lambda item: item[1], reverse=True)
     small_bytes = sum(num_bytes for _, num_bytes in held if num_bytes < SMALLEST_SHOWN_BYTES)
@@ -119,7 +116,7 @@ def breakdown(recommended: Recommendation) -> Table:
 
 
 def config_snippet(recommended: Recommendation, batch_size: int) -> str:
-    """The recommendation as it stands in a configuration file; ``batch_size`` as for `advice`."""
+    """The recommendation as keys of a configuration file; ``batch_size`` as for `advice`."""
     lines = [
         "data:",
         f"  batch_size: {batch_size}",

@@ -73,7 +73,7 @@ class RunFacts:
     """From which on detections are drawn."""
     num_wrong_images: int = 0
     messages: list[str] = field(default_factory=list)
-    """Warnings that were given while the run went on."""
+    """Warnings of the run."""
 
 
 def run_warnings(facts: RunFacts) -> list[str]:

@@ -32,7 +32,7 @@ EVENT_SEPARATOR = "; "
 
 
 class MemoryLog:
-    """Appends to ``memory.csv``, row by row; the clock of a resumed run goes on from its last row."""
+    """Appends to ``memory.csv``, row by row; the clock of a resumed run continues from its last row."""
 
     def __init__(self, path: Path, num_steps_behind: int = 0) -> None:
         """Open the file, or the one that an earlier part of the run has left.

@@ -59,15 +59,15 @@ def read_best(path: Path) -> Best | None:
 
 
 def settle_best(path: Path, num_steps_behind: int, came_from: Path) -> None:
-    """Put the ``best.ckpt`` in its place that belongs to a run which goes on.
+    """Put the ``best.ckpt`` in its place that belongs to a resumed run.
 
-    That is the one beside the checkpoint that it goes on from; or the one before that, if it is damaged, or of a later
-    epoch than the run goes on from. What is of a later epoch is kept as ``best.later.ckpt``.
+    That is the one beside the checkpoint that it resumes from; or the one before that, if it is damaged, or of a later
+    epoch than the run resumes from. What is of a later epoch is kept as ``best.later.ckpt``.
 
     Args:
         path: Where the run has its ``best.ckpt``.
         num_steps_behind: Optimizer steps that the run has behind it.
-        came_from: The ``best.ckpt`` beside the checkpoint that it goes on from; may be the same.
+        came_from: The ``best.ckpt`` beside the checkpoint that it resumes from; may be the same.
 
     Raises:
         OSError: If it cannot be copied.
@@ -82,7 +82,7 @@ def settle_best(path: Path, num_steps_behind: int, came_from: Path) -> None:
     if best is not None:
         later = path.with_suffix(f".later{path.suffix}")
         path.replace(later)
-        log.warning("%s: is of a later epoch than the one that the run goes on from: it is now %s", path, later.name)
+        log.warning("%s: is of a later epoch than the one that the run resumes from: it is now %s", path, later.name)
     if previous is not None and previous.global_step <= num_steps_behind:
         previous_of(path).replace(path)
 
@@ -117,7 +117,7 @@ class BestCheckpoint(Checkpoint):
         self._validated_epoch = state_dict["validated_epoch"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Learn what a run that goes on has found; it may have been at the end of its patience."""
+        """Learn what a resumed run has found; it may have been at the end of its patience."""
         self._ranks = Ranks()
         every = trainer.check_val_every_n_epoch or 1  # None: by steps only
         if not trainer.enable_validation or trainer.max_epochs // every == trainer.current_epoch // every:

@@ -1,7 +1,7 @@
-"""Going on from a checkpoint with other settings: what cannot be right is refused, what changes the run is said.
+"""Resuming from a checkpoint with other settings: what cannot be right is refused, what changes the run is said.
 
-Every ``last.ckpt`` holds the settings of the run that has written it, by key. They are compared with those of the run
-that goes on: see `check_settings`.
+Every ``last.ckpt`` holds the settings of the run that has written it, by key. They are compared with those of the
+resumed run: see `check_settings`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The checkpoint of a run that can go on from it.
+    """The checkpoint from which a run can resume.
 
     Raises:
         ConfigError: If it is missing, damaged, not a yolofit checkpoint, or holds weights only.
@@ -57,14 +57,14 @@ def read_state(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path, KEY)
     if "optimizer_states" not in checkpoint:
         raise ConfigError(
-            f"{KEY}: {path}: holds weights only, from which a run cannot go on: give the last.ckpt of that run, or "
+            f"{KEY}: {path}: holds weights only, from which a run cannot resume: give the last.ckpt of that run, or "
             f"start from these weights with --model.weights {path}"
         )
     return checkpoint
 
 
 def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any], class_names: list[str]) -> list[str]:
-    """Compare the settings of a run with those of the checkpoint that it goes on from.
+    """Compare the settings of a run with those of the checkpoint that it resumes from.
 
     Args:
         path: The checkpoint, for messages.
@@ -76,7 +76,7 @@ def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any],
         A line for each difference that is allowed.
 
     Raises:
-        ConfigError: If the run cannot go on with these settings.
+        ConfigError: If the run cannot resume with these settings.
     """
     about = checkpoint["yolofit"]
     known = {"model.network": about["network"], "data.image_size": about["image_size"]}  # all that older ones know

@@ -33,7 +33,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """By file, why its newest content could not be written; those that could be are not in it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; if the disk refuses, say so and let training go on: the next one may succeed."""
+        """Write a checkpoint; if the disk refuses, say so and let training continue: the next one may succeed."""
         try:
             write_checkpoint(checkpoint, Path(path))
             self.failures.pop(str(path), None)

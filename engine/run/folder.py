@@ -36,14 +36,14 @@ class RunConfig:
 
 
 def prepare_run_folder(config: RunConfig, ckpt_path: Path | None, num_steps_behind: int = 0) -> Path:
-    """Choose, make and lock the folder of a run that starts, or of one that goes on from one of its own checkpoints.
+    """Choose, make and lock the folder of a run that starts, or of one that resumes from one of its own checkpoints.
 
-    A run that goes on in another folder takes its best epoch and its metrics along. With several processes the first
+    A run that resumes in another folder takes its best epoch and its metrics along. With several processes the first
     one does so; the others learn of the folder in their callbacks' ``setup``.
 
     Args:
         config: Where to.
-        ckpt_path: The checkpoint that the run goes on from, if it does.
+        ckpt_path: The checkpoint that the run resumes from, if it does.
         num_steps_behind: Optimizer steps that it has behind it then.
 
     Raises:
@@ -88,7 +88,7 @@ def _new_folder(configured: Path) -> Path:
 
 
 def _take_along(ckpt_path: Path, folder: Path, num_steps_behind: int) -> None:
-    """Give a run that goes on the best epoch and the metrics that belong to it."""
+    """Give a resumed run the best epoch and the metrics that belong to it."""
     source, best = ckpt_path.parent, folder / CHECKPOINTS / BEST
     try:
         settle_best(best, num_steps_behind, best if source.resolve() == best.parent.resolve() else source / BEST)

@@ -1,8 +1,8 @@
-"""Stopping and going on: ``last.ckpt`` after every epoch, and within one every few minutes and when the run ends.
+"""Stopping and resuming: ``last.ckpt`` after every epoch, and within one every few minutes and when the run ends.
 
-A checkpoint falls between two windows, so a run that goes on from it takes the very steps that it would have taken: the
+A checkpoint falls between two windows, so a run that resumes from it takes the very steps that it would have taken: the
 weights are the same bit for bit. A run that ends in a validation, whose weights are those of before, begins with that
-validation when it goes on.
+validation when it resumes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from engine.errors import TrainingError
-from engine.run.faults import go_on
+from engine.run.faults import how_to_resume
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,7 +45,7 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Learn which folder the first process has chosen; take over ``trainer.max_steps``.
 
-        A run that goes on under Lightning's own limit would count an epoch again that its checkpoint is the end of.
+        A run that resumes under Lightning's own limit would count an epoch again that its checkpoint is the end of.
         """
         self.path = trainer.strategy.broadcast(self.path)
         loop = trainer.fit_loop.epoch_loop
@@ -142,7 +142,7 @@ class LastCheckpoint(Checkpoint):
 
     def _stop(self) -> None:
         name = signal.Signals(self._signal).name if self._signal is not None else "another process"
-        raise Interrupted(f"stopped by {name}: {go_on(self.path)}")
+        raise Interrupted(f"stopped by {name}: {how_to_resume(self.path)}")
 
 
 def _is_validating(trainer: L.Trainer) -> bool:

@@ -1,6 +1,6 @@
 """The logs in a run folder: ``metrics.csv`` and TensorBoard's files.
 
-They survive what the run survives. A row is there before the checkpoint of its epoch; a run that goes on from an older
+They survive what the run survives. A row is there before the checkpoint of its epoch; a run that resumes from an older
 checkpoint takes back what was logged after it; and a disk that is full costs rows, not the run.
 """
 
@@ -30,7 +30,7 @@ class MetricsCsv(Logger):
     """
 
     def __init__(self, folder: Path, num_steps_behind: int = 0) -> None:
-        """Go on with the file that is there.
+        """Continue the file that is there.
 
         Args:
             folder: The run folder.

@@ -1,5 +1,5 @@
-"""One optimizer step in pure torch, readable without Lightning: each technique in a file of its own.
+"""One optimizer step in pure torch, without Lightning; each technique has its own file.
 
-Imports `engine.errors`, `models` and `data`. Begin with `step`, which spells out the step from top to bottom and names
-every other file here.
+Imports `engine.errors`, `models` and `data`. Begin with `step`, which shows the step from top to bottom and names every
+other file.
 """

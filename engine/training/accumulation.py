@@ -1,18 +1,18 @@
-"""Exact gradient accumulation: the gradient of K micro-batches is the gradient of one big batch.
+"""Exact gradient accumulation: the gradient of K micro-batches equals the gradient of one big batch.
 
-The detection loss of a batch is ``sum(terms) / normaliser``, and the normaliser (the sum of target scores) is known
-only once every image has been through the network. Dividing each micro-batch by its own normaliser, as trainers
-usually do, weighs the images of sparse micro-batches too much: the gradient comes out 5 to 30 % wrong. But the
-gradient is linear in 1/normaliser, so it is enough to
+The detection loss of a batch is ``sum(terms) / normaliser``. The normaliser is the sum of target scores, which is known
+only after every image has passed through the network. Most trainers divide each micro-batch by its own normaliser.
+Images of sparse micro-batches then weigh too much, and the gradient is 5 to 30 % wrong. The gradient is linear in
+1/normaliser, so it is exact to
 
-1. back-propagate the un-normalised sums of every micro-batch, times one provisional scale,
+1. back-propagate the undivided sums of every micro-batch, times one provisional scale,
 2. add up the normalisers,
-3. correct the accumulated gradient once per window by ``true scale / provisional scale``.
+3. multiply the accumulated gradient once per window by ``true scale / provisional scale``.
 
-The provisional scale only keeps fp16 gradients in range; it is one over the window's boxes, which the host knows, and
-cancels out.
+The provisional scale keeps fp16 gradients in range and cancels out. It is one over the number of boxes of the window,
+which the host knows.
 
-What accumulation cannot make exact is BatchNorm, whose training statistics see one micro-batch at a time.
+BatchNorm stays inexact: its training statistics see one micro-batch at a time.
 """
 
 from __future__ import annotations
@@ -27,37 +27,32 @@ from engine.training.ranks import all_present, is_parallel
 from models.detection.loss import MIN_NORMALISER, LossGains, LossSums
 
 PART_BYTES = 25 * 2**20
+"""Size of one transfer between ranks: few transfers, because each one costs a round trip."""
 
 
 class AccumulationWindow:
-    """The gradient of one optimizer step, collected from micro-batches of any sizes.
+    """The gradient of one optimizer step, accumulated from micro-batches of any sizes.
 
     The result is ``num_images`` times the gradient of ``sum of gain * term / normaliser``, all three over the whole
-    window and all ranks: what the Ultralytics loss gives for one batch of that many images.
+    window and all ranks. The Ultralytics loss gives the same for one batch of that many images.
     """
 
     def __init__(self, num_images: int, num_boxes: int, device: torch.device) -> None:
-        """Start an empty window.
-
-        Args:
-            num_images: Images of the window on this rank.
-            num_boxes: Boxes of the window on this rank.
-            device: Of the network.
-        """
+        """Start a window with so many images and boxes on this rank; ``device`` is that of the network."""
         self.num_images = num_images
         self.scale = torch.full((), 1 / max(num_boxes, 1), device=device)
         """Provisional scale of every `back_propagate` of this window, float32."""
         self._totals = torch.zeros(4, device=device)
 
     def add(self, totals: Tensor) -> None:
-        """Count a micro-batch whose gradient has been added up: what `back_propagate` returned for it."""
+        """Add the totals that `back_propagate` returned for a micro-batch."""
         self._totals = self._totals + totals
 
     def normalise(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Tensor:
-        """Turn the accumulated sums into the window's gradient: correct once, add up over the ranks, unscale.
+        """Turn the accumulated gradient into the window's gradient: rescale, add up over the ranks, unscale.
 
-        The loss scale goes last: the scaler looks for inf and NaN in the sum over the ranks, so all find the same; and
-        it can be asked once, so nothing may run out of memory after it.
+        The loss scaler comes last. It then looks for inf and NaN in the sum over the ranks, so all ranks find the same.
+        It accepts one call per step, so no operation that can run out of memory may follow it.
 
         Returns:
             Float (3,) on the device: box, cls and dfl loss of the window.
@@ -74,16 +69,12 @@ class AccumulationWindow:
 
 
 def back_propagate(sums: LossSums, gains: LossGains, scale: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
-    """Add the gradient of one micro-batch to those that are there.
+    """Add the gradient of one micro-batch to the accumulated gradient.
 
-    Args:
-        sums: Its un-normalised loss sums.
-        gains: Weights of the loss terms.
-        scale: Provisional scale of the window, a scalar on the device.
-        scaler: fp16 loss scaler, possibly disabled.
+    ``sums`` are not normalised; ``scale`` is the provisional scale of the window, a scalar on the device.
 
     Returns:
-        Float (4,) on the device: box, cls and dfl sum with their gains, and the normaliser.
+        Float (4,) on the device: box, cls and dfl sum times their gains, and the normaliser.
     """
     terms = gains.apply(sums)
     scaler.scale(terms.sum() * scale).backward()
@@ -91,12 +82,12 @@ def back_propagate(sums: LossSums, gains: LossGains, scale: Tensor, scaler: torc
 
 
 def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients of every parameter that the optimizer changes and that took part."""
+    """The gradients of all parameters of the optimizer that have one."""
     return [parameter.grad for parameter in _parameters_of(optimizer) if parameter.grad is not None]
 
 
 def fill_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Zeros on a rank that had no images: all ranks add up the same tensors."""
+    """Set missing gradients to 0 on a rank without images, so that all ranks add up the same tensors."""
     for parameter in _parameters_of(optimizer):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -107,9 +98,7 @@ def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
 
 
 def all_reduce_sum(tensors: list[Tensor]) -> None:
-    """Replace each tensor by its sum over all ranks; nothing to do in a single process.
-
-    They travel in a few large parts, because each one that travels costs a round trip.
+    """Replace each tensor by its sum over all ranks; does nothing in a single process.
 
     Memory: `PART_BYTES` beside the tensors.
     """

@@ -1,7 +1,7 @@
-"""BatchNorm statistics as a transaction: a window that is not used must leave no trace in the network.
+"""BatchNorm statistics as a transaction: a skipped window must leave no trace in the network.
 
-Parameters are safe, because they change only in the optimizer's step. The running statistics of BatchNorm change in
-every forward pass, and one NaN there would spoil every later validation.
+Parameters change only in the optimizer's step. The running statistics change in every forward pass, and one NaN in them
+spoils every later validation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.network import batch_norms
 
 
 class BatchStatistics:
-    """Running statistics and batch counters of a network, to be put back if a window fails.
+    """Saves the running statistics and batch counters of a network and restores them if a window fails.
 
     Memory: one copy of the statistics, 0.4 MiB for YOLO11l.
     """
@@ -28,31 +28,31 @@ class BatchStatistics:
         self._saved: list[Tensor] = []
 
     def save(self) -> None:
-        """Remember the statistics as they are now."""
-        self._saved = []  # if memory runs out here, nothing has changed that `restore` should undo
+        """Save the current statistics."""
+        self._saved = []  # if memory runs out in the next line, `restore` must change nothing
         self._saved = [_flatten(tensors) for tensors in self._tensors_by_kind()]
 
     def restore(self) -> None:
-        """Put the remembered statistics back; allocates nothing."""
+        """Restore the saved statistics without allocating memory."""
         for tensors, saved in zip(self._tensors_by_kind(), self._saved, strict=False):
             _unflatten(saved, tensors)
 
     def restore_unless(self, good: Tensor) -> None:
-        """Put the remembered statistics back where ``good`` (scalar bool, on the device) is false: no host sync."""
+        """Restore the saved statistics if ``good`` (scalar bool on the device) is false, without a host sync."""
         for tensors, saved in zip(self._tensors_by_kind(), self._saved, strict=True):
             _unflatten(torch.where(good, _flatten(tensors), saved), tensors)
 
     @property
     def needs_several_values(self) -> bool:
-        """Whether some BatchNorm takes its statistics from this process' micro-batches alone."""
+        """Whether a BatchNorm computes statistics from the micro-batches of this rank alone."""
         return any(norm.training and not isinstance(norm, nn.SyncBatchNorm) for norm in self._norms)
 
     def are_finite(self) -> Tensor:
-        """Scalar bool on the device: whether no running statistic is inf or NaN."""
+        """Scalar bool on the device: False if a running statistic is inf or NaN."""
         return _flatten(self._statistics()).isfinite().all()
 
     def average_over_ranks(self) -> None:
-        """Give all ranks the mean of their running statistics, so that they go on with one network."""
+        """Replace the running statistics of every rank by their mean, so that all ranks have the same network."""
         if not is_parallel() or not any(norm.training for norm in self._norms):
             return
         tensors = self._statistics()

@@ -1,12 +1,12 @@
-"""What must not be done twice is carried through: memory may run out at any of its operations, it goes on right there.
+"""Finish the part of a step that cannot be repeated, even if memory runs out in it.
 
-The forward and backward passes of a window can be undone and done again. What follows cannot: gradients, weights, their
-average and the statistics change in place, one after the other, and a copy of them all would take as much memory again.
-So the result of every operation is written down. When memory runs out, room is made and the same Python code runs once
-more; an operation that is done already is not done again, its result is taken from the notes.
+The forward and backward passes of a window can be undone and repeated. The rest of a step cannot: gradients, weights,
+weight average and statistics change in place one after the other, and copies of all of them would double their memory.
+Therefore the result of every operation is kept in a log. When memory runs out, the step makes room and runs the same
+Python code again. Operations that are in the log are not run again; the log returns their results.
 
-That rests on one property of an operation: it allocates before it changes anything, so one that ran out of memory has
-done nothing. And on one of the code: what it calls does not depend on values on the device.
+This relies on two properties. An operation allocates before it changes anything, so an operation that ran out of memory
+has changed nothing. The code calls the same operations each time, because it does not read values from the device.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ Result = TypeVar("Result")
 
 
 def carry_through(work: Callable[[], Result], make_room: Callable[[str], object]) -> Result:
-    """Do ``work`` to its end, each of its operations once, however often memory runs out in it.
+    """Run ``work`` to its end and each of its operations once, however often memory runs out.
 
     Args:
         work: Calls the same operations in the same order each time.
-        make_room: Told why after each failure; gives memory back. Raises if that has happened too often.
+        make_room: Called with the cause after each failure; releases memory, or raises after too many failures.
     """
-    notes = _Notes()
+    log = _OperationLog()
     while True:
-        result, cause = caught_out_of_memory(lambda: notes.take_down(work))
+        result, cause = caught_out_of_memory(lambda: log.run(work))
         if not cause:
             return result[0]
         make_room(cause)
         free_memory()
 
 
-class _Notes(TorchDispatchMode):
-    """Does every operation that is called, but those that an earlier call of the same work has done."""
+class _OperationLog(TorchDispatchMode):
+    """Runs each operation once and returns its logged result when the same work calls it again."""
 
     def __init__(self) -> None:
         super().__init__()
         self._done: list[tuple[Any, Any]] = []
         self._position = 0
 
-    def take_down(self, work: Callable[[], Result]) -> Result:
+    def run(self, work: Callable[[], Result]) -> Result:
         """Call ``work`` from its beginning."""
         self._position = 0
         with self:
@@ -54,13 +54,13 @@ class _Notes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Do an operation, or tell what it has given."""
-        # Views cost nothing and change nothing, and autograd wants new ones; the profiler's brackets close on failure.
+        """Run an operation, or return its logged result."""
+        # Views change nothing, and autograd needs new ones. The profiler closes its ranges when an operation fails.
         if func.is_view or func.namespace == "profiler":
             return func(*args, **(kwargs or {}))
         if self._position == len(self._done):
             self._done.append((func, func(*args, **(kwargs or {}))))
         done, result = self._done[self._position]
-        assert done is func, f"the second time {func} is called where it was {done}"
+        assert done is func, f"{func} was called in place of {done}"
         self._position += 1
         return result

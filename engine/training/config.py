@@ -1,4 +1,4 @@
-"""The ``model`` section of a configuration, as module, optimizer step and planner share it."""
+"""The ``model`` section of a configuration, which module, optimizer step and planner share."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from models.recompute.levels import Level
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A detector and the way it is trained."""
+    """A detector and how to train it."""
 
     network: str = "yolo11l"
     """A detector of Ultralytics by name, such as ``yolov8n``, ``yolov8m-p2``, ``yolov9c``, ``yolo12l``, or the path of
     a YAML file in Ultralytics' form. YOLO11 n, s, m, l and x have 2.6, 9.5, 20.1, 25.4 and 57.0 million parameters."""
     weights: Path | None = None
-    """A file to start from: an Ultralytics ``.pt``, a yolofit checkpoint, a state dict or safetensors; its classes may
-    differ. Nothing in it is run. Without one, weights are random."""
+    """File of the first weights: an Ultralytics ``.pt``, a yolofit checkpoint, a state dict or safetensors. Its classes
+    may differ from those of the data set. No code in it is run. Without a file, the first weights are random."""
     precision: Precision = "fp32"
-    """Of forward and backward passes. bf16 and fp16 halve the activations; fp16 needs a GPU."""
+    """Precision of the forward and backward passes. bf16 and fp16 halve the activations; fp16 needs a GPU."""
     recompute: Level | Literal["auto"] = "auto"
-    """What backward computes again instead of keeping. ``elementwise`` brings the memory of a step of YOLO11l at 640 to
-    under 0.4 without repeating a convolution, ``block`` to some 0.25 by repeating layers. ``auto``: the fastest with
-    which ``memory.budget`` is kept; on a GPU with ``fused_kernels`` that is ``elementwise`` even where there is room
-    for ``none``."""
+    """What backward computes again instead of reading what forward kept. For YOLO11l at 640, ``elementwise`` needs
+    under 0.4 of the memory of ``none`` and repeats no convolution; ``block`` needs about 0.25 and repeats layers.
+    ``auto`` takes the fastest level that keeps ``memory.budget``: on a GPU with ``fused_kernels`` that is
+    ``elementwise`` even if ``none`` fits."""
     recompute_layers: dict[int, Level] | None = field(default=None, hash=False)
-    """Other levels for single layers, by number: ``{0: block, 2: block}``. Not with any `auto`."""
+    """Levels of single layers by layer number: ``{0: block, 2: block}``. Not allowed together with an `auto`."""
     fused_kernels: bool = True
-    """Take Triton kernels on a GPU, for colors, predicted boxes and, in layers that recompute, for BatchNorm, SiLU,
-    concatenation, upsampling and max-pooling. Without Triton or a C compiler, PyTorch's own kernels do the same."""
+    """Use Triton kernels on a GPU for colors, predicted boxes and, in layers that recompute, for BatchNorm, SiLU,
+    concatenation, upsampling and max-pooling. Without Triton or a C compiler, PyTorch's kernels compute the same."""
     cuda_graphs: bool = True
-    """Record the kernels of a micro-batch once and launch them together, on a GPU: Python's own time is saved. Costs
-    the memory of the gradients between steps, 0.1 GiB for YOLO11l."""
+    """On a GPU, capture the kernels of a micro-step once and replay them with one launch, which saves the time that
+    Python takes to launch them. Keeps the gradients between steps: 0.1 GiB for YOLO11l."""
     freeze_batch_norm: bool = False
-    """Normalise with the running statistics and leave them as they are. Makes accumulation exact to the last bit of
-    rounding; sensible with pretrained weights and small micro-batches."""
+    """Normalise with the running statistics and do not change them. Accumulation is then exact up to rounding. Useful
+    with pretrained weights and small micro-batches."""
     freeze_layers: int = 0
-    """How many of the network's first layers do not train."""
+    """Number of layers at the start of the network that are not trained."""
     optimizer: OptimizerConfig = OptimizerConfig()  # noqa: RUF009  frozen
-    """How the weights move."""
+    """How the optimizer changes the weights."""
     schedule: ScheduleConfig = ScheduleConfig()  # noqa: RUF009
-    """How the learning rate changes."""
+    """How the learning rate changes during the run."""
     ema: EmaConfig = EmaConfig()  # noqa: RUF009
-    """Average of the weights, which is validated and saved as the result."""
+    """The weight average, which is validated and saved as the result."""
     loss: LossGains = LossGains()  # noqa: RUF009
     """Weights of the loss terms."""
     nms: NmsConfig = NmsConfig()  # noqa: RUF009
-    """How overlapping detections are reduced in validation."""
+    """How validation removes overlapping detections."""
     max_skipped_windows: int = 10
-    """Windows in a row with an inf or NaN gradient after which training stops."""
+    """Training stops after this many windows in a row were skipped because their gradient was inf or NaN."""

@@ -13,19 +13,15 @@ from torch.optim.sgd import sgd
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """How fast the average follows the weights."""
+    """How fast the weight average follows the weights."""
 
     decay: float = 0.9999
-    """Decay per optimizer step, once warmed up."""
+    """Decay per optimizer step after the ramp."""
     ramp_steps: float = 2000.0
-    """The decay at update t is ``decay * (1 - exp(-t / ramp_steps))``: early averages forget quickly."""
+    """The decay at update t is ``decay * (1 - exp(-t / ramp_steps))``, so that the average forgets early weights."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: Naming the key, the value and the rule.
-        """
+        """Raise a ValueError with key, value and rule if a value is out of range."""
         if not 0 <= self.decay < 1:
             raise ValueError(f"model.ema.decay: {self.decay}: must be in [0, 1)")
         if self.ramp_steps <= 0:
@@ -33,11 +29,10 @@ class EmaConfig:
 
 
 class WeightAverage(nn.Module):
-    """A second copy of the network, in evaluation mode, that trails the trained one.
+    """A copy of the network in evaluation mode that holds the weight average.
 
-    It is its own module, never swapped with the trained network: an error during validation cannot leave the
-    averaged weights where the trained ones belong. Parameters and BatchNorm statistics are averaged in FP32; integer
-    buffers keep their value.
+    The copy is never swapped with the trained network, so an error during validation cannot mix up their weights.
+    Parameters and BatchNorm statistics are averaged in FP32; integer buffers keep their value.
 
     Memory: one more copy of the weights, 97 MiB for YOLO11l.
     """
@@ -48,16 +43,16 @@ class WeightAverage(nn.Module):
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
     def decay_at(self, update: int) -> float:
-        """Decay of update number ``update``, counted from 1."""
+        """The decay of update number ``update``, counted from 1."""
         return self.config.decay * (1 - math.exp(-update / self.config.ramp_steps))
 
     @torch.no_grad()
     def update(self, network: nn.Module, update: int, finite: Tensor) -> None:
         """Move the average towards the network's weights, unless ``finite`` (scalar bool, on the device) is false.
 
-        ``average += (1 - decay) * (weights - average)`` is a step of gradient descent on half the squared distance,
-        so the fused SGD kernel does it for all tensors at once, with no temporary copy; and, unlike the foreach
-        operations, it can be told on the device to do nothing.
+        ``average += (1 - decay) * (weights - average)`` is a step of gradient descent on half the squared distance.
+        The fused SGD kernel takes it for all tensors at once and without temporary copies. Unlike the foreach
+        operations, it can skip the update without asking the host.
         """
         sgd(
             _float_state(self.network),
@@ -75,7 +70,7 @@ class WeightAverage(nn.Module):
 
 
 def _float_state(network: nn.Module) -> list[Tensor]:
-    """Parameters and float buffers, in a fixed order; ``state_dict`` takes three times as long, in every step."""
+    """Parameters and float buffers in a fixed order; ``state_dict`` takes three times as long."""
     return [
         tensor
         for module in network.modules()

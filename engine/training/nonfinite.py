@@ -1,8 +1,9 @@
-"""What happens when a gradient is inf or NaN: the whole window is skipped, counted and named; too many end the run.
+"""Skips, counts and names windows whose gradient is inf or NaN, and ends the run after too many in a row.
 
-While training, only the norm of the window's gradient and BatchNorm's running statistics are looked at, on the device.
-Where it went wrong, layer and images, is found once, before a run ends because of it: `find_origin` takes the window's
-pass again and looks at each layer. Memory: as much as a micro-batch of training.
+During training, only the norm of the window's gradient and the running statistics are checked, on the device. Before a
+run ends, `find_origin` repeats the passes of the last window and checks every layer.
+
+Memory: `find_origin` needs as much as a micro-batch of training.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class NonFiniteGuard:
     """Counts skipped windows and ends the run after too many in a row."""
 
     def __init__(self, max_in_a_row: int, diagnose: Callable[[], str] = lambda: "") -> None:
-        """Count from 0.
+        """Start to count at 0.
 
         Args:
-            max_in_a_row: Skipped windows without a good one between that end the run.
-            diagnose: Says where the last of them went wrong, in half a sentence; "" if that is not known.
+            max_in_a_row: Number of skipped windows in a row that ends the run.
+            diagnose: Returns where the last of them became inf or NaN, or "" if that is not known.
         """
         self.max_in_a_row = max_in_a_row
         self.diagnose = diagnose
@@ -42,10 +43,14 @@ class NonFiniteGuard:
         self.num_in_a_row = 0
 
     def record(self, finite: bool, names: Sequence[str]) -> None:
-        """Note whether a window's gradient was finite; ``names`` are that window's images, of all ranks.
+        """Count a window.
+
+        Args:
+            finite: Whether its gradient and the running statistics were finite.
+            names: Its images, of all ranks if it was skipped.
 
         Raises:
-            TrainingError: After ``max_in_a_row`` skipped windows without a good one between.
+            TrainingError: After ``max_in_a_row`` skipped windows in a row.
         """
         if finite:
             self.num_in_a_row = 0
@@ -53,15 +58,15 @@ class NonFiniteGuard:
         self.num_skipped += 1
         self.num_in_a_row += 1
         shown = _some_of(names)
-        if not is_parallel() or dist.get_rank() == 0:  # all ranks know the same
+        if not is_parallel() or dist.get_rank() == 0:  # all ranks would log the same
             reason = "its gradient, or a statistic of BatchNorm, is inf or NaN"
-            log.warning("optimizer step skipped (%d in all): %s: %s", self.num_skipped, reason, shown)
+            log.warning("optimizer step skipped (%d in total): %s: %s", self.num_skipped, reason, shown)
         if self.num_in_a_row >= self.max_in_a_row:
             where = self.diagnose()
             raise TrainingError(
                 f"{self.num_in_a_row} windows in a row had an inf or NaN gradient, the last with {shown}"
-                f"{f'; it begins in {where}' if where else ''}: lower model.optimizer.lr, use model.precision bf16 or "
-                "fp32, or look at these images and labels"
+                f"{f'; it begins in {where}' if where else ''}. Lower model.optimizer.lr, use model.precision bf16 or "
+                "fp32, or look at these images and labels."
             )
 
 
@@ -71,17 +76,16 @@ def find_origin(
     loss_sums: Callable[[Batch], LossSums],
     scale: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> str:
-    """Where the first inf or NaN of a window appears: a weight, a layer's output, the loss, a gradient or a statistic.
+    """Find the first inf or NaN of a window: in a weight, a layer's output, the loss, a gradient or a statistic.
 
     Args:
-        network: In training mode; its gradients are dropped, its weights stay, its running statistics move.
-        micro_batches: The window as it was trained on, on the device.
-        loss_sums: The training's forward pass and un-normalised loss.
-        scale: The training's loss scaling.
+        network: In training mode. Its gradients are dropped, its running statistics change, its weights do not.
+        micro_batches: The same as in training, on the device.
+        loss_sums: Forward pass and loss sums of training.
+        scale: Loss scaling of training.
 
     Returns:
-        Half a sentence that names layer and images, such as "the output of model.9.cv1.conv, of board7.jpg"; "" if
-        everything is finite this time.
+        Layer and images, such as "the output of model.9.cv1.conv, of board7.jpg"; "" if everything is finite now.
     """
     if found := _bad_number(network):
         return found
@@ -96,7 +100,7 @@ def find_origin(
 
 
 def _bad_number(network: nn.Module) -> str:
-    """The first weight or running statistic that is inf or NaN."""
+    """The first weight or running statistic that is inf or NaN; "" if there is none."""
     for kind, tensors in (("weight", network.named_parameters()), ("statistic", network.named_buffers())):
         for name, tensor in tensors:
             if not tensor.isfinite().all():
@@ -128,7 +132,7 @@ def _look_at(
 
 @contextmanager
 def _watch(network: nn.Module, found: list[tuple[str, Tensor]]) -> Iterator[None]:
-    """Collect the places, in the order of computation, where some image's output or its gradient is not finite."""
+    """Collect, in the order of computation, where the output of an image or its gradient is not finite."""
 
     def look(place: str, tensor: Tensor) -> None:
         is_bad_B = ~tensor.detach().isfinite().flatten(1).all(dim=1)
@@ -145,7 +149,7 @@ def _watch(network: nn.Module, found: list[tuple[str, Tensor]]) -> Iterator[None
 
         return look_at_both
 
-    # Activations are one object for the whole network: they have no name of their own.
+    # Activation modules are shared by the whole network, so their names tell nothing.
     layers = {name.rpartition(".")[0] for name, _ in network.named_parameters()}
     handles = [module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name in layers]
     try:

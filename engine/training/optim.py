@@ -1,7 +1,7 @@
-"""The optimizer: AdamW or SGD in three parameter groups, fused, and the clipping of the window's gradient.
+"""The optimizer, AdamW or SGD in three parameter groups, and the clipping of the window's gradient.
 
-Its state is made with it, not in its first step as torch would. So the first step needs no more memory than the others,
-and skipping it leaves zeros behind: fused SGD would leave its momentum uninitialized.
+The optimizer's state is created together with it; torch would create it in the first step. Therefore the first step
+needs no more memory than the others. A skipped first step leaves zeros; fused SGD would leave uninitialized momentum.
 """
 
 from __future__ import annotations
@@ -18,29 +18,25 @@ from models.network import BATCH_NORMS
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights move, given a gradient."""
+    """How the optimizer changes the weights."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with Nesterov momentum."""
     lr: float = 0.001
-    """Learning rate after warm-up. For SGD, 0.01 is usual."""
+    """Learning rate after warm-up. 0.01 is usual for SGD."""
     momentum: float = 0.937
-    """Nesterov momentum of SGD, 0 for none; first beta of AdamW."""
+    """Nesterov momentum of SGD (0: none), or first beta of AdamW."""
     beta2: float = 0.999
     """Second beta of AdamW."""
     weight_decay: float = 0.0005
-    """Weight decay of convolution weights at `nominal_batch_size`; biases and BatchNorm have none."""
+    """Weight decay of convolution weights at `nominal_batch_size`. Biases and BatchNorm have none."""
     nominal_batch_size: int = 64
-    """Weight decay is multiplied by ``data.batch_size / nominal_batch_size``: smaller batches step more often."""
+    """Weight decay is multiplied by ``data.batch_size / nominal_batch_size``, because small batches take more steps."""
     max_grad_norm: float = 10.0
-    """L2 norm to which the window's gradient is clipped; 0 switches clipping off."""
+    """Largest L2 norm of a window's gradient; 0 switches clipping off."""
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: Naming the key, the value and the rule.
-        """
+        """Raise a ValueError with key, value and rule if a value is out of range."""
         for key in ("lr", "nominal_batch_size"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"model.optimizer.{key}: {getattr(self, key)}: must be above 0")
@@ -53,7 +49,7 @@ class OptimizerConfig:
 
 
 def parameter_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters by treatment: ``decay`` (weights), ``norm`` (BatchNorm scales) and ``bias``."""
+    """Trainable parameters by group: ``decay`` (weights), ``norm`` (BatchNorm scales) and ``bias``."""
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "norm": [], "bias": []}
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -65,14 +61,12 @@ def parameter_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def build_optimizer(network: nn.Module, config: OptimizerConfig, batch_size: int) -> torch.optim.Optimizer:
-    """The configured optimizer, fused: one kernel for all parameters, and a skipped step costs no host sync.
+    """Build the fused optimizer: one kernel changes all parameters, and a skipped step needs no host sync.
 
-    Args:
-        network: On its device. Its trainable parameters form the groups ``decay``, ``norm`` and ``bias``.
-        config: Rates and decay.
-        batch_size: Effective batch, for the scaling of the weight decay.
+    The network is on its device. Its trainable parameters form the groups ``decay``, ``norm`` and ``bias``. The weight
+    decay depends on ``batch_size``, the effective batch.
 
-    Memory: the optimizer's state, one (SGD) or two (AdamW) more copies of the trainable weights.
+    Memory: one (SGD) or two (AdamW) more copies of the trainable weights.
     """
     decay = config.weight_decay * batch_size / config.nominal_batch_size
     groups = [
@@ -87,12 +81,12 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig, batch_size: int
     else:
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
     _make_state(optimizer)
-    optimizer.register_load_state_dict_post_hook(_make_state)  # a checkpoint from before the first step has none
+    optimizer.register_load_state_dict_post_hook(_make_state)  # a checkpoint without state
     return optimizer
 
 
 def _make_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter that has no state the one of a run's beginning: zeros."""
+    """Set missing optimizer states to 0, their value before the first step."""
     is_sgd = isinstance(optimizer, torch.optim.SGD)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -105,10 +99,10 @@ def _make_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:
-    """Scale the gradients in place so that their joint L2 norm is at most ``max_norm`` (0: leave them).
+    """Scale the gradients in place so that their joint L2 norm is at most ``max_norm`` (0: do not scale).
 
     Returns:
-        Scalar on the device: the norm before clipping; inf or NaN when any element is.
+        Scalar on the device: the norm before clipping; inf or NaN if any element is.
     """
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if max_norm > 0:
@@ -117,9 +111,9 @@ def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:
 
 
 def step_if(finite: Tensor, optimizer: Any, take_step: Callable[[], object]) -> None:
-    """Take the optimizer's step on the device only where ``finite`` (a scalar bool there) is true.
+    """Take the optimizer's step if ``finite`` (scalar bool on the device) is true.
 
-    Fused optimizers read ``found_inf`` inside their kernel, so neither the decision nor a skip waits for the host.
+    Fused optimizers read ``found_inf`` inside their kernel, so the host does not wait for the device.
     """
     optimizer.grad_scale = None
     optimizer.found_inf = (~finite).float()

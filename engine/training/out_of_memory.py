@@ -1,12 +1,11 @@
-"""Recovery from running out of memory: the same optimizer step, with less on the device at a time.
+"""Recovery from running out of memory: repeat the same optimizer step with less on the device at a time.
 
-A window is a transaction. If memory runs out in its forward or backward passes, its gradients are dropped, BatchNorm's
-running statistics go back to what they were, and the whole window is done again at the next lower settings; the
-optimizer has not moved yet, so no image is lost and none counts twice. If it runs out afterwards, while the gradient is
-finished and used, what has been done is kept and the rest is carried through: see `engine.training.carry_through`.
+A window is a transaction. If memory runs out in its forward or backward passes, its gradients are dropped, the running
+statistics are restored, and the whole window is repeated with lower settings. The optimizer has not changed the weights
+yet, so no image is lost or counted twice. `engine.training.carry_through` handles failures later in the step.
 
-Everything is freed before the next attempt, which is why `retry` leaves its except block first: a caught error holds,
-through its traceback, every tensor of the failed pass.
+A caught error holds every tensor of the failed pass through its traceback. Therefore `caught_out_of_memory` leaves its
+except block before anything is freed.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from models.recompute.levels import Level, apply_recompute
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 ALLOCATION_FAILED = (
-    "out of memory",  # the driver's own, where torch does not give it a class
+    "out of memory",  # errors of the driver for which torch has no class
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",  # Windows
 )
 FEW_IMAGES = 2
-"""Micro-batch at which repeating layers (`block`) comes before fewer images: BatchNorm needs some of them."""
+"""At this micro-batch, `block` comes before fewer images, because BatchNorm needs several images."""
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """One change of the settings, for log and checkpoint."""
+    """One change of the settings, for the log and the checkpoint."""
 
     step: int
-    """Optimizer steps taken before."""
+    """Number of optimizer steps taken before."""
     cause: str
     micro_batch_size: int
     recompute: str
@@ -51,49 +50,49 @@ class Lowering:
 
 @dataclass(frozen=True)
 class RecoveryHooks:
-    """What a run adds to the recovery from running out of memory."""
+    """Functions of a run that the recovery calls."""
 
     on_recovery: Callable[[str], object] = lambda sentence: None
-    """Told of every recovery, in a sentence."""
-    what_fits: Callable[[], str] = lambda: "lower data.image_size or take a smaller model.network"
-    """Says what would fit, once nothing can be lowered any more."""
+    """Called with one sentence about every recovery."""
+    what_fits: Callable[[], str] = lambda: "Lower data.image_size or take a smaller model.network."
+    """Returns a remedy in one sentence for a run in which nothing can be lowered any more."""
 
 
 @dataclass
 class MemorySettings:
-    """What decides how much memory a step needs: set by the plan, lowered when reality disagrees."""
+    """The settings on which the memory of a step depends: set by the plan, lowered when memory runs out."""
 
     network: nn.Module
-    """Has `recompute` applied to it."""
+    """`recompute` is applied to it."""
     batch_size: int
-    """The effective batch, which stays."""
+    """The effective batch, which never changes."""
     micro_batch_size: int
     """Images on the device at a time."""
     recompute: Level = "none"
     recompute_layers: dict[int, Level] = field(default_factory=dict)
     fused_kernels: bool = False
-    """Whether layers that recompute take Triton kernels."""
+    """Whether layers that recompute use Triton kernels."""
     hooks: RecoveryHooks = RecoveryHooks()
     history: list[Lowering] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Remember what the settings were, to know in a later run whether the user has changed them."""
+        """Keep the configured settings, so that a resumed run can tell whether the user changed them."""
         self._configured = self._values()
 
     def lower(self, cause: str, step: int) -> str:
-        """Go one step down: `elementwise`, then smaller micro-batches to 2, then `block`, then single images.
+        """Lower once: to `elementwise`, then to smaller micro-batches down to 2, then to `block`, then to 1 image.
 
-        Each step takes about half of the activations away or more, so there are at most log2(micro-batch) + 2. The
-        recompute level comes first because it does not change the numbers, while BatchNorm sees each micro-batch alone.
+        Each lowering about halves the activations or more, so there are at most log2(micro-batch) + 2. `elementwise`
+        comes first because it does not change the numbers; BatchNorm makes them depend on the micro-batch.
 
         Returns:
-            A sentence that says what has changed.
+            A sentence that says what changed.
 
         Raises:
             TrainingError: If nothing is left to lower.
         """
         before = self._text()
-        # Layers that normalise together with other devices cannot be repeated by one of them.
+        # A rank cannot repeat a layer that normalises over all ranks.
         can_recompute = not any(isinstance(module, nn.SyncBatchNorm) for module in self.network.modules())
         if can_recompute and self.recompute == "none":
             self._set(self.micro_batch_size, "elementwise")
@@ -105,29 +104,29 @@ class MemorySettings:
             self._set(1, self.recompute)
         else:
             single = f"a single image at recompute {self.recompute}"
-            raise TrainingError(f"{cause}: {single} is still too much: {self.hooks.what_fits()}")
+            raise TrainingError(f"{cause}: {single} does not fit. {self.hooks.what_fits()}")
         self.history.append(Lowering(step, cause, self.micro_batch_size, self.recompute))
         sentence = f"{cause}: {before} becomes {self._text()}; the effective batch stays {self.batch_size}"
         log.warning(sentence)
         return sentence
 
     def agree_over_ranks(self, ranks: Ranks) -> None:
-        """Take the most frugal settings of all ranks, which may have planned for different devices."""
+        """Take the lowest settings of all ranks, which may have planned for different devices."""
         plans = ranks.gather(self._values())
         if all(plan == plans[0] for plan in plans):
             return
-        by_layer = [level for plan in plans for level in plan["recompute_layers"].items()]
-        self.recompute_layers = {layer: _leanest(lv for n, lv in by_layer if n == layer) for layer, _ in by_layer}
-        self._set(min(plan["micro_batch_size"] for plan in plans), _leanest(plan["recompute"] for plan in plans))
-        log.info("the devices have planned differently: all take %s", self._text())
+        planned = [item for plan in plans for item in plan["recompute_layers"].items()]
+        self.recompute_layers = {layer: _lowest(lv for other, lv in planned if other == layer) for layer, _ in planned}
+        self._set(min(plan["micro_batch_size"] for plan in plans), _lowest(plan["recompute"] for plan in plans))
+        log.info("the devices planned different settings: all take %s", self._text())
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """What the kernels of a micro-step depend on, beside its size."""
+        """The recompute settings, on which the kernels of a micro-step depend."""
         return self.recompute, *sorted(self.recompute_layers.items())
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings in force, those of the configuration, and how they came to differ, in plain values."""
+        """The current settings, the configured ones, and all lowerings, in plain values."""
         return {
             "configured": self._configured,
             "current": self._values(),
@@ -135,7 +134,7 @@ class MemorySettings:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with lowered settings, unless the configuration has been changed since: then it is obeyed."""
+        """Restore lowered settings, unless the user has changed the configuration since."""
         self.history = [Lowering(**lowering) for lowering in state["history"]]
         if state["configured"] != self._configured:
             return
@@ -152,7 +151,7 @@ class MemorySettings:
     def _set(self, micro_batch_size: int, recompute: Level) -> None:
         self.micro_batch_size = micro_batch_size
         if recompute == "block":
-            self.recompute_layers = {}  # which had only raised some layers to it
+            self.recompute_layers = {}  # they only raised some layers to block
         self.recompute = recompute
         apply_recompute(self.network, recompute, self.recompute_layers, self.fused_kernels)
 
@@ -160,7 +159,7 @@ class MemorySettings:
         return f"micro-batch {self.micro_batch_size} at recompute {self.recompute}"
 
 
-def _leanest(levels: Iterable[Level]) -> Level:
+def _lowest(levels: Iterable[Level]) -> Level:
     return max(levels, key=get_args(Level).index)
 
 
@@ -170,13 +169,13 @@ def retry(
     undo: Callable[[], object] = lambda: None,
     agree: Callable[[bool], bool] = lambda failed: failed,
 ) -> Result:
-    """Call ``attempt`` until memory suffices, each time with what the failed attempt held freed.
+    """Call ``attempt`` until memory suffices; free the memory of each failed attempt first.
 
     Args:
         attempt: May run out of memory.
-        lower: Told why; makes the next attempt need less. Raises if it cannot.
-        undo: Puts back what a failed attempt has changed.
-        agree: Whether an attempt failed on any rank: then all lower, and those that failed try again.
+        lower: Called with the cause; makes the next attempt need less memory, or raises.
+        undo: Restores what a failed attempt changed.
+        agree: Returns whether an attempt failed on any rank. Then all ranks lower, and those that failed try again.
     """
     result: list[Result] = []
     while True:
@@ -192,9 +191,9 @@ def retry(
 
 
 def caught_out_of_memory(attempt: Callable[[], Result]) -> tuple[list[Result], str]:
-    """The result of ``attempt`` in a list, which is empty if memory ran out; and then the cause, in a sentence.
+    """Call ``attempt``; return its result in a list and "", or an empty list and the cause if memory ran out.
 
-    All that a failed attempt has held is free on return: the error, which holds it through its traceback, is gone.
+    On return nothing holds the tensors of a failed attempt.
     """
     try:
         return [attempt()], ""
@@ -205,10 +204,12 @@ def caught_out_of_memory(attempt: Callable[[], Result]) -> tuple[list[Result], s
 
 
 def in_parts(batch: Batch, part_size: int, work: Callable[[Batch], object]) -> int:
-    """Do ``work``, which either does all of it or nothing, on a batch in host memory, in parts that fit.
+    """Run ``work`` on parts of a batch in host memory, and halve the parts that do not fit.
+
+    A failed call of ``work`` must have no effect.
 
     Returns:
-        Images in a part that fits: ``part_size``, or less if memory ran out.
+        Images in a part that fits: at most ``part_size``.
 
     Raises:
         TrainingError: If a single image does not fit.
@@ -223,9 +224,9 @@ def in_parts(batch: Batch, part_size: int, work: Callable[[Batch], object]) -> i
 
     def halve(cause: str) -> None:
         if sizes[-1] == 1:
-            raise TrainingError(f"{cause}: validating a single image is too much: lower data.image_size")
+            raise TrainingError(f"{cause}: validation of a single image does not fit. Lower data.image_size.")
         sizes.append((sizes[-1] + 1) // 2)
-        log.warning("%s: validation goes on with %d images at a time instead of %d", cause, sizes[-1], sizes[-2])
+        log.warning("%s: validation continues with %d images at a time instead of %d", cause, sizes[-1], sizes[-2])
         parts[:] = [smaller for part in parts for smaller in part.split(sizes[-1])]
 
     retry(do_the_rest, halve)
@@ -233,34 +234,33 @@ def in_parts(batch: Batch, part_size: int, work: Callable[[Batch], object]) -> i
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, the device's or the host's, did not suffice, or was raised on account of that.
+    """Whether an error, or one that was being handled when it was raised, says that memory ran out.
 
-    Leaving a context may fail after memory has run out in it, as ending the recording of a CUDA graph does.
+    For example, the end of a CUDA graph's capture fails after memory ran out during the capture.
     """
-    return any(_says_out_of_memory(each) for each in _with_those_before(error))
+    return any(_says_out_of_memory(each) for each in _chain(error))
 
 
 def _says_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in ALLOCATION_FAILED)
 
 
-def _with_those_before(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that were being handled when it was raised."""
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__context__
 
 
 def free_memory() -> None:
-    """Give everything that is not in use back to the device."""
+    """Return all unused memory to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _in_one_sentence(error: BaseException) -> str:
-    """``CUDA out of memory (tried to allocate 2.00 GiB)``, out of torch's long message."""
-    message = next(str(each) for each in _with_those_before(error) if _says_out_of_memory(each))
+    """Shorten torch's message to ``CUDA out of memory (tried to allocate 2.00 GiB)``."""
+    message = next(str(each) for each in _chain(error) if _says_out_of_memory(each))
     sentences = " ".join(message.split()).split(". ")
     wanted = next((s.strip(". ") for s in sentences if s.lower().startswith("tried to allocate")), None)
     return f"{sentences[0].rstrip('.')} ({wanted[0].lower()}{wanted[1:]})" if wanted else sentences[0].rstrip(".")

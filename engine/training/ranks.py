@@ -1,7 +1,7 @@
-"""The processes of a run agree on the host, over gloo: without waiting for a device, and knowing when one has gone.
+"""Communication between the ranks of a run on the host, over gloo, which never waits for a device.
 
-Every rank asks before and after each window, so a rank that dies is noticed within a step: its connections close. One
-that hangs, or a network that is cut, is noticed after `TIMEOUT`.
+Every rank communicates before and after each window. A rank that dies closes its connections, so the others notice it
+within a step. They notice a rank that hangs, or a broken network, after `TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ from engine.errors import TrainingError
 
 Value = TypeVar("Value")
 TIMEOUT = timedelta(minutes=10)
-"""Longer than anything that the first rank does alone, such as drawing pictures."""
+"""Longer than everything that the first rank does alone, such as drawing pictures."""
 
 
 class Ranks:
-    """What the processes of a run know together; in a single process, what it knows itself."""
+    """Combines values of all ranks on the host; in a single process, returns them unchanged.
+
+    Every method raises a TrainingError if a rank has ended or does not answer.
+    """
 
     def __init__(self) -> None:
-        """Join the group on the host; all ranks must do so at the same point."""
+        """Join the group on the host; all ranks must join at the same point."""
         self.group: Any = _host_group(dist.group.WORLD) if is_parallel() else None
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true on any rank; all must ask.
-
-        Raises:
-            TrainingError: If a rank has gone.
-        """
+        """Whether ``flag`` is true on any rank; all ranks must call this."""
         if self.group is None:
             return flag
         flags = torch.tensor([int(flag)])
@@ -44,11 +43,7 @@ class Ranks:
         return bool(flags)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a small tensor over the ranks, on the host.
-
-        Raises:
-            TrainingError: If a rank has gone.
-        """
+        """The sum of a small tensor over all ranks, on the host."""
         values = values.cpu()
         if self.group is None:
             return values
@@ -58,11 +53,7 @@ class Ranks:
         return values
 
     def gather(self, value: Value) -> list[Value]:
-        """A plain value of every rank, in their order.
-
-        Raises:
-            TrainingError: If a rank has gone.
-        """
+        """The values of all ranks, in the order of the ranks; plain values only."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * dist.get_world_size()
@@ -72,13 +63,13 @@ class Ranks:
 
 
 def is_parallel() -> bool:
-    """Whether this run has several processes."""
+    """Whether this run has several ranks."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager
 def all_present() -> Iterator[None]:
-    """Turn the network's error into one that says what has happened and what to do."""
+    """Turn a failed communication into an error that says what happened and what to do."""
     try:
         yield
     except RuntimeError as error:
@@ -86,12 +77,12 @@ def all_present() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise TrainingError(
-            f"another process of this run has ended or does not answer ({reason}): its own message says why; then go "
-            "on with the same command and --ckpt_path of its last.ckpt"
+            f"another process of this run has ended or does not answer ({reason}). Read the message of that process, "
+            "then resume with the same command and --ckpt_path of the run's last.ckpt."
         ) from error
 
 
 @cache
 def _host_group(world: Any) -> Any:
-    """One group for all who ask; gloo takes tensors on the host, which NCCL does not."""
+    """One group for all callers; gloo accepts tensors on the host, NCCL does not."""
     return dist.new_group(backend="gloo", timeout=TIMEOUT)

@@ -32,7 +32,7 @@ _context.set_forkserver_preload([__name__])
 
 @dataclass
 class RunProcess:
-    """A run that goes on, in a session of its own together with its workers."""
+    """A run in the background, in a session of its own together with its workers."""
 
     process: BaseProcess
     output: Path
@@ -50,7 +50,7 @@ class RunProcess:
         return self.process.is_alive()
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """The exit status, minus the number of a signal that killed it; None if it goes on after ``seconds``."""
+        """The exit status, minus the number of a signal that killed it; None if it still runs after ``seconds``."""
         self.process.join(seconds)
         return self.process.exitcode
 

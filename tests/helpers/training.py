@@ -86,7 +86,8 @@ def make_step(
         "guard": NonFiniteGuard(max_in_a_row=5),
         "memory": MemorySettings(network, batch_size=16, micro_batch_size=micro_batch_size, hooks=hooks),
     }
-    return TrainingStep(**(parts | changes))
+    parts |= changes
+    return TrainingStep(**{"take_step": parts["optimizer"].step, **parts})
 
 
 def flat_gradient(network: nn.Module) -> Tensor:

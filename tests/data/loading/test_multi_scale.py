@@ -50,7 +50,7 @@ def test_window_sampler__one_size_a_window_evenly_drawn_and_the_same_on_all_rank
     for rank in range(2):
         assert sizes(WindowSampler(**arguments, num_replicas=2, rank=rank)) == drawn
     assert sizes(WindowSampler(**arguments, epoch=1)) != drawn
-    assert sizes(WindowSampler(**arguments, start_window=100)) == drawn[100:]  # a resumed run goes on with its sizes
+    assert sizes(WindowSampler(**arguments, start_window=100)) == drawn[100:]  # a resumed run continues with its sizes
     order = [key.index for window in WindowSampler(**arguments) for key in window]
     del arguments["image_sizes"]
     assert order == [key.index for window in WindowSampler(**arguments) for key in window]

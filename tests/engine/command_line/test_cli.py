@@ -37,7 +37,7 @@ def message_of(*args: str) -> str:
         ("--epochs=3", "epochs: no such key: did you mean trainer.max_epochs?"),
         ("--data.batch_size=abc", "data.batch_size: abc: expected int"),
         ("--data.batch_size=0", "data.batch_size: 0: must be at least 1"),
-        ("--data.image_size=650", "data.image_size: 650: must be a multiple of 32: use 640"),
+        ("--data.image_size=650", "data.image_size: 650: must be a multiple of 32. Use 640."),
         ("--data.root=/none.yaml", "/none.yaml: no such file. Give the data.yaml of a data set."),
         ("--model.optimizer.lr=-1", "model.optimizer.lr: -1.0: must be above 0"),
         ("--model.freeze_layers=99", "model.freeze_layers: 99: must be between 0 and 23"),
@@ -56,8 +56,8 @@ def message_of(*args: str) -> str:
         ),
         (
             "--data.micro_batch_size=99",
-            "data.micro_batch_size: 99: is more than data.batch_size (16), the images of a whole optimizer step: "
-            "lower it or raise data.batch_size",
+            "data.micro_batch_size: 99: is more than data.batch_size (16), the images of a whole optimizer step. "
+            "Lower it or raise data.batch_size.",
         ),
         (
             "--model.network=yolo12",

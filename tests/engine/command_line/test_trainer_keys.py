@@ -180,7 +180,7 @@ def test_callbacks__cannot_watch_a_validation_that_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--data.image_size=32", "data.image_size: 32: images must have at least 64 px"),
+        ("--data.image_size=32", "data.image_size: 32: leaves the deepest layers one value per channel"),
         ("--memory.budget=abc", "memory.budget: abc: must be a positive size"),
         ("--model.precision=fp16", "model.precision: fp16: a CPU has no fast fp16"),
         ("--model.loss.box=-1", "model.loss.box: -1.0: must be between 0 and"),

@@ -58,7 +58,7 @@ class Run:
         return [plain for line in lines if (plain := Text.from_ansi(line).plain.rstrip())]
 
     def epoch(self, clock: Clock, number: int, first_step: int = 0) -> None:
-        """A run that goes on in the middle of an epoch hears nothing of its start."""
+        """A run that resumes in the middle of an epoch hears nothing of its start."""
         self.trainer.current_epoch = number
         callbacks = (self.throughput, self.progress)
         for callback in callbacks if first_step == 0 else ():
@@ -109,7 +109,7 @@ def test_progress__counts_validations_into_the_time_left(clock: Clock) -> None:
 
 
 def test_progress__of_a_run_that_goes_on_within_an_epoch(clock: Clock) -> None:
-    """The line goes on where it was, and the time left is that of the steps that are left."""
+    """The line continues where it was, and the time left is that of the steps that are left."""
     run = Run(width=120)
     progress = {"epoch_progress": (1, 2), "batch_progress": (6, 6)}
     epoch, windows = (SimpleNamespace(current=SimpleNamespace(processed=p, ready=r)) for p, r in progress.values())
@@ -117,7 +117,7 @@ def test_progress__of_a_run_that_goes_on_within_an_epoch(clock: Clock) -> None:
     run.trainer.fit_loop = SimpleNamespace(epoch_progress=epoch, epoch_loop=SimpleNamespace(batch_progress=windows))
     run.progress.on_train_start(run.trainer, run.module)
     run.epoch(clock, 1, first_step=6)
-    assert run.texts()[0] == "going on at epoch 2 of 3, step 7 of 10: last.ckpt"
+    assert run.texts()[0] == "resuming at epoch 2 of 3, step 7 of 10: last.ckpt"
     live = [text for text in run.texts() if text.startswith("epoch 2/3")]
     assert " 6/10" in live[0] and any(" 8/10" in text and "ETA >0:00:24" in text for text in live)
     row = next(text.split() for text in run.texts() if text.lstrip().startswith("2/3 "))
@@ -188,4 +188,4 @@ def test_rows__that_nobody_reads_do_not_end_the_run(
     monkeypatch.setattr(run.console, "print", broken_pipe)
     run.progress.on_train_start(run.trainer, run.module)
     run.progress.on_train_epoch_end(run.trainer, run.module)
-    assert caplog.messages[-1] == "nobody reads the output any more: training goes on without it"
+    assert caplog.messages[-1] == "nobody reads the output any more: training continues without it"

@@ -135,13 +135,13 @@ def test_reporter__shows_the_best_epoch(folder: Path, index: object) -> None:
 
 
 def test_reporter__says_which_epoch_best_ckpt_holds(folder: Path, index: object) -> None:
-    """It may be another than the best one that this process has seen: the run went on, or the disk was full."""
+    """It may be another than the best one that this process has seen: the run was resumed, or the disk was full."""
     (folder / "checkpoints").mkdir()
     content = {"epoch": 2, "global_step": 6, "score": 0.9, "state_dict": {}, "yolofit": {}}
     torch.save(content, folder / "checkpoints" / "best.ckpt")
     run(folder, make_trainer(index, current_epoch=4), make_module(0.3))
     text = (folder / "report.html").read_text()
-    assert "Epoch 5, the best one by mAP50-95 since the run went on" in text
+    assert "Epoch 5, the best one by mAP50-95 since the run resumed" in text
     assert "best.ckpt holds epoch 3, mAP50-95 0.9000" in text
 
 

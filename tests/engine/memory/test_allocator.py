@@ -66,7 +66,7 @@ def test_enable_expandable_segments__is_not_too_late_after_importing_torch() -> 
 @pytest.mark.parametrize(
     ("budget", "num_bytes"),
     [
-        # 13 GiB are free, and torch holds 1 GiB and CUDA its context of what is not.
+        # 13 GiB are free; of the rest, torch holds 1 GiB and CUDA its context.
         ("auto", 14 * GIB + CUDA_CONTEXT_BYTES - MARGIN_BYTES),
         ("10GiB", 10 * GIB),
         ("0.5", 8 * GIB),
@@ -88,9 +88,12 @@ def test_resolve_budget__of_a_cpu_is_ram(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ("16GiB", r"^memory\.budget: 16GiB: 16\.0 GiB is more than the 14\.5 GiB free of this device's 16\.0 GiB: use"),
+        (
+            "16GiB",
+            r"^memory\.budget: 16GiB: 16\.0 GiB is more than the 14\.5 GiB free of this device's 16\.0 GiB\.",
+        ),
         ("0.95", r"^memory\.budget: 0\.95: 15\.2 GiB is more than the 14\.5 GiB free"),
-        ("16", r"^memory\.budget: 16: a number without unit is a fraction, 0 to 1: write a size as 14GiB$"),
+        ("16", r"^memory\.budget: 16: a number without unit is a fraction from 0 to 1\. Write a size as 14GiB\.$"),
         ("0", r"^memory\.budget: 0: a number without unit"),
         ("lots", r"^memory\.budget: lots: must be a positive size with its unit, such as 14GiB or 900MiB$"),
     ],

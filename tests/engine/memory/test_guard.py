@@ -16,19 +16,19 @@ FITS = MemorySample(reserved_bytes=11 * GIB, used_bytes=12 * GIB, total_bytes=TO
 FULL = MemorySample(reserved_bytes=int(14.6 * GIB), used_bytes=int(15.6 * GIB), total_bytes=TOTAL)
 SPILLING = MemorySample(reserved_bytes=int(15.9 * GIB), used_bytes=int(15.8 * GIB), total_bytes=TOTAL)
 USUAL_SECONDS = 0.32
-STEPS_IN_A_ROW = 5  # "within five steps": docs/memory.md and the guard's own text
+STEPS_IN_A_ROW = 5  # docs/memory.md promises a report within five steps
 
 Step = tuple[MemorySample, float, float]  # sample, busy seconds, seconds of waiting
 
 
 def steps(sample: MemorySample, count: int, factor: float = 1.0, waited: float = 0.01, seed: int = 0) -> list[Step]:
-    """Steps of the usual length times a factor, 10 % of noise."""
+    """Steps of the usual length times a factor, with 10 % noise."""
     noise = random.Random(seed)
     return [(sample, USUAL_SECONDS * factor * noise.uniform(0.95, 1.05), waited) for _ in range(count)]
 
 
 def replay(trace: Iterable[Step]) -> dict[int, SpillReport]:
-    """Reports by number of the step after which they came."""
+    """Reports by the number of the step that caused them."""
     guard = SpillGuard()
     reports = {number: guard.observe(*step) for number, step in enumerate(trace, start=1)}
     return {number: report for number, report in reports.items() if report is not None}
@@ -38,7 +38,7 @@ def test_observe__reports_a_spill_once_within_five_steps() -> None:
     reports = replay(steps(FITS, 40) + steps(SPILLING, 60, factor=8))
     assert list(reports) == [40 + STEPS_IN_A_ROW]
     report = reports[45]
-    # 1 GiB was in use beside torch's while memory was free, and torch wants 15.9 of 16.
+    # Beside torch, 1 GiB was in use while memory was free; torch needs 15.9 of 16 GiB.
     assert report.beyond_bytes == pytest.approx(0.9 * GIB, abs=MIB)
     assert report.slowdown == pytest.approx(8, rel=0.1)  # the noise of the trace
     assert (report.used_bytes, report.total_bytes) == (SPILLING.used_bytes, TOTAL)
@@ -83,7 +83,7 @@ QUIET_TRACES = {
     "a full card at full speed": steps(FULL, 100),
     "slow steps with memory to spare": steps(FITS, 40) + steps(FITS, 40, factor=8),
     "a loader that becomes slow": steps(FULL, 40) + steps(FULL, 40, waited=5.0),
-    # While it waits, the device catches up, so the busy time was too short: only the launches.
+    # The busy time covers only the launches: the device catches up while the step waits.
     "a slow loader that becomes fast": steps(FULL, 40, factor=0.2, waited=2.0) + steps(FULL, 40),
     "slow first steps": steps(FULL, 3, factor=30) + steps(FULL, 60),
     "single slow steps after validations and checkpoints": [
@@ -119,14 +119,14 @@ def test_observe__finds_every_spill_at_every_speed(seconds: float, factor: float
 def test_sentence__says_what_it_costs_and_what_to_change() -> None:
     report = SpillReport(int(15.8 * GIB), TOTAL, beyond_bytes=2 * GIB, slowdown=8.04)
     assert report.sentence(micro_batch_size=32) == (
-        "VRAM is spilling into system RAM (15.8 GiB of 16.0 GiB in use, this run wants about 2.0 GiB more than there "
-        "is) and a step takes 8.0 times as long as before: lower data.micro_batch_size from 32 to 16 (the effective "
-        "batch stays) or raise model.recompute, or close other programs on the GPU"
+        "VRAM is spilling into system RAM (15.8 GiB of 16.0 GiB in use, this run needs about 2.0 GiB more than the "
+        "card has) and a step takes 8.0 times as long as before. Lower data.micro_batch_size from 32 to 16 (the "
+        "effective batch stays), raise model.recompute, or close other programs on the GPU."
     )
 
 
 def test_sentence__fits_the_cause() -> None:
     sentence = SpillReport(int(15.8 * GIB), TOTAL, beyond_bytes=0, slowdown=None).sentence(micro_batch_size=1)
     assert "other programs have taken memory" in sentence
-    assert "times slower than they could be: raise model.recompute, or close" in sentence
+    assert "times slower than necessary. Raise model.recompute, or close" in sentence
     assert "micro_batch_size" not in sentence

@@ -29,7 +29,7 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 @pytest.fixture
 def version_2(tmp_path: Path) -> Path:
-    """A group of 8 GiB and 2.5 cores in a slice of 4 GiB and 6 cores: the tighter limits count."""
+    """A group of 8 GiB and 2.5 cores in a slice of 4 GiB and 6 cores; the lower limits count."""
     return write(
         tmp_path,
         {
@@ -48,7 +48,7 @@ def version_2(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def version_1(tmp_path: Path) -> Path:
-    """A container: the path in /proc is the host's and is not there; the container's group is the root."""
+    """A container: the path in /proc belongs to the host and does not exist; the container's group is the root."""
     return write(
         tmp_path,
         {

@@ -1,4 +1,4 @@
-"""What the plan counts beside tensors holds against what an H200's driver reported, and follows the card."""
+"""The plan's bytes beside tensors match what the driver of an H200 reported, and depend on the card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The storage tracker sees what is alive, and casts on the meta device are those of CUDA."""
+"""The storage tracker counts what is alive, and casts on the meta device equal those of CUDA."""
 
 from __future__ import annotations
 

@@ -41,5 +41,5 @@ def test_format_bytes__uses_the_largest_unit(num_bytes: int, text: str) -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.integers(min_value=1, max_value=2**50))
 def test_format_bytes__is_read_back(num_bytes: int) -> None:
-    # One decimal of the unit is shown, and there is at least one of it: 5 % of rounding at most.
+    # The text has one decimal and a value of at least 1, so it rounds by 5 % at most.
     assert parse_bytes(format_bytes(num_bytes)) == pytest.approx(num_bytes, rel=0.05)

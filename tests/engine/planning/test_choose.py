@@ -1,4 +1,4 @@
-"""The chooser keeps to the budget, reaches the effective batch, and makes good use of more memory."""
+"""The choice stays within the budget, covers the effective batch, and is faster with more memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIXED_MIB = 900
 
 
 def make_options(per_image_mib: int = 500) -> list[Option]:
-    """Three levels whose memory is affine, like YOLO11l's."""
+    """Three levels with affine memory, like YOLO11l."""
 
     def components(share: float):
         return lambda micro_batch, accumulates: {
@@ -107,8 +107,8 @@ def test_choose__says_what_would_fit_if_nothing_does() -> None:
     with pytest.raises(ConfigError) as error:
         choose(make_options(), GIB, 32)
     assert str(error.value) == (
-        "memory.budget: 1.0 GiB: nothing fits: the least, micro-batch 1 at recompute block, needs 1.1 GiB and 5% of "
-        "the budget as a margin: give 1.2 GiB, lower data.image_size, or take a smaller model.network"
+        "memory.budget: 1.0 GiB: nothing fits. The smallest plan, micro-batch 1 at recompute block, needs 1.1 GiB and "
+        "a margin of 5% of the budget. Give 1.2 GiB, lower data.image_size, or take a smaller model.network."
     )
     enough = choose(make_options(), int(1.2 * GIB), 32)
     assert enough.micro_batch == 1

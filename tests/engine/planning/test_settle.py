@@ -1,4 +1,4 @@
-"""``auto`` becomes numbers before the run: the plan is obeyed, kept to and written down."""
+"""``auto`` becomes numbers before the run; the run follows the plan and writes it down."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def config_of(*args: str) -> object:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A GPU that is not there: its budget can be set, and what the allocator is told is noted."""
+    """A fake GPU: tests set its budget and read the limit that the allocator got."""
     told = SimpleNamespace(budget_bytes=16 * GIB, cap_bytes=None)
     monkeypatch.setattr(settle, "device_of", lambda trainer: torch.device("cuda", 0))
     monkeypatch.setattr(settle, "resolve_budget", lambda memory, device: told.budget_bytes)
@@ -101,7 +101,7 @@ def test_settle__refuses_sizes_before_it_plans() -> None:
 
 def test_settle__says_what_would_do_if_nothing_fits(gpu: SimpleNamespace) -> None:
     gpu.budget_bytes = GIB // 2
-    with pytest.raises(ConfigError, match=r"^memory\.budget: 512\.0 MiB: nothing fits: .*micro-batch 1"):
+    with pytest.raises(ConfigError, match=r"^memory\.budget: 512\.0 MiB: nothing fits\. .*micro-batch 1"):
         settle_memory(config_of(*SMALL, *AUTO))
 
 
@@ -146,8 +146,8 @@ def test_settled_without_plan__gives_numbers_to_validation() -> None:
 
 def test_what_fits__names_an_image_size_that_does() -> None:
     spec = StepSpec(ModelConfig("yolo11n"), num_classes=5, image_size=256, boxes_per_image=5)
-    assert what_fits(spec, int(0.95 * GIB)).startswith("data.image_size 192 fits 972.8 MiB")
-    assert what_fits(replace(spec, image_size=128), GIB // 2).startswith("no image size fits 512.0 MiB")
+    assert what_fits(spec, int(0.95 * GIB)).startswith("Lower data.image_size to 192, which fits 972.8 MiB")
+    assert what_fits(replace(spec, image_size=128), GIB // 2).startswith("No image size fits 512.0 MiB")
 
 
 @pytest.mark.parametrize(
@@ -166,12 +166,12 @@ def test_what_fits__names_an_image_size_that_does() -> None:
 def test_settle__a_process_asks_only_about_its_own_gpu(
     variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one asks of another's opens a CUDA context there, of some 500 MiB that no plan counts."""
+    """A question about another GPU opens a CUDA context there: about 500 MiB that no plan counts."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     asked = fake_gpu.install_two(monkeypatch)
     monkeypatch.setattr(settle, "enable_expandable_segments", lambda: False)
-    monkeypatch.setattr(predict, "_simulated", lambda *_: {})  # a step on the meta device asks torch for real CUDA
+    monkeypatch.setattr(predict, "_simulated", lambda *_: {})  # a simulation asks torch for a real GPU
     config = config_of(*SMALL, *AUTO, "--trainer.devices=2", "--trainer.accelerator=gpu")
     assert settle_memory(config)[1] is not None
     advise_before(config)
@@ -189,7 +189,7 @@ def test_advise_before__leaves_the_gpus_alone_that_a_run_on_the_cpu_does_not_use
 
 
 def test_settle__plans_the_share_of_one_device(gpu: SimpleNamespace) -> None:
-    """A window of 7 images on 2 devices: the larger share has 4, and so has the plan."""
+    """A window of 7 images on 2 devices: the plan is for the larger share, 4 images."""
     config, ahead = settle_memory(config_of(*SMALL, *AUTO, "--data.batch_size=7", "--trainer.devices=2"))
     assert ahead.batch_size == 4 and config.data.micro_batch_size == 4
     _, alone = settle_memory(config_of(*SMALL, *AUTO, "--data.batch_size=4"))
@@ -219,9 +219,9 @@ def test_settle__plans_for_the_largest_image_of_multi_scale_training(gpu: Simple
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("1.0", r"^data\.multi_scale: 1\.0: give a part of data\.image_size from 0 to 0\.9$"),
-        ("-0.1", r"^data\.multi_scale: -0\.1: give a part"),
-        ("0.4", r"^data\.multi_scale: 0\.4: is less than 32 pixels of .* 64, .*: give 0 or at least 0\.5$"),
+        ("1.0", r"^data\.multi_scale: 1\.0: must be a share of data\.image_size from 0 to 0\.9\.$"),
+        ("-0.1", r"^data\.multi_scale: -0\.1: must be a share"),
+        ("0.4", r"^data\.multi_scale: 0\.4: is less than 32 pixels of .* 64, .* Give 0 or at least 0\.5\.$"),
     ],
 )
 def test_settle__rejects_multi_scale_that_cannot_be(gpu: SimpleNamespace, value: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The simulated step is the real one: the same bytes, wherever they can be compared."""
+"""The simulated step has the same bytes as the real one, wherever they can be compared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bytes_of_a_real_step(
 ) -> list[int]:
     """Peak of all storages of each of the first two steps of a training on the CPU, without the window, which a GPU
     leaves on the host."""
-    # On a CPU the window is there already and is not copied; on a GPU every micro-batch is.
+    # On a CPU micro-batches are not copied; on a GPU they are.
     monkeypatch.setattr(Batch, "to", lambda self, device, non_blocking=False: self._map(torch.clone))
     network = make_network(frozen=False)
     config = OptimizerConfig(optimizer)
@@ -62,8 +62,8 @@ def test_simulate_step__equals_a_real_step_on_the_cpu(
     level: str, accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned_bytes = peak_bytes(SMALL, 4, level, accumulate > 1)
-    for real_bytes in bytes_of_a_real_step(level, 4, accumulate, monkeypatch):  # of the first step, too
-        # Far less than the 2 % promised: all that differs is a handful of scalars.
+    for real_bytes in bytes_of_a_real_step(level, 4, accumulate, monkeypatch):
+        # Far less than the promised 2 %: only a few scalars differ.
         assert planned_bytes == pytest.approx(real_bytes, rel=0.001)
 
 
@@ -92,7 +92,7 @@ def test_simulate_step__captured_graphs_keep_gradients_and_one_more_copy_of_the_
     eager = simulate_step(SMALL, 4, "none", accumulates=accumulates)
     captured = simulate_step(small(cuda_graphs=True), 4, "none", accumulates=accumulates)
     image_bytes = 4 * 3 * IMAGE_SIZE**2
-    assert captured["inputs"] - eager["inputs"] == pytest.approx(image_bytes, rel=0.05)  # and some boxes
+    assert captured["inputs"] - eager["inputs"] == pytest.approx(image_bytes, rel=0.05)  # and the boxes
     assert captured["gradients"] == pytest.approx(captured["weights"], rel=0.02)
 
 

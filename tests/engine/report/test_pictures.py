@@ -69,7 +69,7 @@ def test_draw_mistakes__worst_first_and_none_without_mistakes(tmp_path: Path, mo
     assert len(sheets) == 1
 
 
-def test_draw_truth_and_found__go_on_without_a_file(tmp_path: Path) -> None:
+def test_draw_truth_and_found__continue_without_a_file(tmp_path: Path) -> None:
     gone = record([[*BOX, 0, 0.9]], [[*BOX, 0]], str(tmp_path / "gone.png"))
     draw_truth([gone], NAMES, 0.25, tmp_path / "val_batch0_labels.jpg")
     draw_found([gone], NAMES, 0.25, tmp_path / "val_batch0_pred.jpg")

@@ -171,7 +171,7 @@ class TestBest:
         assert "optimizer_states" in read(run, "last")
 
     def test_best__is_of_the_weights_that_were_validated(self, run: Path) -> None:
-        """Also where training goes on in the same epoch."""
+        """Also where training resumes in the same epoch."""
         train(run, [0.3], val_check_interval=2, limit_train_batches=3)
         assert read(run, "best")["state_dict"]["weight"] == 2
 
@@ -278,7 +278,7 @@ class TestPatience:
 
 class TestFolder:
     def test_folder__numbered_beside_the_configured_one_is_that_of_its_own_checkpoints(self, tmp_path: Path) -> None:
-        """The same command, which names ``run``, with --ckpt_path goes on in ``run-2``."""
+        """The same command, which names ``run``, with --ckpt_path resumes in ``run-2``."""
         (tmp_path / "run-2" / "checkpoints").mkdir(parents=True)
         config = RunConfig(tmp_path / "run")
         assert prepare_run_folder(config, tmp_path / "run-2" / "checkpoints" / "last.ckpt").name == "run-2"

@@ -1,4 +1,4 @@
-"""Going on with other settings: what is refused, what is said, and that it is right then."""
+"""Resuming with other settings: what is refused, what is said, and that it is right then."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_going_on__within_an_epoch_refuses_another_batch(
         fit(arguments(data_yaml, folder, *args))
     capsys.readouterr()
     fit(arguments(data_yaml, folder, f"--ckpt_path={last(folder)}"))
-    assert f"going on at epoch 2 of 2, step 2 of 2: {last(folder)}" in capsys.readouterr().out
+    assert f"resuming at epoch 2 of 2, step 2 of 2: {last(folder)}" in capsys.readouterr().out
     assert torch.load(last(folder), weights_only=True)["global_step"] == 4
 
 
@@ -157,7 +157,7 @@ def test_best__is_small_and_is_not_gone_on_from_but_all_else(data_yaml: Path, ru
 
 @pytest.mark.slow
 def test_config_yaml__makes_the_same_run_again(data_yaml: Path, run: Path, tmp_path: Path) -> None:
-    """Of a run that was planned, and that has gone on since: the plan draws no random numbers."""
+    """Of a run that was planned, and that has resumed since: the plan draws no random numbers."""
     planned = arguments(data_yaml, tmp_path / "planned", "--data.micro_batch_size=auto", "--model.recompute=auto")
     fit([*planned, "--trainer.max_epochs=1"])
     again = ["--config", str(tmp_path / "planned" / "config.yaml"), f"--run.folder={tmp_path / 'again'}"]

@@ -1,4 +1,4 @@
-"""``kill -9``, and signals to all processes of a run: it goes on to the very same weights."""
+"""``kill -9``, and signals to all processes of a run: it resumes to the very same weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(300 + 60 * KILLS)
 def test_kill__at_random_moments_changes_nothing(data_yaml: Path, tmp_path: Path) -> None:
-    """Again and again; a checkpoint after every window; each time the run goes on with ``last.ckpt``."""
+    """Again and again; a checkpoint after every window; each time the run resumes with ``last.ckpt``."""
     epochs = f"--trainer.max_epochs={KILLS // 2 + 2}"
     undisturbed = start_run(arguments(data_yaml, tmp_path / "undisturbed", epochs), tmp_path / "undisturbed.txt")
     assert undisturbed.wait() == 0, undisturbed.output.read_text()
@@ -109,7 +109,7 @@ def test_signal__to_all_processes_at_once_ends_with_a_new_checkpoint(data_yaml: 
     before = torch.load(last, weights_only=True)["global_step"]
     run.signal_group(signal.SIGTERM)
     assert run.wait(120) == 2
-    assert f"error: stopped by SIGTERM: go on with the same command and --ckpt_path {last}" in run.output.read_text()
+    assert f"error: stopped by SIGTERM: resume with the same command and --ckpt_path {last}" in run.output.read_text()
     assert "worker" not in run.output.read_text().split("stopping after this window")[1]
     assert torch.load(last, weights_only=True)["global_step"] >= before
     assert workers

@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere goes on to the very same weights."""
+"""A run that was stopped anywhere resumes to the very same weights."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_stop__names_a_checkpoint_only_if_it_is_there(name: str, shown: str, tmp
     path.touch()
     with pytest.raises(Interrupted) as caught:
         LastCheckpoint(path, 0)._stop()
-    assert str(caught.value).endswith(f": go on with the same command and --ckpt_path {shown.format(tmp_path)}")
+    assert str(caught.value).endswith(f": resume with the same command and --ckpt_path {shown.format(tmp_path)}")
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_resume__of_a_run_at_its_end_says_so(
     last = folder / "checkpoints" / "last.ckpt"
     assert "nothing to train" not in capsys.readouterr().out
     fit(arguments(data_yaml, folder, "--trainer.max_epochs=1", f"--ckpt_path={last}"))
-    said = f"nothing to train: {last} is the end of its run: go on with trainer.max_epochs above 1"
+    said = f"nothing to train: {last} is the end of its run: resume with trainer.max_epochs above 1"
     assert said in capsys.readouterr().out
 
 
@@ -149,7 +149,7 @@ def test_resume__of_a_run_at_its_end_says_so(
 def test_resume__from_an_older_checkpoint_takes_back_what_was_logged_after_it(
     data_yaml: Path, tmp_path: Path, undisturbed
 ) -> None:
-    """Once the run has gone on, its logs are those of a run that was never interrupted."""
+    """Once the run has resumed, its logs are those of a run that was never interrupted."""
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[0], folder)
     older = folder / "checkpoints" / "last.previous.ckpt"  # of the second epoch

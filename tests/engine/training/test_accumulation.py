@@ -1,4 +1,4 @@
-"""The gradient of a window does not depend on how the window is cut into micro-batches."""
+"""The gradient of a window does not depend on its split into micro-batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIXTEEN = [*UNEVEN_COUNTS, 4, 0, 0, 7, 1, 30, 2, 5]
 
 
 def window_gradient(network: nn.Module, window: Batch, sizes: list[int], scale: float | None = None) -> Tensor:
-    """The gradient that accumulation gives for micro-batches of the given sizes."""
+    """The accumulated gradient for micro-batches of the given sizes."""
     network = copy_of(network)
     dtype = next(network.parameters()).dtype
     loss = DetectionLoss(head_strides(network))
@@ -46,7 +46,7 @@ def window_gradient(network: nn.Module, window: Batch, sizes: list[int], scale: 
 
 
 def cut(window: Batch, sizes: list[int]) -> list[Batch]:
-    """Micro-batches of given sizes, even where `Batch.split` would not cut so."""
+    """Micro-batches of the given sizes, also those that `Batch.split` does not make."""
     ones = window.split(1)
     parts, start = [], 0
     for size in sizes:
@@ -75,7 +75,7 @@ def lively_reference() -> tuple[nn.Module, Batch, Tensor]:
 
 @cache
 def plain_reference() -> tuple[Batch, Tensor]:
-    """The same of a network as it comes."""
+    """The same for a network with its first weights."""
     window = make_window(SIXTEEN)
     return window, window_gradient(make_network(dtype=torch.float64), window, [16])
 
@@ -87,7 +87,7 @@ class TestSplitWindow:
         assert relative_error(window_gradient(network, window, sizes), reference) <= 1e-12
 
     def test_fp32__equals_one_big_batch(self, sizes: list[int]) -> None:
-        """Against the big batch in fp64: in fp32, its own summation over 16 images is off by 3e-6."""
+        """Compares with the big batch in fp64: in fp32, its sum over 16 images has an error of 3e-6."""
         window, reference = plain_reference()
         assert relative_error(window_gradient(make_network(), window, sizes).double(), reference) <= 1e-6
 
@@ -123,7 +123,7 @@ def test_window_gradient__independent_of_loss_scale() -> None:
 
 @pytest.mark.parity
 def test_window_gradient__matches_reference() -> None:
-    """One window's gradient is that of Ultralytics' loss for one big batch; accumulating theirs is not."""
+    """A window's gradient equals that of Ultralytics' loss for one big batch; accumulating their losses does not."""
     from tests.helpers.reference import ultralytics_loss
 
     network = make_network(dtype=torch.float32)
@@ -169,7 +169,7 @@ def test_split__keeps_the_effective_batch(batch_size: int, micro_batch_size: int
 
 
 def test_back_propagate__keeps_gradients_in_range_however_crowded_the_images_are() -> None:
-    """The sums of a window grow with its boxes; times the provisional scale, they must not, or fp16 would overflow."""
+    """The sums of a window grow with its boxes. Times the provisional scale they must not, or fp16 overflows."""
     norms = []
     for num_boxes in (2, 20, 100):
         network, window = make_network(), make_window([num_boxes] * 2, image_size=128)

@@ -1,6 +1,6 @@
-"""Memory runs out at every single operation of a step, one after the other: the step that is taken is always the same.
+"""Memory runs out at every single operation of a step, one after the other; the result is always the same.
 
-A network of two layers, whose passes are the same bit for bit at the next lower settings, so every difference shows.
+The network has two layers. Its passes are the same bit for bit at the next lower settings, so every difference shows.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def tiny_step(
 
 
 def everything(step: TrainingStep) -> Iterator[tuple[str, Any]]:
-    """All that a step changes and a later step or a checkpoint reads."""
+    """Everything that a step changes and that a later step or a checkpoint reads."""
     yield from step.network.state_dict(prefix="network.").items()
     yield from step.ema.state_dict(prefix="ema.").items()
     for number, state in step.optimizer.state_dict()["state"].items():
@@ -77,7 +77,7 @@ def everything(step: TrainingStep) -> Iterator[tuple[str, Any]]:
 
 
 def after(step: TrainingStep, first_under: Any = None, windows: list[Batch] = WINDOWS) -> dict[str, Any]:
-    """State and outcomes of some steps, the first of which is taken under a dispatch mode."""
+    """State and outcomes after some steps; the first one runs under a dispatch mode."""
     outcomes = []
     for window in windows:
         with first_under if window is windows[0] and first_under is not None else nullcontext():
@@ -92,12 +92,12 @@ def differences(actual: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 
 def same(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(b, Tensor) else repr(a) == repr(b)  # NaN is NaN
+    return torch.equal(a, b) if isinstance(b, Tensor) else repr(a) == repr(b)  # NaN equals NaN
 
 
 @pytest.fixture(autouse=True)
 def collects_no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which takes a tenth of a second each time that room is made."""
+    """Skip garbage collection, which takes 0.1 seconds per failure."""
     monkeypatch.setattr(gc, "collect", lambda: 0)
 
 

@@ -1,4 +1,4 @@
-"""Colors changed by Triton: those of PyTorch's operations; on a GPU, or in Triton's interpreter."""
+"""Colors changed by Triton equal those of PyTorch's operations, on a GPU or in Triton's interpreter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The next micro-batch is on its way before the device begins with the one before it."""
+"""The copy of the next micro-batch starts before the device computes with the current one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_copied_ahead__is_one_ahead_and_never_two(monkeypatch: pytest.MonkeyPatc
 
 
 def test_copied_ahead__on_a_gpu_waits_for_the_copy_it_uses_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams that only note what they are told, in the order of the host."""
+    """Uses streams that only log their calls in the order of the host."""
     events: list[str] = []
     copies = SimpleNamespace(device="cuda")
     computes = SimpleNamespace(wait_stream=lambda stream: events.append("wait"))
@@ -51,6 +51,6 @@ def test_copied_ahead__on_a_gpu_waits_for_the_copy_it_uses_and_no_other(monkeypa
     monkeypatch.setattr(Batch, "tensors", [SimpleNamespace(record_stream=lambda stream: events.append("keep"))])
     for _ in copied_ahead(make_window([1] * 3).split(1), torch.device("cuda")):
         events.append("use")
-    # A wait covers all copies queued before it: the one ahead is queued after the wait for the one in use.
+    # A wait covers all copies queued before it, so the next copy must be queued after the wait.
     expected = "wait copy keep wait copy keep use wait copy keep use wait use"
     assert events == expected.split()

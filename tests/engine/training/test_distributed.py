@@ -1,4 +1,4 @@
-"""Several processes take the step that one would take, at every recompute level."""
+"""Several processes take the same step as one process, at every recompute level."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_STEPS = 5
 
 
 def train(level: str, rank: int | None, shares: Sequence[slice] = ()) -> torch.Tensor:
-    """Weights after five windows of four images: all of them, or this rank's share."""
+    """Weights after five windows of four images, or of this rank's share of them."""
     network = make_network(dtype=torch.float64)
     step = make_step(network, micro_batch_size=2)
     apply_recompute(network, level)
@@ -72,7 +72,7 @@ def train_on_rank(rank: int, folder: str, level: str, shares: Sequence[slice]) -
     ],
 )
 def test_run__several_processes_equal_one(level: str, cuts: list[int], tmp_path: Path) -> None:
-    """In FP64, with uneven shares; each gradient travels once per window, however many micro-batches there are."""
+    """In FP64, with uneven shares. Each gradient is sent once per window for any number of micro-batches."""
     shares = [slice(*pair) for pair in pairwise(cuts)]
     run_together(train_on_rank, (str(tmp_path), level, shares), len(shares))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(shares))]
@@ -83,7 +83,7 @@ def test_run__several_processes_equal_one(level: str, cuts: list[int], tmp_path:
 
 
 def train_with_a_fault(rank: int, folder: str, place: str) -> None:
-    """Memory runs out on the second rank only, in the second window; or spills there, before it."""
+    """On the second rank, memory runs out in the second window or spills before it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     network = make_network(dtype=torch.float64)
@@ -94,7 +94,7 @@ def train_with_a_fault(rank: int, folder: str, place: str) -> None:
             handle = network.model[5].register_full_backward_hook(run_out)
         if is_disturbed and place == "spill":
             step.ask_for_less("VRAM is spilling")
-        # The ranks agree that they have accumulated, add up their losses, then their gradients: the other one waits.
+        # The ranks agree that they have accumulated, then add up their losses and gradients; the other rank waits.
         runs_out = is_disturbed and place == "exchange"
         with OutOfMemoryAt(2, lambda func: func.namespace == "c10d") if runs_out else nullcontext():
             step.run(make_window(COUNTS, seed=seed).split(2)[rank])
@@ -130,7 +130,7 @@ def test_run__adapts_on_all_ranks_together(place: str, tmp_path: Path) -> None:
 
 
 def in_a_group(rank: int, folder: str, work: str) -> None:
-    """Do one of the works below as one of two ranks, and keep what it returns."""
+    """Call one of the functions below as one of two ranks, and save its result."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.save(globals()[work](rank), f"{folder}/{rank}.pt")
@@ -155,7 +155,7 @@ def statistics_after_a_window(rank: int) -> dict:
 
 @pytest.mark.slow
 def test_run__running_statistics_are_the_mean_of_all_ranks(tmp_path: Path) -> None:
-    """Each rank's own, as one process alone would have them, averaged: they go on with one network."""
+    """All ranks continue with the mean of the statistics that each rank has alone."""
     alone = torch.stack([statistics_after_a_window(rank)["network"] for rank in (0, 1)])
     assert relative_error(alone[0], alone[1]) > 1e-4
     ranks = both("statistics_after_a_window", tmp_path)
@@ -204,7 +204,7 @@ def test_run__all_ranks_lower_when_the_optimizer_of_one_runs_out(tmp_path: Path)
 
 
 def train_with_an_overflow(rank: int) -> dict:
-    """The backward pass of the second rank overflows in the second of three windows, as fp16's does."""
+    """The backward pass of the second rank overflows in the second of three windows, as in fp16."""
     network = make_network()
     step = make_step(network, scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     names: list[list[str]] = []
@@ -225,7 +225,7 @@ def train_with_an_overflow(rank: int) -> dict:
 
 @pytest.mark.slow
 def test_run__an_overflow_on_one_rank_is_one_of_all(tmp_path: Path) -> None:
-    """All skip the window, halve the fp16 scale and know which images there were."""
+    """All ranks skip the window, halve the fp16 scale and know its images."""
     ranks = both("train_with_an_overflow", tmp_path)
     assert [rank["scale"]["scale"] for rank in ranks] == [512.0, 512.0]
     assert ranks[0]["scale"] == ranks[1]["scale"]

@@ -17,7 +17,7 @@ def drift(network: nn.Module) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    network(torch.randn(2, 3, 8, 8))  # moves the BatchNorm statistics
+    network(torch.randn(2, 3, 8, 8))  # changes the BatchNorm statistics
 
 
 @pytest.mark.parity

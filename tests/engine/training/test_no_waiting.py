@@ -1,8 +1,8 @@
-"""No line between two optimizer steps makes the host wait for the device.
+"""Nothing between two optimizer steps makes the host wait for the device.
 
-There is no device here: on CPU tensors, what would wait on a GPU is counted instead, at both places where it can be
-seen. Reading a tensor's value from Python (``tolist``, ``cpu``, ``item``, a truth value) is seen by a function mode;
-operators that need a value in order to know the shape of their result, by a dispatch mode, in backward as well.
+Without a device, the test counts on CPU tensors the operations that would wait on a GPU. A function mode sees Python
+read a tensor's value (``tolist``, ``cpu``, ``item``, a truth value). A dispatch mode sees operators that need a value
+to know the shape of their result, also in backward.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ WAITING_OPERATORS = {
 
 
 def our_caller() -> tuple[str, str]:
-    """File and function of this project that the innermost frame belongs to."""
+    """File and function of the innermost frame of this project."""
     frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT))]
     ours = [(Path(f.filename).relative_to(ROOT).as_posix(), f.name) for f in frames if f.filename != __file__]
     return ours[-1] if ours else ("?", "?")
 
 
 class Waits:
-    """What was seen: name of the operation and the place it was called from."""
+    """Collects the names of operations and their callers."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, tuple[str, str]]] = []
 
     def note(self, name: str) -> None:
-        """Count an operation, unless it works on host memory even if there is a device."""
+        """Add an operation, unless it always works on host memory."""
         place = our_caller()
         if place not in HOST_ONLY:
             self.seen.append((name, place))
 
     def during(self, function: Callable[[], Any]) -> list[tuple[str, tuple[str, str]]]:
-        """All that is seen while ``function`` runs."""
+        """The operations that are seen while ``function`` runs."""
         self.seen = []
         with PythonReads(self), WaitingOperators(self):
             function()
@@ -67,7 +67,7 @@ class PythonReads(TorchFunctionMode):
         self.waits = waits
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Note, then do."""
+        """Note the call, then run it."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in READS:
@@ -88,7 +88,7 @@ class WaitingOperators(TorchDispatchMode):
         self.waits = waits
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Note, then do."""
+        """Note the call, then run it."""
         name = func.overloadpacket.__name__
         masks = name in ("index", "index_put", "index_put_", "_index_put_impl_") and any(map(is_mask, args[1]))
         if name in WAITING_OPERATORS or masks:
@@ -105,7 +105,7 @@ def is_mask(index: Any) -> bool:
 
 
 def third_step(step: TrainingStep) -> list[tuple[str, tuple[str, str]]]:
-    """What is seen in the third step, when lazily made state exists."""
+    """The operations of the third step, when all state exists."""
     windows = [make_window([2, 0, 5, 1], seed=seed) for seed in range(3)]
     step.run(windows[0])
     step.run(windows[1])

@@ -95,12 +95,12 @@ def test_guard__ends_with_the_diagnosis_after_as_many_as_allowed(caplog: pytest.
         pytest.raises(
             TrainingError,
             match=r"^2 windows in a row had an inf or NaN gradient, the last with b\.jpg; it begins in the output of "
-            r"model\.9\.cv1\.conv, of b\.jpg: lower model\.optimizer\.lr, ",
+            r"model\.9\.cv1\.conv, of b\.jpg\. Lower model\.optimizer\.lr, ",
         ),
     ):
         guard.record(False, ["b.jpg"])
     assert guard.num_skipped == 3
-    assert "skipped (3 in all)" in caplog.text
+    assert "skipped (3 in total)" in caplog.text
 
 
 def test_guard__shows_a_few_names_of_a_large_window(caplog: pytest.LogCaptureFixture) -> None:

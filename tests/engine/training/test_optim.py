@@ -59,7 +59,7 @@ def give_gradients(network: nn.Module, value: float | None = None) -> None:
 
 
 def without_state(name: str, network: nn.Module, momentum: float = 0.937) -> torch.optim.Optimizer:
-    """The same optimizer as torch makes it: its state comes with its first step."""
+    """The same optimizer as torch makes it: its first step creates its state."""
     optimizer = build_optimizer(network, OptimizerConfig(name=name, lr=0.01, momentum=momentum), 64)
     optimizer.state.clear()
     return optimizer
@@ -95,8 +95,8 @@ def test_build_optimizer__has_the_state_of_every_trained_parameter_at_once(name:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_build_optimizer__goes_on_from_a_checkpoint_without_state(name: str) -> None:
-    """Runs of earlier versions that were saved before their first step have none."""
+def test_build_optimizer__resumes_from_a_checkpoint_without_state(name: str) -> None:
+    """Earlier versions saved none before the first step."""
     network = small_network()
     optimizer = build_optimizer(network, OptimizerConfig(name=name), batch_size=64)
     optimizer.load_state_dict(without_state(name, small_network()).state_dict())
@@ -109,7 +109,7 @@ def test_build_optimizer__goes_on_from_a_checkpoint_without_state(name: str) -> 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("num_skipped", [1, 3])
 def test_step_if__skipped_first_steps_leave_no_trace(name: str, num_skipped: int) -> None:
-    """Fused SGD of torch itself keeps whatever lay in memory as its momentum, which may be anything."""
+    """Torch's fused SGD keeps uninitialized memory as its momentum."""
     ours, theirs = small_network(), small_network()
     before = [p.clone() for p in ours.parameters()]
     optimizers = [build_optimizer(network, OptimizerConfig(name=name), 64) for network in (ours, theirs)]

@@ -1,4 +1,4 @@
-"""Memory that runs out at any place of a step costs an attempt, never an image or a gradient."""
+"""Memory that runs out anywhere in a step costs an attempt, never an image or a gradient."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Faults:
             step.network.model[10].register_forward_pre_hook(lambda *_: self.strike())
         elif place == "loss":
             step.loss = self.before(step.loss)
-        elif place == "backward":  # in the middle: gradients of the later layers are there already
+        elif place == "backward":  # the later layers have gradients already
             step.network.model[10].register_full_backward_hook(lambda *_: self.strike())
         else:
             step.take_step = self.before(step.take_step)
@@ -133,7 +133,7 @@ def test_run__gives_up_at_a_single_image_and_says_what_would_fit() -> None:
     faults = Faults(step, "forward", set(range(1, 100)))
     with pytest.raises(TrainingError, match=r"tried to allocate 2\.00 GiB\).*use data\.image_size 448"):
         train(step)
-    assert faults.num_raised <= 4 + 2 + 1  # log2(16) + 2 lowerings, and the last straw
+    assert faults.num_raised <= 4 + 2 + 1  # log2(16) + 2 lowerings, and the last failure
     assert (step.memory.micro_batch_size, step.memory.recompute) == (1, "block")
 
 
@@ -174,7 +174,7 @@ def test_lower__says_what_changes_and_what_stays(caplog: pytest.LogCaptureFixtur
     assert memory.history[0].step == 7
 
 
-def test_settings__go_on_lowered_in_a_resumed_run_unless_the_user_has_changed_them() -> None:
+def test_settings__stay_lowered_in_a_resumed_run_unless_the_user_has_changed_them() -> None:
     memory = MemorySettings(make_network(), 32, 16)
     memory.lower("full", step=3)
     memory.lower("full", step=5)
@@ -197,7 +197,7 @@ def test_retry__has_freed_the_failed_attempt_before_it_lowers() -> None:
         held.append(weakref.ref(activations))
         raise torch.OutOfMemoryError(CUDA_MESSAGE)
 
-    gc.disable()  # reference counts alone must do
+    gc.disable()  # reference counts alone must free the tensors
     try:
         assert retry(attempt, lambda cause: alive.append(held[0]() is not None)) == "done"
     finally:
@@ -256,13 +256,13 @@ def test_in_parts__gives_up_at_a_single_image() -> None:
     def work(part: Batch) -> None:
         raise torch.OutOfMemoryError(CUDA_MESSAGE)
 
-    with pytest.raises(TrainingError, match=r"lower data\.image_size"):
+    with pytest.raises(TrainingError, match=r"Lower data\.image_size"):
         in_parts(make_window([1, 1]), 2, work)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 8, 9, 64])
 def test_lower__recomputes_before_it_takes_fewer_images(micro_batch_size: int) -> None:
-    """BatchNorm sees each micro-batch alone, so its size changes the numbers; recomputing does not."""
+    """The size of a micro-batch changes the numbers of BatchNorm; recomputing does not."""
     memory = MemorySettings(make_network(), 64, micro_batch_size)
     memory.lower("CUDA out of memory", step=0)
     assert (memory.micro_batch_size, memory.recompute) == (micro_batch_size, "elementwise")

@@ -11,14 +11,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_check_precision__rejects_fp16_on_cpu() -> None:
-    with pytest.raises(ConfigError, match=r"^model\.precision: fp16: .* use bf16 or fp32$"):
+    with pytest.raises(ConfigError, match=r"^model\.precision: fp16: .* Use bf16 or fp32\.$"):
         check_precision("fp16", CPU)
 
 
 def test_check_precision__rejects_bf16_on_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "RTX 2080")
-    with pytest.raises(ConfigError, match=r"^model\.precision: bf16: RTX 2080 has no bf16 units: use fp16$"):
+    with pytest.raises(ConfigError, match=r"^model\.precision: bf16: RTX 2080 has no bf16 units\. Use fp16\.$"):
         check_precision("bf16", CUDA)
     check_precision("fp16", CUDA)
 
@@ -40,7 +40,7 @@ def test_build_scaler__works_only_for_fp16() -> None:
 
 
 def test_build_scaler__loses_few_windows_while_it_finds_the_scale_of_a_new_network() -> None:
-    """A new YOLO11l needs 2**7 at most; docs/troubleshooting.md promises a few skips, and ten in a row end a run."""
+    """A new YOLO11l needs 2**7 at most. docs/troubleshooting.md promises a few skips; ten in a row end a run."""
     network, scaler = make_network(), build_scaler("fp16", CPU)
     step = make_step(network, scaler=scaler)
     weight = network.model[0].conv.weight

@@ -1,4 +1,4 @@
-"""Whole runs in several processes, as torchrun starts them, against one process."""
+"""Whole runs in several processes, as torchrun starts them, compared with one process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def data_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(data_yaml: Path, folder: Path, *more: str) -> list[str]:
-    """Windows of 6, 6 and 4 images; SGD, because AdamW turns rounding of gradients near 0 into steps."""
+    """Windows of 6, 6 and 4 images, and SGD: AdamW would turn rounding of gradients near 0 into steps."""
     return quickstart_arguments(
         data_yaml,
         folder,
@@ -78,13 +78,13 @@ def test_fit__several_processes_are_one(num_ranks: int, data_yaml: Path, single:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine images to train on, so that windows of 4 leave one over, and a single one to validate with."""
+    """Nine training images, so that windows of 4 leave one over, and one validation image."""
     return make_boards(tmp_path_factory, num_train=9, num_val=1)
 
 
 @pytest.mark.slow
 def test_fit__a_process_without_an_image_changes_nothing(few: Path, tmp_path: Path) -> None:
-    """Neither in the last window nor in validation, where it would end the run or leave the others waiting."""
+    """Neither in the last window nor in validation does it end the run or make the others wait."""
     more = ("--data.batch_size=4", "--data.micro_batch_size=1", "--trainer.max_epochs=1")
     alone = start_run(arguments(few, tmp_path / "alone", *more), tmp_path / "output.txt")
     assert alone.wait(120) == 0, alone.output.read_text()
@@ -98,7 +98,7 @@ def test_fit__a_process_without_an_image_changes_nothing(few: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_fit__all_take_the_leanest_plan(few: Path, tmp_path: Path) -> None:
-    """The second one's, which was made for a device with less room."""
+    """The second rank planned for a device with less memory."""
     args = arguments(
         few, tmp_path / "run", "--trainer.max_epochs=1", "--data.batch_size=8", "--data.micro_batch_size=4"
     )
@@ -124,7 +124,7 @@ def test_fit__what_keeps_one_process_from_beginning_ends_all_with_one_line(
 
 @pytest.mark.slow
 def test_fit__an_error_of_all_processes_is_printed_once(few: Path, tmp_path: Path) -> None:
-    """Weights that run away, in training, and a wrong key, before."""
+    """Weights that diverge during training, and a wrong key before it."""
     away = ("--model.optimizer.lr=1e30", "--model.schedule.warmup_epochs=0", "--model.max_skipped_windows=2")
     for number, more in enumerate((away, ("--data.image_size=650",))):
         (tmp_path / str(number)).mkdir()
@@ -148,7 +148,7 @@ def test_fit__a_process_that_dies_ends_the_others_within_a_minute(data_yaml: Pat
     assert status == 2, output
     assert time.monotonic() - killed < 60
     assert "error: another process of this run has ended or does not answer" in output.splitlines()[-1]
-    assert "--ckpt_path of its last.ckpt" in output.splitlines()[-1]
+    assert "--ckpt_path of the run's last.ckpt" in output.splitlines()[-1]
 
     verify_checkpoint(last, "--ckpt_path")
     epochs = torch.load(last, weights_only=True)["epoch"] + 2
@@ -165,8 +165,8 @@ def test_fit__a_signal_to_one_process_stops_all_with_a_checkpoint(data_yaml: Pat
     wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", ranks[0])
     os.kill(ranks[1].pid, signal.SIGTERM)
     assert [rank.wait(60) for rank in ranks] == [2, 2]
-    assert "error: stopped by another process: go on with" in ranks[0].output.read_text()
-    assert "error: stopped by SIGTERM: go on with" in ranks[1].output.read_text()
+    assert "error: stopped by another process: resume with" in ranks[0].output.read_text()
+    assert "error: stopped by SIGTERM: resume with" in ranks[1].output.read_text()
 
 
 def wait_for(path: Path, run: RunProcess) -> None:

@@ -26,7 +26,7 @@ def trace(config: ScheduleConfig, epochs: int, steps: int, name: str = "sgd") ->
 
 
 def reference(decay: str, epochs: int, steps: int, name: str = "sgd") -> list[dict[str, tuple]]:
-    """The Ultralytics recipe, written out: stairs per epoch, warm-up per batch while ni <= nw."""
+    """The Ultralytics recipe: one rate per epoch, warm-up per batch while ni <= nw."""
     warmup = round(min(3, epochs - 1) * steps)
     rows = []
     for ni in range(epochs * steps):

@@ -1,4 +1,4 @@
-"""One optimizer step as a whole: what it changes, what it skips, and that it never waits."""
+"""One optimizer step as a whole: what it changes and what it skips."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_run__skipping_equals_never_having_seen_the_window() -> None:
 
 
 def spoil(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    norm.running_var.data[3] = float("nan")  # as a variance that overflows
+    norm.running_var.data[3] = float("nan")  # like a variance that overflows
 
 
 def test_run__skips_a_window_that_spoils_only_the_statistics(caplog: pytest.LogCaptureFixture) -> None:
@@ -143,10 +143,10 @@ def test_run__takes_one_value_per_channel_where_statistics_are_frozen() -> None:
 
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_run__ends_with_the_statistics_of_the_last_good_window(at: int) -> None:
-    """``last.ckpt`` may be written on the way out, while the window after the skipped ones is under way."""
+    """The run may write ``last.ckpt`` when it ends, during the window after the skipped ones."""
     network = make_network(frozen=False)
     step = make_step(network, guard=NonFiniteGuard(max_in_a_row=1))
-    step.guard.diagnose = lambda: str(network(torch.rand(4, 3, 64, 64)).keys())  # moves them too
+    step.guard.diagnose = lambda: str(network(torch.rand(4, 3, 64, 64)).keys())  # changes the statistics too
     for seed in range(at - 1):
         step.run(make_window(COUNTS, seed=seed))
     step.settle()
@@ -185,7 +185,7 @@ def test_run__scaler_unscales_once_and_backs_off_on_overflow() -> None:
     assert step.num_steps_taken == 1
 
 
-def test_state_dict__goes_on_where_it_was() -> None:
+def test_state_dict__restores_steps_and_scale() -> None:
     step = make_step(make_network(), micro_batch_size=2, scaler=torch.amp.GradScaler("cpu", init_scale=8.0))
     step.run(make_window(COUNTS))
     state = step.state_dict()
@@ -223,7 +223,7 @@ def test_assert_fp32__names_what_is_not() -> None:
 
 
 def test_run__averages_weights_with_the_number_of_the_step() -> None:
-    """As docs/configuration.md has it: the decay at update t, from 1 on, is ``decay * (1 - exp(-t / ramp_steps))``."""
+    """docs/configuration.md: the decay at update t, counted from 1, is ``decay * (1 - exp(-t / ramp_steps))``."""
     network = make_network()
     ema = WeightAverage(network, EmaConfig(decay=0.9, ramp_steps=2.0))
     step = make_step(network, ema=ema)
@@ -235,7 +235,7 @@ def test_run__averages_weights_with_the_number_of_the_step() -> None:
     torch.testing.assert_close(flat_weights(ema.network).double(), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_state_dict__goes_on_with_lowered_settings() -> None:
+def test_state_dict__restores_lowered_settings() -> None:
     step, other = (make_step(make_network(), micro_batch_size=4) for _ in range(2))
     step.memory.lower("CUDA out of memory", step=0)
     step.memory.lower("CUDA out of memory", step=0)
