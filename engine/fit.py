@@ -32,7 +32,7 @@ def main(args: list[str] | None = None) -> CommandLine:
     if cli.trainer.is_global_zero and cli.memory_ahead is not None:
         print(cli.memory_ahead)
     last = cli.config.run.folder / CHECKPOINTS / LAST
-    with speaking_once(), explained_faults(last), all_present(), explained_by_lightning():
+    with speaking_once(cli.trainer.strategy), explained_faults(last), all_present(), explained_by_lightning():
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
     for failure in cli.checkpoint_io.failures.values():
         raise TrainingError(failure)

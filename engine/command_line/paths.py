@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
+
+from jsonargparse import Namespace
 
 from engine.errors import ConfigError
 
@@ -37,18 +38,20 @@ def expanded(text: str, key: str) -> str:
     return path
 
 
-def expand_paths(config: Any) -> None:
-    """Put home folders and variables into every path of a parsed configuration.
+def expand_paths(config: Namespace) -> Namespace:
+    """Return a copy of a parsed configuration with home folder and variables put into every path.
 
     Raises:
         ConfigError: See `expanded`.
     """
+    config = config.clone()
     for key in PATH_KEYS:
         value = config[key]
         if value is not None:
             config[key] = type(value)(expanded(str(value), key))
     for key in ("callbacks", "logger", "profiler"):
         _expand_arguments(config.trainer[key], f"trainer.{key}")
+    return config
 
 
 def _expand_arguments(value: Any, key: str) -> None:

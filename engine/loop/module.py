@@ -107,6 +107,11 @@ class Detector(L.LightningModule):
         """Images on the device at a time, as it is now."""
         return self.memory.micro_batch_size
 
+    def ask_for_less(self, cause: str) -> str:
+        """Have all devices lower their settings after the next step; return a sentence that says so."""
+        self.step.ask_for_less(cause)
+        return "the next step ends with lower settings, on all devices alike"
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over the trainable parameters."""
         optimizer = build_optimizer(self.network, self.config.optimizer, self.batch_size)
@@ -148,17 +153,17 @@ class Detector(L.LightningModule):
             take_step=optimizer.step,
         )
         if self._step_state is not None:
-            self.step.load_state_dict(self._step_state)
-            self._adopt_settings()
+            self.step.load_state_dict(self._step_state | self._steps_in_new_epochs(self._step_state))
+            for group, own in zip(optimizer.optimizer.param_groups, self._group_settings, strict=True):
+                group |= own
         self.memory.agree_over_ranks(self.step.ranks)
 
-    def _adopt_settings(self) -> None:
-        """Where a run goes on with other settings than its checkpoint's: the optimizer's, and the schedule's place."""
-        for group, own in zip(self.optimizers().optimizer.param_groups, self._group_settings, strict=True):
-            group |= own
-        if self._former_steps_per_epoch:
-            num_epochs = self.step.num_steps_taken / self._former_steps_per_epoch
-            self.step.num_steps_taken = round(num_epochs * self.step.schedule.steps_per_epoch)
+    def _steps_in_new_epochs(self, state: dict[str, Any]) -> dict[str, int]:
+        """Convert the steps taken to the present steps per epoch, so that the schedule keeps its place in epochs."""
+        if not self._former_steps_per_epoch:
+            return {}
+        num_epochs = state["num_steps_taken"] / self._former_steps_per_epoch
+        return {"num_steps_taken": round(num_epochs * self.step.schedule.steps_per_epoch)}
 
     def _schedule(self) -> Schedule:
         epochs = self.trainer.max_epochs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,29 +59,23 @@ class MemoryMonitor(L.Callback):
 
     def __init__(
         self,
-        folder: Path,
         config: MemoryConfig = MemoryConfig(),  # noqa: B008  frozen
         *,
         plan: PlannedMemory | None = None,
         budget_bytes: int | None = None,
-        adapt: Callable[[], str] | None = None,
         probe: Probe | None = None,
     ) -> None:
         """Watch a run.
 
         Args:
-            folder: The run folder.
             config: What to do about spilling, and whether to record allocations.
             plan: What was predicted, if it was.
             budget_bytes: What training may use, for the picture.
-            adapt: Makes training need less memory and says how; called on a spill, under ``adapt``.
             probe: Samples memory; by default, that of the module's device.
         """
-        self.folder = folder
         self.config = config
         self.plan = plan
         self.budget_bytes = budget_bytes
-        self.adapt = adapt
         self.probe: Any = probe
         self.guard = SpillGuard()
         self._log: MemoryLog | None = None
@@ -99,9 +93,13 @@ class MemoryMonitor(L.Callback):
             except OSError as error:
                 _warn_of_disk(path, error, "training goes on")
 
+    def mark_recovery(self, sentence: str) -> None:
+        """Mark that memory ran out and the step is repeated with less: `RecoveryHooks.on_recovery`."""
+        self.mark(OOM_RECOVERY)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Learn which folder the first process has chosen."""
-        self.folder = trainer.strategy.broadcast(self.folder)
+        """Learn the run folder, which the first process has chosen."""
+        self.folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the log."""
@@ -225,8 +223,8 @@ class MemoryMonitor(L.Callback):
         if self.config.on_spill == "stop":
             raise TrainingError(sentence)
         log.warning(sentence)
-        if self.config.on_spill == "adapt" and self.adapt is not None:
-            log.warning("memory.on_spill: adapt: %s", self.adapt())
+        if self.config.on_spill == "adapt":
+            log.warning("memory.on_spill: adapt: %s", module.ask_for_less("VRAM is spilling"))
             self.guard.rearm()
 
     def _finish(self, trainer: L.Trainer, device: torch.device) -> None:
