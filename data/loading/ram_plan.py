@@ -1,4 +1,4 @@
-"""Plans the RAM of the loader before the run, and adapts the plan between epochs.
+"""Plans the RAM of the loader before the run.
 
 Three things take RAM: windows that wait for training, decoded images that mosaics are made of, and the cache. If
 workers are not forked, all three lie in /dev/shm. `plan_loading` fits them into a budget and says what it chose and
@@ -31,10 +31,9 @@ RAM_SHARE = 0.6  # of the available RAM that the loader may plan with: the rest 
 SHM_SHARE = 0.8
 FLOOR_SHARE = 0.1  # of the available RAM: with less left than this no cache grows any more
 WORKER_BYTES = 150 * 2**20  # of a worker's own, beyond what it shares
-MAX_WORKERS = 8  # to begin with; a measured stall adds more
+MAX_WORKERS = 8  # of ``auto``
 VALIDATION_WORKERS = 2  # most of the validation loader's
 PREFETCH = 2  # windows ahead per worker
-STALL_SHARE = 0.05  # of an epoch's time: less waiting than this is not worth another process
 NUM_SAMPLES = 64
 SLOW_DECODE_RATIO = 2.0  # originals of this many times the image size are dearer to decode than to read decoded
 DISK_RESERVE_BYTES = 2 * GIB
@@ -299,29 +298,22 @@ def open_caches(
             file = folder / f"decoded-{id(dataset):x}-{np.random.SeedSequence().entropy:x}.bin"
         floor_bytes = 0 if plan.cache == "disk" else plan.floor_bytes
         source.cache = DecodedCache(plan.cached_images, slot_bytes, file, available_bytes, floor_bytes)
-    else:
-        open_recent_images(dataset, plan)
+    elif plan.recent_images:
+        source.cache = RecentImages(dataset.pools, plan.recent_images, slot_bytes)
     if plan.cache == "files":
         paths = (Path(source.index.path(image)) for image in range(len(source)))
         sizes_bytes = np.fromiter((path.stat().st_size for path in paths), np.int64, len(source))
         source.files = FileCache(sizes_bytes, available_bytes, plan.floor_bytes)
 
 
-def open_recent_images(dataset: TrainDataset, plan: LoadPlan) -> None:
-    """Keep as many decoded pictures for mosaics as a plan says, if any; those that were kept are dropped."""
-    if plan.recent_images:
-        slot_bytes = 3 * dataset.source.image_size**2
-        dataset.source.cache = RecentImages(dataset.pools, plan.recent_images, slot_bytes)
-
-
-def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> LoadPlan:
-    """The plan of a run under way with another number of workers, as far as there is room; the cache stays.
+def most_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> int:
+    """Return how many of ``workers`` have room beside the cache of a run under way.
 
     Args:
         plan: What the loader takes now.
         host: What is left beside it.
         volume: What is loaded.
-        workers: Processes that are wanted.
+        workers: Wanted number of worker processes.
     """
     recent_bytes = plan.recent_images * volume.slot_bytes
     given_back_bytes = plan.window_bytes + plan.workers * WORKER_BYTES + recent_bytes
@@ -329,34 +321,4 @@ def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> 
     if shm_bytes is not None:
         shm_bytes += reserved_bytes(plan.workers, plan.prefetch, volume.window_bytes) + recent_bytes
     host = replace(host, ram_bytes=host.ram_bytes + given_back_bytes, shm_bytes=shm_bytes)
-    fresh = plan_loading(host, volume, "none", workers)
-    recent_images = fresh.recent_images if plan.recent_images else 0
-    cache_bytes = plan.cache_bytes - recent_bytes + recent_images * volume.slot_bytes
-    return replace(
-        plan,
-        workers=fresh.workers,
-        prefetch=fresh.prefetch,
-        recent_images=recent_images,
-        window_bytes=fresh.window_bytes,
-        cache_bytes=cache_bytes,
-        ram_bytes=fresh.window_bytes + cache_bytes + fresh.workers * WORKER_BYTES,
-    )
-
-
-def next_workers(stall_share: float, workers: int, cores: int, is_memory_short: bool = False) -> int:
-    """How many workers the next epoch should have.
-
-    Args:
-        stall_share: Part of the last epoch's time that training waited for a window.
-        workers: Of the last epoch.
-        cores: Processor cores.
-        is_memory_short: RAM ran low; fewer workers also mean fewer windows in flight.
-
-    Returns:
-        Half as many if memory is short; half as many again, up to the cores, if training waited; else the same.
-    """
-    if is_memory_short:
-        return min(max(workers // 2, 1), workers)
-    if stall_share > STALL_SHARE:
-        return min(workers + max(workers // 2, 1), max(cores, workers))
-    return workers
+    return plan_loading(host, volume, "none", workers).workers

@@ -39,7 +39,6 @@ from engine.loop.processes import WindowParallel, check_images_per_device, strat
 from engine.loop.progress import TrainingProgress
 from engine.loop.reporter import RunReporter
 from engine.loop.throughput import Throughput
-from engine.loop.workers import WorkerAdapter
 from engine.machine.devices import count_devices, device_of
 from engine.memory.allocator import budget_bytes_of
 from engine.memory.config import MemoryConfig
@@ -223,9 +222,9 @@ class CommandLine(LightningCLI):
         throughput = Throughput()
         advisor = PaceAdvisor(throughput)
         callbacks = [throughput, *self._progress(throughput), *added, advisor, monitor]
-        callbacks += [RunReporter(folder, advisor.findings), WorkerAdapter(throughput)]
+        callbacks += [RunReporter(folder, advisor.findings), *default_callbacks(folder, config.run)]
         return self.instantiate_trainer(
-            callbacks=callbacks + default_callbacks(folder, config.run),
+            callbacks=callbacks,
             logger=combined_loggers(config.trainer.logger, default_loggers(folder, num_steps_behind)),
             plugins=[self.checkpoint_io],
             default_root_dir=folder,

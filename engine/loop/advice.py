@@ -60,8 +60,7 @@ def print_advice(findings: Iterable[Finding], console: Console | None = None) ->
 class PaceAdvisor(L.Callback):
     """Says whether the loader or the device sets the pace: once it is known, and when that changes.
 
-    It looks at the loader that is at work, never at what was asked for: workers come and go between epochs
-    (`engine.loop.workers`), a cache may be filling, have no room or be given up.
+    It judges the cache in use, not the configured one: a cache may still fill, have no room or be given up.
     """
 
     def __init__(self, throughput: Throughput, console: Console | None = None) -> None:
@@ -76,15 +75,17 @@ class PaceAdvisor(L.Callback):
         self.findings: list[Finding] = []
         """Everything that was said, for reports."""
         self._is_data_bound: bool | None = None
-        self._loader: LoaderInUse | None = None
-        self._num_steps_before = 0  # with another loader: their waiting says nothing about this one
+        self._cache: tuple[str, bool] | None = None
+        self._num_steps_before = 0  # steps with another state of the cache
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notice that the loader is another one, or its cache full, and judge it anew."""
+        """Judge the loader again if its cache is now full or was given up."""
         loader: LoaderInUse = trainer.datamodule.loader_in_use()
-        if loader != self._loader:
-            self._loader, self._num_steps_before = loader, self.throughput.num_steps_measured
-            self._is_data_bound = self._is_data_bound and None  # what was said of a loader that sufficed, holds
+        cache = loader.cache, loader.is_filling_cache
+        if cache != self._cache:
+            self._cache, self._num_steps_before = cache, self.throughput.num_steps_measured
+            if self._is_data_bound:  # a loader that was fast enough still is
+                self._is_data_bound = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

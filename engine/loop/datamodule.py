@@ -24,12 +24,10 @@ from data.loading.loader import build_train_loader, build_validation_loader
 from data.loading.ram_plan import (
     CacheMode,
     Host,
-    change_workers,
     fit_validation,
     measure_volume,
-    next_workers,
+    most_workers,
     open_caches,
-    open_recent_images,
     plan_loading,
     worker_count,
 )
@@ -80,10 +78,9 @@ class DetectionData(L.LightningDataModule):
             rectangular_validation: Pad validation images to the multiple of 32 above their own two sides, not to a
                 square: less work and never more VRAM. Metrics change a little, as there is less gray, but do not
                 depend on the batch size. No effect on training.
-            workers: Processes that prepare images; 0 prepares them in this one. Each takes some 150 MiB of RAM and
-                keeps three windows in it, in /dev/shm where they are not forked. ``auto``: one for each core but one,
-                up to 8, as there is room; between epochs more where training waited, up to the cores, and fewer where
-                RAM ran short.
+            workers: Processes that prepare images; 0 prepares them in the training process. Each takes about 150 MiB
+                of RAM and three windows, which lie in /dev/shm where workers are not forked. ``auto`` takes one for
+                each core but one, up to 8, as far as RAM allows.
             cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit, up to 3 * image_size**2
                 bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto``
                 what fits of these, or compressed files in RAM, which take the size of the files.
@@ -100,7 +97,6 @@ class DetectionData(L.LightningDataModule):
         check_sizes(batch_size, micro_batch_size, image_size, multi_scale)
         if micro_batch_size == "auto":
             raise ConfigError("data.micro_batch_size: auto: is settled by engine.fit; in a program, give a number")
-        self.has_auto_workers = workers == "auto"
         workers = worker_count(workers, available_cores())
         if workers < 0:
             raise ConfigError(f"data.workers: {workers}: must not be negative")
@@ -174,6 +170,7 @@ class DetectionData(L.LightningDataModule):
         self.volume = replace(volume, largest_size=image_sizes(self.image_size, self.multi_scale)[-1])
         self.validation_workers, host = self._fit_validation()
         self.loading = plan_loading(host, self.volume, self.cache, self.workers)
+        rank_zero_only(print)(self.loading.describe())
         self._first_epoch: int | None = None  # in which caches are filled
         open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
         self.repeats = image_repeats(index, tuple(self.class_names), self.balance)
@@ -193,35 +190,18 @@ class DetectionData(L.LightningDataModule):
             disk_bytes=free_disk_bytes(cache_folder()) // num_processes,
         )
 
-    def change_workers(self, workers: int) -> bool:
-        """Plan the next training loader with another number of workers, as far as there is room; caches stay.
-
-        Returns:
-            Whether it will have another number than the one in use.
-        """
-        plan = change_workers(self.loading, self._host(), self.volume, workers)
-        if plan.workers == self.loading.workers:
-            return False
-        self.loading = plan
-        open_recent_images(self.train_dataset, plan)
-        return True
-
     def loader_in_use(self) -> LoaderInUse:
         """What prepares training images now, and what it could be: for advice."""
         plan, host, source = self.loading, self._host(), self.train_dataset.source
         kept = source.files if plan.cache == "files" else source.cache
         is_given_up = plan.cache != "none" and kept is not None and kept.is_closed
         cache = "none" if is_given_up else plan.cache
-        wanted = plan.workers
-        if self.has_auto_workers and self.trainer.current_epoch + 1 < self.max_epochs:
-            wanted = next_workers(1.0, plan.workers, host.cores, ram_available_bytes() < plan.floor_bytes)
         fitting = plan_loading(host, self.volume, "auto", plan.workers).cache if self.cache == "none" else "none"
         return LoaderInUse(
             workers=plan.workers,
             cores=host.cores,
             cache=cache,
-            next_workers=change_workers(plan, host, self.volume, wanted).workers,
-            most_workers=change_workers(plan, host, self.volume, max(host.cores - 1, 1)).workers,
+            most_workers=most_workers(plan, host, self.volume, max(host.cores - 1, 1)),
             is_cache_given_up=is_given_up,
             is_filling_cache=cache != "none" and self.trainer.current_epoch == self._first_epoch,
             cache_that_fits=fitting if fitting in ("ram", "disk") else "",
