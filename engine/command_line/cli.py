@@ -245,7 +245,8 @@ class CommandLine(LightningCLI):
         return list(added) if isinstance(added, Sequence) else [added]
 
     def _progress(self, throughput: Throughput) -> list[Callback]:
-        return [] if self.config.trainer.enable_progress_bar is False else [TrainingProgress(throughput)]
+        trainer = self.config.trainer
+        return [] if trainer.enable_progress_bar is False else [TrainingProgress(throughput, trainer.max_steps)]
 
     def _go_on(self, path: Path) -> int:
         """Compare the settings with those of a checkpoint; return the number of optimizer steps before it."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from math import isnan, nan
+from math import ceil, isnan, nan
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
@@ -37,9 +37,16 @@ COLUMNS = {  # name: width; a row fits a terminal of 80 characters
 class TrainingProgress(ProgressBar):
     """Losses, images/s, GPU memory, share of time spent waiting for data, and time to the end of the run."""
 
-    def __init__(self, throughput: Throughput) -> None:
+    def __init__(self, throughput: Throughput, max_steps: int = -1) -> None:
+        """Show the progress of a run.
+
+        Args:
+            throughput: Measures the speed.
+            max_steps: Optimizer steps after which the run ends; -1 for no limit.
+        """
         super().__init__()
         self.throughput = throughput
+        self.max_steps = max_steps
         self.console = get_console()  # shared, so that others' lines go above the live one
         self._enabled = True
         self._live: Progress | None = None
@@ -195,10 +202,15 @@ class TrainingProgress(ProgressBar):
         )
 
     def _eta(self, trainer: L.Trainer, num_epochs_done: int, num_steps_done: int) -> str:
-        """Time to the end; in the first epoch without the validations, whose duration is not known yet."""
-        num_epochs = trainer.max_epochs - num_epochs_done
-        num_steps = int(trainer.num_training_batches) * num_epochs - num_steps_done
-        seconds = num_steps * self.throughput.seconds_per_step + num_epochs * (self._pause_seconds or 0.0)
+        """Estimate the time to the end; ``>`` in the first epoch, which does not know how long a validation takes."""
+        steps_per_epoch = int(trainer.num_training_batches)
+        num_steps = steps_per_epoch * (trainer.max_epochs - num_epochs_done) - num_steps_done
+        if self.max_steps >= 0:
+            num_steps = min(num_steps, max(self.max_steps - trainer.global_step, 0))
+        num_pauses = ceil((num_steps_done + num_steps) / steps_per_epoch)
+        seconds = num_steps * self.throughput.seconds_per_step + num_pauses * (self._pause_seconds or 0.0)
+        for timer in (callback for callback in trainer.callbacks if isinstance(callback, Timer)):
+            seconds = min(seconds, timer.time_remaining() or 0.0)
         return f"{'>' if self._pause_seconds is None else ''}{format_duration(seconds)}"
 
 

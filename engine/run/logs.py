@@ -38,6 +38,7 @@ class MetricsCsv(Logger):
         """
         super().__init__()
         self._path = folder / METRICS
+        self._first_step = num_steps_behind
         self._rows = [row for row in read_rows(self._path) if int(row[STEP]) < num_steps_behind]
 
     @property
@@ -64,6 +65,7 @@ class MetricsCsv(Logger):
         row = {name: str(float(value)) for name, value in metrics.items()} | {STEP: str(step)}
         if "epoch" in row:
             row["epoch"] = str(int(metrics["epoch"]))
+            self._rows = [old for old in self._rows if not self._is_resumed(old, row["epoch"])]
         if self._rows and self._rows[-1][STEP] == row[STEP]:
             self._rows[-1] |= row
         else:
@@ -72,6 +74,10 @@ class MetricsCsv(Logger):
             self._write()
         except OSError as error:
             log.warning("%s: cannot be written (%s): the next row tries again", self._path, error.strerror)
+
+    def _is_resumed(self, row: dict[str, str], epoch: str) -> bool:
+        """Whether a row is of the part of an epoch before the resume; the row of the whole epoch replaces it."""
+        return row.get("epoch") == epoch and int(row[STEP]) < self._first_step
 
     def _write(self) -> None:
         text = io.StringIO()

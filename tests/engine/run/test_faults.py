@@ -136,6 +136,18 @@ def test_metrics_csv__goes_on_behind_the_checkpoint(tmp_path: Path) -> None:
     ]
 
 
+def test_metrics_csv__has_one_row_of_an_epoch_that_was_resumed_within(tmp_path: Path) -> None:
+    log = MetricsCsv(tmp_path)
+    log.log_metrics({"epoch": 0, "a": 0.0}, 2)
+    log.log_metrics({"epoch": 1, "a": 1.0}, 3)  # where trainer.max_steps has ended the run
+    resumed = MetricsCsv(tmp_path, num_steps_behind=4)
+    resumed.log_metrics({"epoch": 1, "a": 2.0}, 5)
+    assert [(row["epoch"], row["step"], row["a"]) for row in read_rows(tmp_path / "metrics.csv")] == [
+        ("0", "2", "0.0"),
+        ("1", "5", "2.0"),
+    ]
+
+
 def test_event_files__that_the_disk_refuses_are_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
