@@ -1,8 +1,8 @@
 """Find objects in pictures and videos: ``python -m engine.predict --ckpt_path best.ckpt --source FOLDER``.
 
-Writes a copy of each picture with boxes, ``labels/NAME.txt`` in YOLO's form, and ``predictions.json`` in COCO's.
-With ``--tile 640`` large pictures are looked at piece by piece. What cannot be read is named and passed over; the exit
-status is 0, or 2 if that happened or nothing was done.
+It writes a copy of each picture with boxes, ``labels/NAME.txt`` in YOLO's form, and ``predictions.json`` in COCO's.
+``--tile 640`` cuts large pictures into tiles. A file that cannot be read is named and skipped. The exit status is 0,
+or 2 if a file was skipped or nothing was done.
 """
 
 from __future__ import annotations
@@ -15,25 +15,33 @@ from pathlib import Path
 import torch
 
 from data.errors import DataError
-from engine.command_line.arguments import CommandParser, path_option, path_text
+from engine.command_line.arguments import (
+    CommandParser,
+    add_checkpoint_option,
+    add_nms_options,
+    nms_config,
+    path_option,
+    path_text,
+)
 from engine.errors import ConfigError, run_command
 from engine.inference.predictor import Predictor
 from engine.inference.results import PredictionFolder, summary_line
 from engine.inference.sources import find_files, read_frames
-from engine.run.checkpoint import EXAMPLE, load_network
+from engine.run.checkpoint import load_network
+from engine.run.folder import numbered
 from models.detection.postprocess import NmsConfig
 
 MIN_TILE_PX = 32  # a cell of the network's coarsest head
-SHOWN_COLUMNS = 120  # where the output is no terminal
+SHOWN_COLUMNS = 120  # width of the output if it is not a terminal
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def main(args: list[str] | None = None) -> Path:
-    """Predict as the command line says; returns the folder of the results.
+    """Predict as the command line says; return the folder of the results.
 
     Raises:
         ConfigError: If an option is wrong, or the results cannot be written.
-        DataError: At the end, if a picture could not be read; the results of the others are there.
+        DataError: At the end, if a picture could not be read. The results of the other pictures exist.
     """
     options = _parse(args)
     nms = _check(options)
@@ -55,21 +63,21 @@ def main(args: list[str] | None = None) -> Path:
 
 
 class Unread:
-    """What could not be read: each is named in a warning at once, all are counted at the end."""
+    """Counts the files that could not be read, and prints a warning for each."""
 
     def __init__(self) -> None:
         self.num_files = 0
 
     def add(self, error: DataError) -> None:
-        """Name one; the others go on."""
+        """Count one file and print its error."""
         self.num_files += 1
         print(f"warning: {error}", file=sys.stderr)
 
     def raise_if_any(self, folder: Path) -> None:
-        """End with the exit status of an error, although the rest is done.
+        """End with the exit status of an error if a file could not be read.
 
         Raises:
-            DataError: If there were some.
+            DataError: If there was one.
         """
         if self.num_files:
             what = f"{self.num_files} of the files or folders could not be read"
@@ -77,7 +85,7 @@ class Unread:
 
 
 def _predict(predictor: Predictor, files: list[Path], folder: PredictionFolder, unread: Unread) -> None:
-    """Write, and say in a line each, what is in the pictures; the JSON file also if this ends early."""
+    """Write the results and print one line per picture; the JSON file is also written if an error ends this early."""
     width = shutil.get_terminal_size((SHOWN_COLUMNS, 24)).columns
     try:
         for frame in read_frames(files, unread.add):
@@ -96,18 +104,12 @@ def _check(options: argparse.Namespace) -> NmsConfig:
     if 0 < options.tile < MIN_TILE_PX:
         rule = f"must be at least {MIN_TILE_PX} pixels, or 0 for the whole picture at once"
         raise ConfigError(f"--tile: {options.tile}: {rule}")
-    try:
-        return NmsConfig(options.conf, options.iou, multi_label=False, max_detections=options.max_detections)
-    except ValueError as error:
-        message = str(error).replace("nms.confidence", "nms.conf")
-        raise ConfigError(message.replace("model.nms.", "--")) from error
+    return nms_config(options, multi_label=False)
 
 
 def _parse(args: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(prog="python -m engine.predict", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--ckpt_path", type=path_option("--ckpt_path"), required=True, help=f"such as {EXAMPLE}; or an Ultralytics .pt"
-    )
+    add_checkpoint_option(parser)
     what = "pictures, folders, list files (.txt), glob patterns and videos"
     parser.add_argument("--source", nargs="+", required=True, type=path_text("--source"), help=what)
     parser.add_argument(
@@ -115,9 +117,7 @@ def _parse(args: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tile", type=int, default=0, help="side of tiles in pixels; 0: the whole picture at once")
     parser.add_argument("--overlap", type=float, default=0.2, help="of tiles, as a share of one; default: %(default)s")
-    parser.add_argument("--conf", type=float, default=0.25, help="least score; default: %(default)s")
-    parser.add_argument("--iou", type=float, default=NmsConfig.iou, help="greatest overlap; default: %(default)s")
-    parser.add_argument("--max_detections", type=int, default=1000, help="in a picture; default: %(default)s")
+    add_nms_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1; default: %(default)s")
     return parser.parse_args(args)
 
@@ -135,19 +135,13 @@ def _device(name: str) -> torch.device:
 
 
 def _fresh(folder: Path) -> Path:
-    """The folder, or ``-2``, ``-3``, ... if there is something in it.
+    """Return the folder, or ``-2``, ``-3``, ... if it has content.
 
     Raises:
-        ConfigError: If there is, and it has no name of its own, as ``.`` and ``/``.
-        OSError: If it is no folder.
+        ConfigError: If it has content, and no name to append a number to.
+        OSError: If it is a file.
     """
-    fresh, number = folder, 1
-    while fresh.exists() and any(fresh.iterdir()):
-        if folder.name in ("", ".."):
-            raise ConfigError(f"--output: {folder}: is not empty: choose another folder")
-        number += 1
-        fresh = folder.with_name(f"{folder.name}-{number}")
-    return fresh
+    return next(one for one in numbered(folder, "--output") if not one.exists() or not any(one.iterdir()))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 from engine.command_line.paths import expanded
 from engine.errors import ConfigError
+from engine.run.checkpoint import EXAMPLE
+from models.detection.postprocess import NmsConfig
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -63,5 +65,32 @@ def path_option(name: str) -> Callable[[str], Path]:
 
 
 def path_text(name: str) -> Callable[[str], str]:
-    """The same for one that stays text, such as a pattern."""
+    """Return the type of an option whose path stays text, such as a pattern."""
     return lambda text: expanded(text, name)
+
+
+def add_checkpoint_option(parser: CommandParser) -> None:
+    """Add ``--ckpt_path``, the weights to use."""
+    about = f"such as {EXAMPLE}; or an Ultralytics .pt"
+    parser.add_argument("--ckpt_path", type=path_option("--ckpt_path"), required=True, help=about)
+
+
+def add_nms_options(parser: CommandParser, condition: str = "") -> None:
+    """Add the options of non-maximum suppression; ``condition`` begins their help."""
+    score, overlap, most = "least score", "largest overlap of two boxes", "most boxes in an image"
+    end = "; default: %(default)s"
+    parser.add_argument("--conf", type=float, default=0.25, help=f"{condition}{score}{end}")
+    parser.add_argument("--iou", type=float, default=NmsConfig.iou, help=f"{condition}{overlap}{end}")
+    parser.add_argument("--max_detections", type=int, default=1000, help=f"{condition}{most}{end}")
+
+
+def nms_config(options: argparse.Namespace, multi_label: bool = NmsConfig.multi_label) -> NmsConfig:
+    """Read the options of `add_nms_options`.
+
+    Raises:
+        ConfigError: If one is out of range.
+    """
+    try:
+        return NmsConfig(options.conf, options.iou, multi_label, max_detections=options.max_detections)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("model.nms.confidence", "--conf").replace("model.nms.", "--")) from error

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
@@ -54,7 +56,7 @@ def prepare_run_folder(config: RunConfig, ckpt_path: Path | None, num_steps_behi
         return folder
     own = None if ckpt_path is None else _own_folder(folder, ckpt_path)
     try:
-        folder = _new_folder(config.folder) if own is None else own
+        folder = own or next(one for one in numbered(folder, "run.folder") if _claim(one))
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run.folder: {folder}: cannot be made ({error.strerror}): choose another") from error
@@ -77,14 +79,21 @@ def _own_folder(folder: Path, ckpt_path: Path) -> Path | None:
     return None
 
 
-def _new_folder(configured: Path) -> Path:
-    folder, number = configured, 1
-    while not _claim(folder):
-        if configured.name in ("", ".."):
-            raise ConfigError(f"run.folder: {configured}: is not empty: choose another folder")
-        number += 1
-        folder = configured.with_name(f"{configured.name}-{number}")
-    return folder
+def numbered(folder: Path, key: str) -> Iterator[Path]:
+    """Yield a folder, then ``folder-2``, ``folder-3``, ...
+
+    Args:
+        folder: The first one.
+        key: The key or option that named it, for messages.
+
+    Raises:
+        ConfigError: After the first one, if it has no name to append a number to, such as ``.`` and ``/``.
+    """
+    yield folder
+    if folder.name in ("", ".."):
+        raise ConfigError(f"{key}: {folder}: is not empty: choose another folder")
+    for number in count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
 
 
 def _take_along(ckpt_path: Path, folder: Path, num_steps_behind: int) -> None:
