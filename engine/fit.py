@@ -40,7 +40,7 @@ def main(args: list[str] | None = None) -> CommandLine:
         limit = "a larger trainer.max_steps, trainer.max_time or run.patience"
         if not cli.trainer.should_stop:
             limit = f"trainer.max_epochs above {cli.config.trainer.max_epochs}"
-        print(f"nothing to train: {cli.ckpt_path} is the end of its run: go on with {limit}")
+        print(f"nothing to train: {cli.ckpt_path} is the end of its run: resume with {limit}")
     return cli
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a live line for the epoch at hand, a table row for each one done."""
+"""The progress of training in the terminal: a live line for the epoch, a table row for each finished epoch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLUMNS = {  # name: width; a row fits a terminal of 80 characters
 
 
 class TrainingProgress(ProgressBar):
-    """Losses, images/s, GPU memory, share of time spent waiting for data, and time to the end of the run."""
+    """Shows losses, images/s, GPU memory, the share of time spent waiting for data, and the time to the end."""
 
     def __init__(self, throughput: Throughput, max_steps: int = -1) -> None:
         """Show the progress of a run.
@@ -47,15 +47,15 @@ class TrainingProgress(ProgressBar):
         super().__init__()
         self.throughput = throughput
         self.max_steps = max_steps
-        self.console = get_console()  # shared, so that others' lines go above the live one
+        self.console = get_console()  # shared with advice, whose lines then appear above the live line
         self._enabled = True
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._refreshed = 0.0
-        self._epoch: int | None = None  # the one at hand
+        self._epoch: int | None = None
         self._epoch_started = 0.0
-        self._first_step = 0  # of this epoch in this process: a run may go on in its middle
-        self._pause_seconds: float | None = None  # of an epoch beside its steps: loader's start, validation
+        self._first_step = 0  # of this epoch in this process: a run may resume within an epoch
+        self._pause_seconds: float | None = None  # of an epoch outside its steps: start of the loader, validation
 
     def disable(self) -> None:
         """Show nothing."""
@@ -66,10 +66,10 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where a run goes on, and print the head of the table."""
+        """Print where a resumed run continues, and the head of the table."""
         if self._enabled:
             if trainer.ckpt_path is not None:
-                self._print(f"going on at {_position(trainer)}: {trainer.ckpt_path}")
+                self._print(f"resuming at {_position(trainer)}: {trainer.ckpt_path}")
             self._print(_row(tuple(COLUMNS)), style="bold")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,7 +80,7 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Open the live line where a run goes on in the middle of an epoch, or after a validation there."""
+        """Open the live line after a resume, or a validation, within an epoch."""
         if self._epoch != trainer.current_epoch:
             self._begin_epoch(trainer, batch_idx)
         if self._live is None:
@@ -89,7 +89,7 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the live line, a few times a second at most."""
+        """Move the live line, at most a few times a second."""
         self._advance(batch_idx + 1, lambda: self._live_text(trainer, pl_module, batch_idx + 1))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -97,13 +97,7 @@ class TrainingProgress(ProgressBar):
         self._open("validation", int(sum(trainer.num_val_batches)))
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Move the live line."""
         self._advance(batch_idx + 1, lambda: "")
@@ -115,7 +109,7 @@ class TrainingProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's row."""
         self._close()
-        if self._epoch == trainer.current_epoch:  # and not one of which only the validation was left
+        if self._epoch == trainer.current_epoch:  # a resumed run may only validate
             num_steps = int(trainer.num_training_batches) - self._first_step
             in_steps_seconds = self.throughput.seconds_per_step * num_steps
             self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
@@ -123,18 +117,18 @@ class TrainingProgress(ProgressBar):
             self._print(_row(self._cells(trainer, pl_module)))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Close the live line."""
         self._close()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the terminal back."""
+        """Close the live line."""
         self._close()
 
     def _print(self, row: str, style: str | None = None) -> None:
-        """Print a row; training goes on if nobody reads any more, as behind ``| head`` or in a lost terminal."""
+        """Print a row; training continues if nobody reads the output, as behind ``| head`` or in a lost terminal."""
         try:
             self.console.print(row, style=style, highlight=False, soft_wrap=True)
-        except SystemExit:  # how rich answers a broken pipe, after it has led the output to nowhere
+        except SystemExit:  # rich raises it for a broken pipe, after it has redirected the output
             log.warning("nobody reads the output any more: training goes on without it")
 
     def _begin_epoch(self, trainer: L.Trainer, first_step: int) -> None:
@@ -159,7 +153,7 @@ class TrainingProgress(ProgressBar):
         self._task = self._live.add_task(description, total=total, completed=completed, text=text)
         self._text_width = self.console.width - len(f"{description}  {total}/{total}  ") - BAR_WIDTH
         self._live.start()
-        self._refreshed = 0.0  # the first step shows at once
+        self._refreshed = 0.0  # shows the first step at once
 
     def _advance(self, completed: int, text: Callable[[], str]) -> None:
         now = time.monotonic()
@@ -186,11 +180,11 @@ class TrainingProgress(ProgressBar):
             parts.append(f"ETA {self._eta(trainer, trainer.current_epoch, num_steps_done)}")
         text = "  ".join(parts)
         if len(text) > self._text_width and module.last_outcome is not None:
-            text = "  ".join(parts[1:])  # the losses stand in the epoch's row too
+            text = "  ".join(parts[1:])  # the epoch's row has the losses too
         return text
 
     def _cells(self, trainer: L.Trainer, module: Any) -> tuple[str, ...]:
-        metrics = trainer.callback_metrics | module.epoch_statistics.summary()  # the former's are the last epoch's
+        metrics = trainer.callback_metrics | module.epoch_statistics.summary()  # the former are of the last epoch
         return (
             f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
             *(f"{float(metrics[f'train/{name}_loss']):.2f}" for name in ("box", "cls", "dfl")),
@@ -215,30 +209,30 @@ class TrainingProgress(ProgressBar):
 
 
 def _position(trainer: L.Trainer) -> str:
-    """Where a run is that goes on, for people, who count from 1."""
+    """Describe where a resumed run continues; people count from 1."""
     epoch, windows = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
     place = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
     if epoch.processed == epoch.ready:
         return place
     num_steps = int(trainer.num_training_batches)
-    return (
-        f"{place}, {f'step {windows.processed + 1} of {num_steps}' if windows.processed < num_steps else 'validation'}"
-    )
+    if windows.processed >= num_steps:
+        return f"{place}, validation"
+    return f"{place}, step {windows.processed + 1} of {num_steps}"
 
 
 def format_duration(seconds: float) -> str:
-    """Hours, minutes and seconds, such as ``1:02:03`` or, after four days, ``100:00:00``."""
+    """Format as hours, minutes and seconds, such as ``1:02:03`` or, after four days, ``100:00:00``."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def _score(score: float) -> str:
-    """A dash where there was no validation, or no object to find in it."""
+    """Format a score; a dash if there was no validation, or no object in it."""
     return "-" if isnan(score) else f"{score:.4f}"
 
 
 def gpu_gib(device: torch.device) -> str:
-    """Peak allocated memory on the device so far in GiB, or a dash without a GPU."""
+    """Return the peak allocated memory of the device in GiB; a dash without a GPU."""
     return f"{torch.cuda.max_memory_allocated(device) / GIB:.1f}" if device.type == "cuda" else "-"
 
 

@@ -1,7 +1,6 @@
-"""Going on from a checkpoint with other settings: what cannot be right is refused, what changes the run is said.
+"""Resuming with other settings: refuses those that cannot be right, and names those that change the run.
 
-Every ``last.ckpt`` holds the settings of the run that has written it, by key. They are compared with those of the run
-that goes on: see `check_settings`.
+Every ``last.ckpt`` holds the settings of its run by key; `check_settings` compares them with those of the resumed run.
 """
 
 from __future__ import annotations
@@ -15,26 +14,26 @@ from engine.run.checkpoint_io import verify_checkpoint
 
 KEY = "--ckpt_path"
 REFUSED = ("model.network", "model.optimizer.name", "model.freeze_layers")
-"""What decides which weights there are, and what the optimizer knows of each."""
+"""Settings that decide which weights exist, and what the optimizer knows of each."""
 WITHOUT_EFFECT = (
     "data.workers",
     "data.cache",
     "data.micro_batch_size",
-    "data.max_epochs",  # is trainer.max_epochs
-    "data.seed",  # is seed_everything
-    "model.weights",  # the start's, which has been
+    "data.max_epochs",  # follows from trainer.max_epochs
+    "data.seed",  # follows from seed_everything
+    "model.weights",  # only read at the start
     "model.recompute",
     "model.recompute_layers",
     "model.fused_kernels",
     "model.cuda_graphs",
     "model.max_skipped_windows",
 )
-"""Settings of the data and the model that change how, but not what is computed; all of other sections do neither."""
+"""Settings of data and model that change how a run computes, but not what. Other sections never change it."""
 COMPARED_BESIDE = ("seed_everything", "trainer.max_epochs", "trainer.limit_train_batches")
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """What decides what a run computes, as plain values by key.
+    """Return what decides the results of a run, as plain values by key.
 
     Args:
         config: A parsed configuration.
@@ -48,7 +47,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The checkpoint of a run that can go on from it.
+    """Read a checkpoint from which a run can resume.
 
     Raises:
         ConfigError: If it is missing, damaged, not a yolofit checkpoint, or holds weights only.
@@ -57,29 +56,32 @@ def read_state(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path, KEY)
     if "optimizer_states" not in checkpoint:
         raise ConfigError(
-            f"{KEY}: {path}: holds weights only, from which a run cannot go on: give the last.ckpt of that run, or "
+            f"{KEY}: {path}: holds weights only, from which a run cannot resume: give the last.ckpt of that run, or "
             f"start from these weights with --model.weights {path}"
         )
     return checkpoint
 
 
 def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any], class_names: list[str]) -> list[str]:
-    """Compare the settings of a run with those of the checkpoint that it goes on from.
+    """Compare the settings of a run with those of the checkpoint that it resumes from.
 
     Args:
         path: The checkpoint, for messages.
         checkpoint: Its content.
-        ours: The run's `settings_of`.
-        class_names: Of the run's data set.
+        ours: `settings_of` the run.
+        class_names: The classes of the run's data set.
 
     Returns:
         A line for each difference that is allowed.
 
     Raises:
-        ConfigError: If the run cannot go on with these settings.
+        ConfigError: If the run cannot resume with these settings.
     """
     about = checkpoint["yolofit"]
-    known = {"model.network": about["network"], "data.image_size": about["image_size"]}  # all that older ones know
+    known = {
+        "model.network": about["network"],
+        "data.image_size": about["image_size"],
+    }  # older checkpoints have only these
     theirs = about.get("settings", known)
     check_classes(about["class_names"], class_names, f"{KEY}: {path}")
     changed = [key for key in theirs if key in ours and theirs[key] != ours[key]]
@@ -104,7 +106,7 @@ def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any],
 
 
 def _progress(checkpoint: dict[str, Any]) -> tuple[int, bool]:
-    """Epochs that a checkpoint's run had finished, and whether it was in the middle of another."""
+    """Return the number of finished epochs of a checkpoint, and whether it is within another epoch."""
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     return epochs["processed"], epochs["processed"] < epochs["ready"]
 

@@ -1,6 +1,6 @@
-"""Checkpoints and weights from elsewhere, with messages that name the option. Reading a file never runs code.
+"""Reads checkpoints and weights of other origin. Messages name the option. Reading a file never runs code.
 
-A yolofit checkpoint is Lightning's, plus a description of the network in plain values under ``yolofit``.
+A yolofit checkpoint is Lightning's plus a description of the network in plain values under ``yolofit``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXAMPLE = "runs/fit/checkpoints/best.ckpt"
 
 
 def network_description(network: str, class_names: list[str], image_size: int) -> dict[str, Any]:
-    """What it takes to build the network again: stored in each checkpoint under ``yolofit``."""
+    """Return what is needed to build the network again; each checkpoint stores it under ``yolofit``."""
     return {
         "network": network,
         "num_classes": len(class_names),
@@ -32,14 +32,14 @@ def network_description(network: str, class_names: list[str], image_size: int) -
 
 
 def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
-    """Load a yolofit checkpoint onto the CPU, without executing anything in it.
+    """Load a yolofit checkpoint onto the CPU without running code from it.
 
     Args:
         path: The file.
         key: The option that named it, for messages.
 
     Raises:
-        ConfigError: If there is no such file, or it is not a whole yolofit checkpoint.
+        ConfigError: If the file is missing or not a complete yolofit checkpoint.
     """
     if not Path(path).is_file():
         raise ConfigError(f"{key}: {path}: no such file: give a checkpoint such as {EXAMPLE}")
@@ -54,15 +54,15 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
 
 
 def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
-    """Refuse weights that tell other things apart than the data set does. Numbers count: names may be translated.
+    """Refuse weights of other classes than the data set's. Numbers decide: names may be translated.
 
     Args:
-        theirs: Names of the file's classes.
-        ours: Names of the data set's classes.
+        theirs: Class names of the file.
+        ours: Class names of the data set.
         key: The option that named the file, for messages.
 
     Raises:
-        ConfigError: If there are more classes on one side, or a name stands for another number.
+        ConfigError: If the numbers of classes differ, or a name has another number.
     """
     remedy = "use the data.yaml that it was trained with"
     if len(theirs) != len(ours):
@@ -75,10 +75,10 @@ def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
 
 
 def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str) -> Transfer:
-    """Start a network from a file of any kind that `models.weights.saved_weights` reads; its classes may be others.
+    """Load weights into a network from any file that `models.weights.saved_weights` reads; its classes may differ.
 
     Args:
-        network: Takes what fits.
+        network: Takes the weights that fit.
         path: The file.
         ours: The `network_description` of the network.
         key: The option that named the file, for messages.
@@ -97,7 +97,7 @@ def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str)
 
 
 def check_weights(path: Path, network: str, key: str) -> None:
-    """Refuse a file that `load_weights` could not start a network from.
+    """Check that `load_weights` could use a file.
 
     Raises:
         ConfigError: If it cannot be read, or holds another network.
@@ -119,33 +119,33 @@ def _read_weights_for(path: Path, network: str) -> SavedWeights:
 
 @dataclass
 class LoadedNetwork:
-    """A network as a file has it, with everything it takes to use it."""
+    """The network of a file, with everything that its use needs."""
 
     network: nn.Module
-    """In evaluation mode, FP32, on the CPU."""
+    """In evaluation mode, in FP32 on the CPU."""
     name: str
     """Such as ``yolo11l``."""
     class_names: list[str]
-    """By class number."""
+    """Names by class number."""
     image_size: int
-    """Side of its square input in pixels."""
+    """Side of the square input in pixels."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """What it takes to build the network again."""
+        """What is needed to build the network again."""
         return network_description(self.name, self.class_names, self.image_size)
 
 
 def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedNetwork:
-    """Build the very network that a file describes, of any kind that `models.weights.saved_weights` reads.
+    """Build the network that a file describes; any file that `models.weights.saved_weights` reads.
 
     Args:
         path: The file.
         key: The option that named it, for messages.
-        default_image_size: Where the file does not know its own.
+        default_image_size: Image size in pixels if the file has none.
 
     Raises:
-        ConfigError: If the file cannot be read, or does not hold all of one of our networks.
+        ConfigError: If the file cannot be read, or does not hold one of yolofit's networks completely.
     """
     try:
         saved = read_weights(path)
@@ -167,7 +167,7 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
 
 
 def base_network(network: str) -> str:
-    """``yolo11n`` of ``yolo11n-seg``: the same up to the head."""
+    """Return ``yolo11n`` for ``yolo11n-seg``: the two differ only in the head."""
     return network.split("-")[0]
 
 
@@ -179,5 +179,5 @@ def _num_classes(saved: SavedWeights) -> int:
 
 
 def some(names: list[str], most: int = 3) -> str:
-    """The first of several names, for messages."""
+    """Join the first of several names, for messages."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

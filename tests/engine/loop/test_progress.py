@@ -135,7 +135,7 @@ def test_progress__of_a_run_that_goes_on_within_an_epoch(clock: Clock) -> None:
     run.trainer.fit_loop = SimpleNamespace(epoch_progress=epoch, epoch_loop=SimpleNamespace(batch_progress=windows))
     run.progress.on_train_start(run.trainer, run.module)
     run.epoch(clock, 1, first_step=6)
-    assert run.texts()[0] == "going on at epoch 2 of 3, step 7 of 10: last.ckpt"
+    assert run.texts()[0] == "resuming at epoch 2 of 3, step 7 of 10: last.ckpt"
     live = [text for text in run.texts() if text.startswith("epoch 2/3")]
     assert " 6/10" in live[0] and any(" 8/10" in text and "ETA >0:00:24" in text for text in live)
     row = next(text.split() for text in run.texts() if text.lstrip().startswith("2/3 "))

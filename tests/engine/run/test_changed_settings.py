@@ -124,7 +124,7 @@ def test_going_on__within_an_epoch_refuses_another_batch(
         fit(arguments(data_yaml, folder, *args))
     capsys.readouterr()
     fit(arguments(data_yaml, folder, f"--ckpt_path={last(folder)}"))
-    assert f"going on at epoch 2 of 2, step 2 of 2: {last(folder)}" in capsys.readouterr().out
+    assert f"resuming at epoch 2 of 2, step 2 of 2: {last(folder)}" in capsys.readouterr().out
     assert torch.load(last(folder), weights_only=True)["global_step"] == 4
 
 

@@ -178,7 +178,7 @@ def test_worker__that_is_killed_ends_the_run_in_one_line(data_yaml: Path, tmp_pa
     assert run.wait(60) == 2
     line = run.output.read_text().splitlines()[-1]
     assert line.startswith("error: a process that prepares images is gone (DataLoader worker")
-    assert line.endswith(f"lower data.workers or data.batch_size; go on with the same command and --ckpt_path {last}")
+    assert line.endswith(f"lower data.workers or data.batch_size; resume with the same command and --ckpt_path {last}")
     verify_checkpoint(last, "--ckpt_path")
 
 

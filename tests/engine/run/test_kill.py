@@ -109,7 +109,7 @@ def test_signal__to_all_processes_at_once_ends_with_a_new_checkpoint(data_yaml: 
     before = torch.load(last, weights_only=True)["global_step"]
     run.signal_group(signal.SIGTERM)
     assert run.wait(120) == 2
-    assert f"error: stopped by SIGTERM: go on with the same command and --ckpt_path {last}" in run.output.read_text()
+    assert f"error: stopped by SIGTERM: resume with the same command and --ckpt_path {last}" in run.output.read_text()
     assert "worker" not in run.output.read_text().split("stopping after this window")[1]
     assert torch.load(last, weights_only=True)["global_step"] >= before
     assert workers

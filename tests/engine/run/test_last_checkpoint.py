@@ -141,7 +141,7 @@ def test_stop__names_a_checkpoint_only_if_it_is_there(name: str, shown: str, tmp
     path.touch()
     with pytest.raises(Interrupted) as caught:
         LastCheckpoint(path, 0)._stop()
-    assert str(caught.value).endswith(f": go on with the same command and --ckpt_path {shown.format(tmp_path)}")
+    assert str(caught.value).endswith(f": resume with the same command and --ckpt_path {shown.format(tmp_path)}")
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_resume__of_a_run_at_its_end_says_so(
     last = folder / "checkpoints" / "last.ckpt"
     assert "nothing to train" not in capsys.readouterr().out
     fit(arguments(data_yaml, folder, "--trainer.max_epochs=1", f"--ckpt_path={last}"))
-    said = f"nothing to train: {last} is the end of its run: go on with trainer.max_epochs above 1"
+    said = f"nothing to train: {last} is the end of its run: resume with trainer.max_epochs above 1"
     assert said in capsys.readouterr().out
 
 

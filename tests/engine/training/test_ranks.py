@@ -165,8 +165,8 @@ def test_fit__a_signal_to_one_process_stops_all_with_a_checkpoint(data_yaml: Pat
     wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", ranks[0])
     os.kill(ranks[1].pid, signal.SIGTERM)
     assert [rank.wait(60) for rank in ranks] == [2, 2]
-    assert "error: stopped by another process: go on with" in ranks[0].output.read_text()
-    assert "error: stopped by SIGTERM: go on with" in ranks[1].output.read_text()
+    assert "error: stopped by another process: resume with" in ranks[0].output.read_text()
+    assert "error: stopped by SIGTERM: resume with" in ranks[1].output.read_text()
 
 
 def wait_for(path: Path, run: RunProcess) -> None:
