@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with our classes, links between keys, and errors that teach."""
+"""The command line: LightningCLI with yolofit's classes, links between keys, and errors that teach."""
 
 from __future__ import annotations
 
@@ -55,32 +55,32 @@ TRAINER_DEFAULTS = {
     "devices": 1,
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 10,
-    "use_distributed_sampler": False,  # windows are shared out between devices by our own sampler
+    "use_distributed_sampler": False,  # yolofit's sampler distributes windows to devices
     "enable_model_summary": False,
 }
 NEEDLESS_WARNINGS = (
     ".*does not have many workers.*",
-    ".*in eval mode at the start of training.*",  # the averaged network is, always
+    ".*in eval mode at the start of training.*",  # the averaged network always is
     ".*exists and is not empty.*",  # checkpoints and logs share the run folder
     ".*LeafSpec.*",
-    ".*your dataloader is not resumable.*",  # the sampler is told where to go on
+    ".*your dataloader is not resumable.*",  # the sampler knows where to resume
     ".*smaller than the logging interval.*",
     ".*overridden `transfer_batch_to_device`.*",
     ".*when using `ckpt_path`, callbacks used to create the checkpoint.*",  # validation has none; patience may change
     ".*could not find the monitored key.*",  # epochs without validation
-    ".*dirpath has changed.*",  # a run resumed into another folder looks for its own best epoch
-    ".*sync_dist=True.*",  # what is logged has been summed over the processes already
+    ".*dirpath has changed.*",  # a run may resume in another folder
+    ".*sync_dist=True.*",  # the logged values are sums over the processes
 )
 
 
 class CommandLine(LightningCLI):
-    """The parsed configuration (``config``); `build` makes ``datamodule``, ``model`` and ``trainer`` from it."""
+    """The parsed configuration, ``config``; `build` makes ``datamodule``, ``model`` and ``trainer`` from it."""
 
     def __init__(self, args: list[str] | None = None, *, writes_run: bool = True) -> None:
         """Parse.
 
         Args:
-            args: Command line without the program's name; None for the real one.
+            args: Command line without the program's name; None for that of the process.
             writes_run: Whether the command makes a run folder with logs and checkpoints.
 
         Raises:
@@ -104,7 +104,7 @@ class CommandLine(LightningCLI):
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys of ``trainer``, ``model`` and ``data``; those of ``model`` are the fields of `ModelConfig`."""
+        """Add the keys of ``trainer``, ``model`` (the fields of `ModelConfig`) and ``data``."""
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
         parser.add_class_arguments(ModelConfig, "model", sub_configs=True)
@@ -117,7 +117,7 @@ class CommandLine(LightningCLI):
         return self.config.ckpt_path
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys beside ``trainer``, ``model`` and ``data``, and the links between keys."""
+        """Add the other keys, and the links between keys."""
         _whole_numbers_first(parser)
         parser.add_class_arguments(RunConfig, "run")
         parser.add_class_arguments(MemoryConfig, "memory")
@@ -216,7 +216,7 @@ class CommandLine(LightningCLI):
         check_callbacks(added, has_validation=config.trainer.limit_val_batches != 0)
         check_distinct([*added, *default_callbacks(config.run.folder, config.run)])
         self._check_shares()
-        num_steps_behind = 0 if config.ckpt_path is None else self._go_on(config.ckpt_path)
+        num_steps_behind = 0 if config.ckpt_path is None else self._check_resumed(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path, num_steps_behind)
         self.config = changed(self.config, {"run.folder": folder})
         throughput = Throughput()
@@ -248,7 +248,7 @@ class CommandLine(LightningCLI):
         trainer = self.config.trainer
         return [] if trainer.enable_progress_bar is False else [TrainingProgress(throughput, trainer.max_steps)]
 
-    def _go_on(self, path: Path) -> int:
+    def _check_resumed(self, path: Path) -> int:
         """Compare the settings with those of a checkpoint; return the number of optimizer steps before it."""
         checkpoint = read_state(path)
         for note in check_settings(path, checkpoint, self.model.settings, self.datamodule.class_names):
@@ -263,7 +263,7 @@ class CommandLine(LightningCLI):
             check_shares(trainer, *self.datamodule.count_batches(count_devices(trainer)))
 
     def save_config(self) -> None:
-        """Write ``config.yaml``, complete and fit to run again, and ``plan.json`` into the run folder."""
+        """Write ``config.yaml``, complete and ready to run again, and ``plan.json`` into the run folder."""
         if rank_zero_only.rank:
             return
         path = self.config.run.folder / "config.yaml"
@@ -278,10 +278,10 @@ class CommandLine(LightningCLI):
 
 
 def check_numbers(config: Namespace) -> None:
-    """Refuse numbers that would mean nothing, or fail later, of keys that no class of ours checks.
+    """Check the numbers of keys that no class of yolofit checks.
 
     Raises:
-        ConfigError: Naming the key, the value and the rule.
+        ConfigError: With the key, the value and the rule.
     """
     check_finite(config)
     if config.memory.budget != "auto":
@@ -302,7 +302,7 @@ def check_numbers(config: Namespace) -> None:
 
 
 def check_sync_batchnorm(config: Namespace) -> None:
-    """Refuse BatchNorm over devices: they would have to meet in every layer, also when one has run out of memory.
+    """Refuse BatchNorm over devices: a device that has run out of memory could not join the others in every layer.
 
     Raises:
         ConfigError: With what helps small micro-batches instead.
@@ -316,10 +316,10 @@ def check_sync_batchnorm(config: Namespace) -> None:
 
 
 def _whole_numbers_first(parser: LightningArgumentParser) -> None:
-    """Read ``limit_train_batches: 1`` as one batch, never as 1.0, all of them.
+    """Read ``limit_train_batches: 1`` as one batch and not as 1.0, all batches.
 
-    The first type of a union that accepts a value wins, and Python does not keep their order: it may answer
-    ``Optional[Union[int, float]]`` with an equal ``Optional[Union[float, int]]`` that another module asked for before.
+    The first type of a union that accepts a value wins, and Python caches equal unions: its order may be that of an
+    equal ``Optional[Union[float, int]]`` of another module.
     """
     for action in parser._actions:
         types = get_args(getattr(action, "_typehint", None))
@@ -328,13 +328,13 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
 
 
 def _types_by_key(parser: LightningArgumentParser) -> dict[str, Any]:
-    """The type of each key that can be given; None for sections."""
+    """Return the type of each key that can be given; None for sections."""
     actions = [action for action in parser._actions if action.dest and action.option_strings]
     return {action.dest: getattr(action, "_typehint", None) for action in actions if action.option_strings[0][0] == "-"}
 
 
 def _quiet_libraries() -> None:
-    """Drop Lightning's greetings and the advice that does not apply to this loop."""
+    """Silence Lightning's greetings, and advice that does not apply to yolofit's loop."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for pattern in NEEDLESS_WARNINGS:

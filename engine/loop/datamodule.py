@@ -82,8 +82,8 @@ class DetectionData(L.LightningDataModule):
                 RAM and three windows, which lie in /dev/shm where workers are not forked. ``auto`` takes one for each
                 core but one, up to 8, as far as RAM allows.
             cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit, up to 3 * image_size**2
-                bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto`` the
-                first of these that fits, or compressed files in RAM, which take the size of the files.
+                bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto`` what
+                fits of these and of compressed files in RAM, which take the size of the files.
             augment: How training images are varied.
             transforms: Albumentations to apply after the built-in augmentation. The host then changes the colors, and
                 each worker briefly holds some copies of one image.

@@ -49,9 +49,8 @@ def explained_faults(last_checkpoint: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise TrainingError(
-            f"{error.filename or 'a file'}: {error.strerror}: make room or look at the disk; {how_to_resume(last_checkpoint)}"
-        ) from error
+        what = f"{error.filename or 'a file'}: {error.strerror}"
+        raise TrainingError(f"{what}: make room or look at the disk; {how_to_resume(last_checkpoint)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -34,7 +34,7 @@ class RunConfig:
     patience: int = 100
     """Epochs without a better mAP50-95 after which a validation ends training; 0 trains to the end."""
     checkpoint_minutes: float = 10.0
-    """``last.ckpt`` is written at the end of every epoch, and after this many minutes; 0 for epochs only."""
+    """Minutes between writes of ``last.ckpt`` within an epoch; 0 writes it only at the end of every epoch."""
 
 
 def prepare_run_folder(config: RunConfig, ckpt_path: Path | None, num_steps_behind: int = 0) -> Path:
