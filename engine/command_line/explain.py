@@ -138,12 +138,7 @@ class Words:
     """The words of a command line, divided as the parser does."""
 
     def __init__(self, args: list[str], actions: Mapping[str, Any]) -> None:
-        """Divide words into options and other words.
-
-        Args:
-            args: The words after the program's name.
-            actions: The parser's action for each option, such as ``--data.root``.
-        """
+        """Divide the words after the program's name; ``actions`` has the parser's by option."""
         self.actions = actions
         self.options: list[tuple[str, str | None]] = []
         """Each option with its value."""
@@ -178,7 +173,7 @@ class Words:
 
     @property
     def files(self) -> list[Path]:
-        """The named configuration files; a value of several lines is a configuration itself (`engine.new` passes one)."""
+        """The named configuration files; a value of several lines is a configuration itself, such as `engine.new`'s."""
         values = [value for name, value in self.options if name in CONFIG_OPTIONS and value is not None]
         return [Path(value) for value in values if "\n" not in value]
 
@@ -205,11 +200,7 @@ def _lookup(content: Any, key: str) -> Any:
 
 
 def check_words(words: Words, known: Mapping[str, Any]) -> None:
-    """Refuse unknown keys and words that are no options, all of them together.
-
-    Args:
-        words: The command line; the files that it names are read.
-        known: The type of each key.
+    """Refuse unknown keys and words that are no options, in the command line and its files, all of them together.
 
     Raises:
         ConfigError: With each mistake, and what to write instead.
@@ -347,12 +338,7 @@ def program() -> str:
 
 
 def explain(message: str, config_files: list[Path]) -> str:
-    """Rewrite jsonargparse's message as one line: file or key, value, rule, remedy.
-
-    Args:
-        message: The parser's message.
-        config_files: The parsed files, to name the one with the mistake.
-    """
+    """Rewrite jsonargparse's message as one line: file or key, value, rule, remedy."""
     line = " ".join(message.split())
     if match := re.match(r"the following arguments are required: (.+)", line):
         return f"{match[1]}: missing: give --{match[1]}, or a configuration that has it with --config"

@@ -40,10 +40,7 @@ TRAINED = (*LOSSES, "grad_norm", "clip_rate", "skipped_windows", "lr")
 
 
 def check_callback_settings(trainer: Any) -> None:
-    """Refuse callbacks that cannot work here, by their names in the configuration.
-
-    Args:
-        trainer: The parsed section.
+    """Refuse callbacks that cannot work here, by their names in the parsed section ``trainer``.
 
     Raises:
         ConfigError: With the class and what to use instead.
@@ -58,10 +55,6 @@ def check_callback_settings(trainer: Any) -> None:
 
 def check_callbacks(callbacks: Sequence[Callback], has_validation: bool) -> None:
     """Refuse callbacks that watch unknown metrics, or would overwrite yolofit's checkpoints.
-
-    Args:
-        callbacks: The callbacks of the configuration.
-        has_validation: Whether the run validates.
 
     Raises:
         ConfigError: With the class, the argument and the remedy.

@@ -59,10 +59,7 @@ RENDEZVOUS = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "LSB_JOBID",
 
 
 def check_trainer(trainer: Any) -> None:
-    """Refuse values that Lightning refuses, or that have no meaning here.
-
-    Args:
-        trainer: The parsed section.
+    """Refuse values of the parsed section that Lightning refuses, or that have no meaning here.
 
     Raises:
         ConfigError: With the key, the value, the rule and the remedy.
@@ -84,12 +81,7 @@ def check_trainer(trainer: Any) -> None:
 
 
 def check_shares(trainer: Any, num_steps: int, num_validation_batches: int) -> None:
-    """Refuse shares of less than one batch, and a validation interval longer than an epoch, of the present data set.
-
-    Args:
-        trainer: The parsed section.
-        num_steps: Optimizer steps of an epoch.
-        num_validation_batches: Batches of a validation.
+    """Refuse shares of less than one batch, and a validation interval longer than an epoch of ``num_steps``.
 
     Raises:
         ConfigError: With the key, the value and the limit.

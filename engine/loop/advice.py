@@ -64,12 +64,7 @@ class PaceAdvisor(L.Callback):
     """
 
     def __init__(self, throughput: Throughput, console: Console | None = None) -> None:
-        """Advise a run.
-
-        Args:
-            throughput: Measures the waiting; must stand before this callback in the trainer's list.
-            console: Prints the lines; by default, the terminal's.
-        """
+        """Advise a run; ``throughput`` must stand before this callback in the trainer's list."""
         self.throughput = throughput
         self.console = console
         self.findings: list[Finding] = []
@@ -87,9 +82,7 @@ class PaceAdvisor(L.Callback):
             if self._is_data_bound:  # a loader that was fast enough still is
                 self._is_data_bound = None
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Judge the last steps, if all of them are later than the warm-up of this loader."""
         num_steps = self.throughput.num_steps_measured - self._num_steps_before
         num_windows, num_more_steps = divmod(num_steps - WARM_UP_STEPS, WINDOW_STEPS)

@@ -60,12 +60,7 @@ def _check_secrets(logger: str, arguments: Mapping[str, Any]) -> None:
 
 
 def combined_loggers(configured: Any, defaults: Sequence[Logger]) -> list[Logger]:
-    """Return the loggers of a run: the default ones and those that ``trainer.logger`` adds; none if it is false.
-
-    Args:
-        configured: ``trainer.logger``, instantiated: None, a bool, a logger or several.
-        defaults: metrics.csv, the source of pictures and report, and TensorBoard.
-    """
+    """Return ``defaults`` and the instantiated loggers of ``trainer.logger``; none if that is false."""
     if configured is False:
         return []
     if configured is None or configured is True:
@@ -74,13 +69,7 @@ def combined_loggers(configured: Any, defaults: Sequence[Logger]) -> list[Logger
 
 
 def send_pictures(loggers: Iterable[Logger], pictures: Sequence[Path], step: int) -> None:
-    """Send pictures to every logger that takes them: TensorBoard, Weights & Biases, MLflow.
-
-    Args:
-        loggers: The loggers of the trainer.
-        pictures: PNG and JPEG files; their names become the tags.
-        step: Optimizer step of the pictures.
-    """
+    """Send PNG and JPEG files to every logger that takes pictures; the names of the files become tags."""
     for logger in loggers:
         for path in pictures:
             _send(logger, path, step)

@@ -112,9 +112,7 @@ class MemoryMonitor(L.Callback):
         """Ignore the pause for validation."""
         self._step_ended = None
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Note that the window has arrived."""
         self._step_started = time.perf_counter()
 

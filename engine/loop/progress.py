@@ -38,12 +38,7 @@ class TrainingProgress(ProgressBar):
     """Shows losses, images/s, GPU memory, the share of time spent waiting for data, and the time to the end."""
 
     def __init__(self, throughput: Throughput, max_steps: int = -1) -> None:
-        """Show the progress of a run.
-
-        Args:
-            throughput: Measures the speed.
-            max_steps: Optimizer steps after which the run ends; -1 for no limit.
-        """
+        """Show a run that ends after ``max_steps`` optimizer steps; -1 for no limit."""
         super().__init__()
         self.throughput = throughput
         self.max_steps = max_steps

@@ -54,12 +54,7 @@ class RunReporter(L.Callback):
     """Draws the first windows at the start of training and everything else at its end, and writes the report."""
 
     def __init__(self, folder: Path, findings: Sequence[Finding] = ()) -> None:
-        """Begin to collect warnings.
-
-        Args:
-            folder: The run folder.
-            findings: Advice on the run, for the report; may grow until the end.
-        """
+        """Begin to collect warnings; ``findings``, advice for the report, may grow until the end."""
         self.folder = folder
         self.findings = findings
         self._warnings = WarningCollector()

@@ -49,9 +49,7 @@ class Throughput(L.Callback):
         """Ignore the pause for a validation within an epoch (``trainer.val_check_interval``)."""
         self._step_ended = None
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Note that the window has arrived."""
         if self._step_ended is not None:
             self._waited = time.perf_counter() - self._step_ended

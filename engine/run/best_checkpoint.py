@@ -59,15 +59,10 @@ def read_best(path: Path) -> Best | None:
 
 
 def settle_best(path: Path, num_steps_behind: int, came_from: Path) -> None:
-    """Put the ``best.ckpt`` that belongs to a resumed run in its place.
+    """Put the ``best.ckpt`` that belongs to a run which resumes after ``num_steps_behind`` steps at ``path``.
 
-    It is the one beside the checkpoint that the run resumes from, or the previous one if that is damaged or of a later
-    epoch. A file of a later epoch is kept as ``best.later.ckpt``.
-
-    Args:
-        path: The ``best.ckpt`` of the run.
-        num_steps_behind: Optimizer steps before the resume.
-        came_from: The ``best.ckpt`` beside the checkpoint that the run resumes from; may be the same.
+    It is ``came_from``, the one beside the checkpoint, or its previous file if that is damaged or of a later epoch.
+    A file of a later epoch is kept as ``best.later.ckpt``.
 
     Raises:
         OSError: If it cannot be copied.

@@ -33,11 +33,7 @@ COMPARED_BESIDE = ("seed_everything", "trainer.max_epochs", "trainer.limit_train
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """Return what decides the results of a run, as plain values by key.
-
-    Args:
-        config: A parsed configuration.
-    """
+    """Return the keys of a parsed configuration that decide the results of a run, as plain values."""
     flat = vars(config.as_flat())
     return {
         key: value if isinstance(value, bool | int | float | str | None) else str(value)
@@ -63,13 +59,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any], class_names: list[str]) -> list[str]:
-    """Compare the settings of a run with those of the checkpoint that it resumes from.
-
-    Args:
-        path: The checkpoint, for messages.
-        checkpoint: Its content.
-        ours: `settings_of` the run.
-        class_names: The classes of the run's data set.
+    """Compare the `settings_of` a run, ``ours``, with those of the checkpoint that it resumes from.
 
     Returns:
         A line for each difference that is allowed.

@@ -1,6 +1,7 @@
-"""Reads checkpoints and weights of other origin. Messages name the option. Reading a file never runs code.
+"""Reads checkpoints and weights of other origin. Reading a file never runs code.
 
-A yolofit checkpoint is Lightning's plus a description of the network in plain values under ``yolofit``.
+A yolofit checkpoint is Lightning's plus a description of the network in plain values under ``yolofit``. The argument
+``key`` of these functions is the option that named the file; messages begin with it.
 """
 
 from __future__ import annotations
@@ -34,10 +35,6 @@ def network_description(network: str, class_names: list[str], image_size: int) -
 def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     """Load a yolofit checkpoint onto the CPU without running code from it.
 
-    Args:
-        path: The file.
-        key: The option that named it, for messages.
-
     Raises:
         ConfigError: If the file is missing or not a complete yolofit checkpoint.
     """
@@ -54,12 +51,7 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
 
 
 def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
-    """Refuse weights of other classes than the data set's. Numbers decide: names may be translated.
-
-    Args:
-        theirs: Class names of the file.
-        ours: Class names of the data set.
-        key: The option that named the file, for messages.
+    """Refuse weights whose classes, ``theirs``, are not the data set's. Numbers decide: names may be translated.
 
     Raises:
         ConfigError: If the numbers of classes differ, or a name has another number.
@@ -75,13 +67,7 @@ def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
 
 
 def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str) -> Transfer:
-    """Load weights into a network from any file that `models.weights.saved_weights` reads; its classes may differ.
-
-    Args:
-        network: Takes the weights that fit.
-        path: The file.
-        ours: The `network_description` of the network.
-        key: The option that named the file, for messages.
+    """Load what fits into a network of the description ``ours``; the classes of the file may differ.
 
     Returns:
         What was loaded and what was not; its ``table()`` is for people.
@@ -137,12 +123,7 @@ class LoadedNetwork:
 
 
 def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedNetwork:
-    """Build the network that a file describes; any file that `models.weights.saved_weights` reads.
-
-    Args:
-        path: The file.
-        key: The option that named it, for messages.
-        default_image_size: Image size in pixels if the file has none.
+    """Build the network that a file describes; ``default_image_size``, in pixels, is for files that have none.
 
     Raises:
         ConfigError: If the file cannot be read, or does not hold one of yolofit's networks completely.

@@ -74,11 +74,7 @@ def previous_of(path: Path) -> Path:
 
 
 def verify_checkpoint(path: Path, key: str) -> None:
-    """Compare the checksums of a checkpoint.
-
-    Args:
-        path: The file.
-        key: The option that named it, for messages.
+    """Compare the checksums of a checkpoint; messages name the option ``key``.
 
     Raises:
         ConfigError: If it is missing, cut off or changed; names the previous one if that is intact.

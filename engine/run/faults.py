@@ -21,10 +21,7 @@ WORKER_LOST = "DataLoader worker"
 
 @contextmanager
 def explained_faults(last_checkpoint: Path) -> Iterator[None]:
-    """Turn a lost device, worker or disk into a TrainingError that says how to resume.
-
-    Args:
-        last_checkpoint: The run's ``last.ckpt``; it need not exist.
+    """Turn a lost device, worker or disk into a TrainingError that says how to resume from ``last_checkpoint``.
 
     Raises:
         TrainingError: With the original error as its cause.

@@ -38,15 +38,10 @@ class RunConfig:
 
 
 def prepare_run_folder(config: RunConfig, ckpt_path: Path | None, num_steps_behind: int = 0) -> Path:
-    """Choose, make and lock the folder of a new run, or of one that resumes from its own checkpoint.
+    """Choose, make and lock the folder of a new run, or of one that resumes from its own checkpoint ``ckpt_path``.
 
     A run that resumes in another folder takes its best epoch and its metrics along. Of several processes, only the
     first one does this; the others learn the folder in their callbacks' ``setup``.
-
-    Args:
-        config: The configured folder.
-        ckpt_path: The checkpoint that the run resumes from, if it does.
-        num_steps_behind: Optimizer steps before the resume.
 
     Raises:
         ConfigError: If the folder cannot be made, or another run uses it.
@@ -80,11 +75,7 @@ def _own_folder(folder: Path, ckpt_path: Path) -> Path | None:
 
 
 def numbered(folder: Path, key: str) -> Iterator[Path]:
-    """Yield a folder, then ``folder-2``, ``folder-3``, ...
-
-    Args:
-        folder: The first one.
-        key: The key or option that named it, for messages.
+    """Yield a folder, then ``folder-2``, ``folder-3``, ...; messages name the option ``key``.
 
     Raises:
         ConfigError: After the first one, if it has no name to append a number to, such as ``.`` and ``/``.
@@ -122,12 +113,7 @@ def _claim(folder: Path) -> bool:
 
 
 def default_loggers(folder: Path, num_steps_behind: int = 0) -> list[Logger]:
-    """Return the loggers of ``metrics.csv`` in the run folder and of TensorBoard's files in a folder below it.
-
-    Args:
-        folder: The run folder.
-        num_steps_behind: Optimizer steps before a resume.
-    """
+    """Return the loggers of ``metrics.csv`` in the run folder and of TensorBoard's files in a folder below it."""
     return [MetricsCsv(folder, num_steps_behind), EventFiles(folder, num_steps_behind)]
 
 

@@ -56,9 +56,7 @@ class LastCheckpoint(Checkpoint):
         self._former = {number: signal.signal(number, self._ask) for number in SIGNALS}
         self._check_max_steps(trainer)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Save if it is due or the epoch ends early; stop if asked to."""
         self._check_max_steps(trainer)
         loop = trainer.fit_loop.epoch_loop

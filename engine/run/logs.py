@@ -30,12 +30,7 @@ class MetricsCsv(Logger):
     """
 
     def __init__(self, folder: Path, num_steps_behind: int = 0) -> None:
-        """Continue the file if it exists.
-
-        Args:
-            folder: The run folder.
-            num_steps_behind: Optimizer steps before a resume; rows of later steps are dropped.
-        """
+        """Continue the file if it exists, without rows of steps from ``num_steps_behind`` on."""
         super().__init__()
         self._path = folder / METRICS
         self._first_step = num_steps_behind
