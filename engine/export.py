@@ -30,7 +30,7 @@ def main(args: list[str] | None = None) -> Path:
     loaded = load_network(options.ckpt_path, "--ckpt_path")
     output = options.output or options.ckpt_path.with_suffix(SUFFIXES[options.format])
     if output.exists() and not options.overwrite:
-        raise ConfigError(f"--output: {output}: is there already: choose another, or add --overwrite")
+        raise ConfigError(f"--output: {output}: exists: choose another file, or add --overwrite")
     export(loaded, options.format, output, nms_config(options) if options.nms else None)
     print(f"{output}: {loaded.name}, {len(loaded.class_names)} classes, {format_bytes(output.stat().st_size)}")
     return output

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,8 +46,8 @@ def main(args: list[str] | None = None) -> Path:
     """
     options = _parse(args)
     nms = _check(options)
-    unread = Unread()
-    files = find_files(*options.source, on_error=unread.add)
+    unread: list[DataError] = []
+    files = find_files(*options.source, on_error=partial(_skip, unread))
     loaded = load_network(options.ckpt_path, "--ckpt_path")
     predictor = Predictor(loaded, nms, _device(options.device), options.tile, options.overlap)
     try:
@@ -58,37 +59,22 @@ def main(args: list[str] | None = None) -> Path:
         message = f"--output: {options.output}: cannot be written ({error.strerror}): make room, or choose another"
         raise ConfigError(message) from error
     print(f"{len(folder.images)} pictures, {len(folder.annotations)} objects: {folder.folder}")
-    unread.raise_if_any(folder.folder)
+    if unread:
+        what = f"{len(unread)} of the files or folders could not be read"
+        raise DataError(f"--source: {what}: see the warnings above; {folder.folder} holds what was found in the others")
     return folder.folder
 
 
-class Unread:
-    """Counts the files that could not be read, and prints a warning for each."""
-
-    def __init__(self) -> None:
-        self.num_files = 0
-
-    def add(self, error: DataError) -> None:
-        """Count one file and print its error."""
-        self.num_files += 1
-        print(f"warning: {error}", file=sys.stderr)
-
-    def raise_if_any(self, folder: Path) -> None:
-        """End with the exit status of an error if a file could not be read.
-
-        Raises:
-            DataError: If there was one.
-        """
-        if self.num_files:
-            what = f"{self.num_files} of the files or folders could not be read"
-            raise DataError(f"--source: {what}: see the warnings above; {folder} holds what was found in the others")
+def _skip(unread: list[DataError], error: DataError) -> None:
+    unread.append(error)
+    print(f"warning: {error}", file=sys.stderr)
 
 
-def _predict(predictor: Predictor, files: list[Path], folder: PredictionFolder, unread: Unread) -> None:
+def _predict(predictor: Predictor, files: list[Path], folder: PredictionFolder, unread: list[DataError]) -> None:
     """Write the results and print one line per picture; the JSON file is also written if an error ends this early."""
     width = shutil.get_terminal_size((SHOWN_COLUMNS, 24)).columns
     try:
-        for frame in read_frames(files, unread.add):
+        for frame in read_frames(files, partial(_skip, unread)):
             found = predictor.detect(frame.image)
             folder.add(frame, found)
             print(summary_line(frame.stem, found.classes.tolist(), folder.class_names, width))
@@ -131,7 +117,7 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device: {name}: not to be had here ({reason}): use auto or cpu") from error
+        raise ConfigError(f"--device: {name}: is not available here ({reason}): use auto or cpu") from error
 
 
 def _fresh(folder: Path) -> Path:

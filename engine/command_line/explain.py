@@ -95,7 +95,7 @@ class _NoDuplicates(yaml.SafeLoader):
         given = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         for key in {key for key in given if given.count(key) > 1}:
             line = max(one.start_mark.line for one, _ in node.value if one.value == key) + 1
-            raise yaml.YAMLError(f"line {line}: the key {key} is there twice: put both together")
+            raise yaml.YAMLError(f"line {line}: the key {key} is given twice: keep one of them")
         return super().construct_mapping(node, deep)
 
 
@@ -218,7 +218,7 @@ def check_words(words: Words, known: Mapping[str, Any]) -> None:
     if words.strays:
         shown = " ".join(shlex.quote(word) for word in words.strays)
         is_plain = all(word in WORDS_TO_DROP or _options_for(word, known) for word in words.strays)
-        remedy = corrected(words, known) if is_plain else "a list is written without blanks: --trainer.devices [0,1]"
+        remedy = corrected(words, known) if is_plain else "write a list without blanks: --trainer.devices [0,1]"
         mistakes.append(f"{shown}: options are written --key value: {remedy}")
     if mistakes:
         raise ConfigError("; ".join(dict.fromkeys(mistakes)))
@@ -371,7 +371,7 @@ def reason_in(message: str) -> str:
     if match := re.search(r"dot import path string: (\S*[A-Za-z_]\S*) - Not a valid subclass", line):
         return f"{match[1]}: there is no such class: give the path by which Python imports it"
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", line):
-        return f"{match[1]}: is no {match[2]}: give the class_path of one"
+        return f"{match[1]}: is not a {match[2]}: give the class_path of one"
     subtypes = re.search(r"Subtypes: \[(.*?)\] Errors:(?: - (.+?))? - ", line)
     if subtypes and subtypes[2] and not subtypes[2].startswith("Expected"):
         return f"{_key_of(subtypes[1])}{_readable(subtypes[2])}"  # what a class says of its arguments

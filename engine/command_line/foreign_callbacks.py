@@ -66,7 +66,7 @@ def check_callbacks(callbacks: Sequence[Callback], has_validation: bool) -> None
             raise ConfigError(f"{place}: yolofit has a progress line of its own: leave it out")
         if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor not in (None, *names):
             near = [name for name in names if _plain(name) == _plain(callback.monitor)]
-            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
             raise ConfigError(f"{place}: monitor: {callback.monitor}: is not measured: {remedy}")
         if isinstance(callback, ModelCheckpoint) and _writes_own_files(callback):
             rule = "best.ckpt and last.ckpt are yolofit's own"
@@ -84,7 +84,7 @@ def check_distinct(callbacks: Sequence[Callback]) -> None:
         has_state = type(callback).state_dict is not Callback.state_dict
         if has_state and callback.state_key in seen:
             remedy = "leave one out, or let them differ in monitor, mode or interval"
-            raise ConfigError(f"trainer.callbacks: {type(callback).__name__}: is there twice: {remedy}")
+            raise ConfigError(f"trainer.callbacks: {type(callback).__name__}: is given twice: {remedy}")
         seen.add(callback.state_key)
 
 

@@ -79,7 +79,7 @@ class MemoryMonitor(L.Callback):
             try:
                 dump_snapshot(path)
             except OSError as error:
-                _warn_of_disk(path, error, "training goes on")
+                _warn_of_disk(path, error, "training continues")
 
     def mark_recovery(self, sentence: str) -> None:
         """Mark that memory ran out and the step is repeated with less: `RecoveryHooks.on_recovery`."""
@@ -166,7 +166,7 @@ class MemoryMonitor(L.Callback):
         try:
             self._log = MemoryLog(self._path, num_steps_behind)
         except OSError as error:
-            _warn_of_disk(self._path, error, "no rows are written; training goes on")
+            _warn_of_disk(self._path, error, "no rows are written; training continues")
             return
         self._num_earlier_rows = self._log.num_earlier_rows
         if self._num_earlier_rows:
@@ -188,7 +188,7 @@ class MemoryMonitor(L.Callback):
             except OSError as error:
                 self._log.close()
                 self._log = None
-                _warn_of_disk(self._path, error, "no more rows are written; training goes on")
+                _warn_of_disk(self._path, error, "no more rows are written; training continues")
         self._events.clear()
         self._num_images, self._row_written = 0, begun
         self._sampling_seconds += time.perf_counter() - begun

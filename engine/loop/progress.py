@@ -124,7 +124,7 @@ class TrainingProgress(ProgressBar):
         try:
             self.console.print(row, style=style, highlight=False, soft_wrap=True)
         except SystemExit:  # rich raises it for a broken pipe, after it has redirected the output
-            log.warning("nobody reads the output any more: training goes on without it")
+            log.warning("nobody reads the output any more: training continues without it")
 
     def _begin_epoch(self, trainer: L.Trainer, first_step: int) -> None:
         self._epoch, self._first_step = trainer.current_epoch, first_step

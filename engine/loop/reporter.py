@@ -127,7 +127,7 @@ class RunReporter(L.Callback):
         self._draw_metrics()
         facts = self._facts(trainer, module)
         self._draw_images(facts, module.class_names)
-        consequence = "the pictures in the run folder are there all the same"
+        consequence = "the pictures in the run folder are not affected"
         for path in self._pictures():
             send = partial(send_pictures, trainer.loggers, [path], trainer.global_step)
             self._attempt(f"{path.name} for the loggers", send, consequence)

@@ -77,7 +77,7 @@ def settle_best(path: Path, num_steps_behind: int, came_from: Path) -> None:
     if best is not None:
         later = path.with_suffix(f".later{path.suffix}")
         path.replace(later)
-        log.warning("%s: is of a later epoch than the one that the run resumes from: it is now %s", path, later.name)
+        log.warning("%s: holds a later epoch than the run resumes from: renamed to %s", path, later.name)
     if previous is not None and previous.global_step <= num_steps_behind:
         previous_of(path).replace(path)
 
@@ -132,7 +132,7 @@ class BestCheckpoint(Checkpoint):
             return
         self._validated_epoch = trainer.current_epoch
         score = float(trainer.callback_metrics.get(MONITOR, math.nan))
-        if trainer.is_global_zero and self._is_beaten_by(score):
+        if trainer.is_global_zero and is_better(score, None if self.best is None else self.best.score):
             self.best = Best(trainer.current_epoch, trainer.global_step, score)
             self._write(trainer, {**asdict(self.best), **pl_module.result()})
 
@@ -150,9 +150,6 @@ class BestCheckpoint(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write a file that the disk has refused, for the last time."""
         self._try_again(trainer)
-
-    def _is_beaten_by(self, score: float) -> bool:
-        return is_better(score, None if self.best is None else self.best.score)
 
     def _stop_if_patience_is_over(self, trainer: L.Trainer) -> None:
         num_epochs = 0 if self.best is None else self._validated_epoch - self.best.epoch

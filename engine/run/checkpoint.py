@@ -7,6 +7,8 @@ A yolofit checkpoint is Lightning's plus a description of the network in plain v
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -75,11 +77,9 @@ def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str)
     Raises:
         ConfigError: If the file cannot be read, or holds another network.
     """
-    try:
+    with _named(path, key):
         saved = _read_weights_for(path, ours["network"])
         return transfer_weights(network, saved, ours["class_names"])
-    except WeightsError as error:
-        raise ConfigError(f"{key}: {path}: {error}") from error
 
 
 def check_weights(path: Path, network: str, key: str) -> None:
@@ -88,8 +88,15 @@ def check_weights(path: Path, network: str, key: str) -> None:
     Raises:
         ConfigError: If it cannot be read, or holds another network.
     """
-    try:
+    with _named(path, key):
         _read_weights_for(path, network)
+
+
+@contextmanager
+def _named(path: Path, key: str) -> Iterator[None]:
+    """Name the file and its option in errors about weights."""
+    try:
+        yield
     except WeightsError as error:
         raise ConfigError(f"{key}: {path}: {error}") from error
 
@@ -128,7 +135,7 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
     Raises:
         ConfigError: If the file cannot be read, or does not hold one of yolofit's networks completely.
     """
-    try:
+    with _named(path, key):
         saved = read_weights(path)
         if saved.network is None or saved.network not in get_args(NetworkName):
             known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
@@ -136,14 +143,13 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
         num_classes = _num_classes(saved)
         names = saved.class_names or [f"class {number}" for number in range(num_classes)]
         if len(names) != num_classes:
-            raise WeightsError(f"names {len(names)} classes, but its head tells {num_classes} apart")
+            raise WeightsError(f"names {len(names)} classes, but its head has {num_classes}")
         network = build_network(cast(NetworkName, saved.network), len(names))
-        network.load_state_dict(saved.state)
-    except WeightsError as error:
-        raise ConfigError(f"{key}: {path}: {error}") from error
-    except RuntimeError as error:  # names or shapes that differ
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ConfigError(f"{key}: {path}: does not hold all of a {saved.network} ({reason[:200]})") from error
+        try:
+            network.load_state_dict(saved.state)
+        except RuntimeError as error:  # names or shapes that differ
+            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise WeightsError(f"does not hold all of a {saved.network} ({reason[:200]})") from error
     return LoadedNetwork(network.eval(), saved.network, names, saved.image_size or default_image_size)
 
 
@@ -155,7 +161,7 @@ def base_network(network: str) -> str:
 def _num_classes(saved: SavedWeights) -> int:
     counts = {tensor.shape[0] for name, tensor in saved.state.items() if name.endswith(".2.bias") and ".cv3." in name}
     if len(counts) != 1:
-        raise WeightsError("has no detection head: its number of classes is not to be found")
+        raise WeightsError("has no detection head: its number of classes cannot be determined")
     return counts.pop()
 
 

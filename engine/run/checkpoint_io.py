@@ -38,7 +38,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             write_checkpoint(checkpoint, Path(path))
             self.failures.pop(str(path), None)
         except OSError as error:
-            failure = f"{path}: cannot be written ({error.strerror}): what was saved before is still there"
+            failure = f"{path}: cannot be written ({error.strerror}): the previous file is unchanged"
             self.failures[str(path)] = failure
             log.warning(failure)
 

@@ -37,6 +37,6 @@ def lock_folder(folder: Path) -> None:
             f"run.folder: {folder}: another run is writing into it: stop that one, or choose another folder"
         ) from None
     except (OSError, NotImplementedError) as error:
-        log.warning("%s: cannot be locked (%s): see to it that only one run writes into %s", path, error, folder)
+        log.warning("%s: cannot be locked (%s): make sure that only one run writes into %s", path, error, folder)
         return
     _held[folder] = lock

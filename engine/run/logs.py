@@ -121,4 +121,4 @@ class EventFiles(TensorBoardLogger):
             write()
         except OSError as error:
             self._has_failed = True
-            log.warning("%s: cannot be written (%s): TensorBoard gets no more", self.log_dir, error.strerror)
+            log.warning("%s: cannot be written (%s): TensorBoard receives no more values", self.log_dir, error.strerror)

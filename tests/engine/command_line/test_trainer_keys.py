@@ -144,7 +144,7 @@ def test_trainer__takes_what_makes_sense(setting: str) -> None:
         ("{class_path: LearningRateFinder}", "LearningRateFinder: it needs a loop of Lightning's own"),
         ("{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}", "GradientAccumulationSched"),
         ("{class_path: EarlyStopping, init_args: {monitor: val_loss}}",
-         f"EarlyStopping: monitor: val_loss: is not measured: there are {MEASURED}"),
+         f"EarlyStopping: monitor: val_loss: is not measured: choose one of {MEASURED}"),
         ("{class_path: EarlyStopping, init_args: {monitor: mAP50-95}}",
          "EarlyStopping: monitor: mAP50-95: is not measured: did you mean val/map50_95?"),
         ("{class_path: ModelCheckpoint, init_args: {monitor: map50}}",
@@ -158,7 +158,7 @@ def test_trainer__takes_what_makes_sense(setting: str) -> None:
         ("{class_path: EarlyStopping, init_args: {monitor: val/map50, patience: abc}}",
          "lightning.pytorch.callbacks.EarlyStopping: patience: abc: expected int"),
         ("{class_path: nope.Callback}", "nope.Callback: No module named 'nope': give the path"),
-        ("{class_path: torch.nn.Linear}", "torch.nn.Linear: is no Callback"),
+        ("{class_path: torch.nn.Linear}", "torch.nn.Linear: is not a Callback"),
         ("{class_path: NoSuchCallback}", "NoSuchCallback: there is no such class"),
     ],
 )  # fmt: skip

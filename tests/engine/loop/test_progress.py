@@ -206,4 +206,4 @@ def test_rows__that_nobody_reads_do_not_end_the_run(
     monkeypatch.setattr(run.console, "print", broken_pipe)
     run.progress.on_train_start(run.trainer, run.module)
     run.progress.on_train_epoch_end(run.trainer, run.module)
-    assert caplog.messages[-1] == "nobody reads the output any more: training goes on without it"
+    assert caplog.messages[-1] == "nobody reads the output any more: training continues without it"

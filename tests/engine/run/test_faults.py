@@ -164,7 +164,9 @@ def test_event_files__that_the_disk_refuses_are_given_up(
     log.save()
     log.finalize("success")
     (message,) = caplog.messages
-    assert message.endswith("tensorboard/: cannot be written (No space left on device): TensorBoard gets no more")
+    assert message.endswith(
+        "tensorboard/: cannot be written (No space left on device): TensorBoard receives no more values"
+    )
 
 
 @pytest.mark.slow
