@@ -7,6 +7,7 @@ validation. A picture that cannot be drawn causes a warning, and the run continu
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -125,8 +126,8 @@ class RunReporter(L.Callback):
             return
         self._is_done = True
         self._draw_metrics()
-        facts = self._facts(trainer, module)
-        self._draw_images(facts, module.class_names)
+        confidence = self._shown_confidence()
+        facts = self._facts(trainer, module, confidence, self._draw_images(module.class_names, confidence))
         consequence = "the pictures in the run folder are not affected"
         for path in self._pictures():
             send = partial(send_pictures, trainer.loggers, [path], trainer.global_step)
@@ -141,42 +142,47 @@ class RunReporter(L.Callback):
         for name, draw in (curve_pictures(results) if results is not None else {}).items():
             self._draw(name, draw)
 
-    def _draw_images(self, facts: RunFacts, class_names: list[str]) -> None:
-        records, confidence = self._best_records, facts.confidence
+    def _draw_images(self, class_names: list[str], confidence: float) -> int:
+        """Draw validation images with detections above ``confidence``; return the number of images with mistakes."""
+        records = self._best_records
         if not records:
-            return
+            return 0
         for number in range(min(NUM_BATCHES, -(-len(records) // TILES))):
             shown = records[number * TILES : (number + 1) * TILES]
             self._draw(f"val_batch{number}_labels.jpg", partial(draw_truth, shown, class_names, confidence))
             self._draw(f"val_batch{number}_pred.jpg", partial(draw_found, shown, class_names, confidence))
-        mistakes = partial(draw_mistakes, records, class_names, confidence)
-        facts.num_wrong_images = self._draw("worst_mistakes.jpg", mistakes) or 0
+        return self._draw("worst_mistakes.jpg", partial(draw_mistakes, records, class_names, confidence)) or 0
 
-    def _facts(self, trainer: L.Trainer, module: L.LightningModule) -> RunFacts:
-        index, results = _train_index(trainer), self._best
-        num_classes = len(module.class_names)
+    def _shown_confidence(self) -> float:
+        """Return the confidence of the best F1, within what pictures can show; NaN without a validation."""
+        if self._best is None:
+            return math.nan
+        best_f1 = np.nan_to_num(self._best.confidence, nan=CONFUSION_CONFIDENCE)
+        return float(np.clip(best_f1, MIN_SHOWN_CONFIDENCE, CONFUSION_CONFIDENCE))
+
+    def _facts(self, trainer: L.Trainer, module: L.LightningModule, confidence: float, num_wrong: int) -> RunFacts:
+        index, results, num_classes = _train_index(trainer), self._best, len(module.class_names)
         data = f", {len(index):,} training images" if index is not None else ""
-        facts = RunFacts(
+        best = read_best(self.folder / CHECKPOINTS / BEST)
+        about_results = "" if best is None else f"best.ckpt holds {best}."
+        if results is not None:
+            since = " since the run was resumed" if self._first_epoch > 1 else ""
+            about_results = (
+                f"Epoch {self._best_epoch}, the best one by mAP50-95{since}, on {results.num_images:,} validation "
+                f"images: numbers by class, curves and pictures are of this epoch. {about_results}"
+            )
+        return RunFacts(
             folder=self.folder,
             heading=f"{module.config.network}, {num_classes} classes, {module.image_size} px{data}",
             num_epochs=trainer.current_epoch,
             max_epochs=trainer.max_epochs,
             results=results,
+            about_results=about_results,
+            num_train_boxes_C=None if index is None else np.bincount(index.classes, minlength=num_classes),
+            confidence=confidence,
+            num_wrong_images=num_wrong,
             messages=[*self._warnings.messages, *(_sentence(x) for x in self.findings if x.severity != "ok")],
         )
-        if index is not None:
-            facts.num_train_boxes_C = np.bincount(index.classes, minlength=num_classes)
-        best = read_best(self.folder / CHECKPOINTS / BEST)
-        facts.about_results = "" if best is None else f"best.ckpt holds {best}."
-        if results is not None:
-            since = " since the run was resumed" if self._first_epoch > 1 else ""
-            facts.about_results = (
-                f"Epoch {self._best_epoch}, the best one by mAP50-95{since}, on {results.num_images:,} validation "
-                f"images: numbers by class, curves and pictures are of this epoch. {facts.about_results}"
-            )
-            best_f1 = np.nan_to_num(results.confidence, nan=CONFUSION_CONFIDENCE)
-            facts.confidence = float(np.clip(best_f1, MIN_SHOWN_CONFIDENCE, CONFUSION_CONFIDENCE))
-        return facts
 
     def _pictures(self) -> list[Path]:
         return [path for pattern in PICTURES for path in sorted(self.folder.glob(pattern))]
