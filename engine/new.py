@@ -148,7 +148,9 @@ def _tell(
         console.print(Text(f"data: {facts.text(settings['data.image_size'])}"), soft_wrap=True)
     else:
         root = settings["data.root"]
-        missing = f"data.root: {root}: is not here, so images and labels were not looked at: put it there, or change it"
+        missing = (
+            f"data.root: {root}: is missing, so images and labels were not examined: put it there, or change the key"
+        )
         console.print(Text(missing, style="yellow"), soft_wrap=True)
     names = ", ".join(gpu.name for gpu in machine.gpus)
     is_for_gpu = settings["trainer.accelerator"] == "gpu"

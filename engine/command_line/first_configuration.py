@@ -26,17 +26,17 @@ COMMENTS = {
     "run.patience": "epochs without a better mAP50-95 after which training stops",
     "data.root": "only read, never written to",
     "data.image_size": "side of the network's input in pixels; memory grows with its square",
-    "data.batch_size": "images per optimizer step: what the learning rate is chosen for",
-    "data.micro_batch_size": "images on the device at a time: planned at the start, so that the budget is kept",
+    "data.batch_size": "images per optimizer step: the learning rate suits this number",
+    "data.micro_batch_size": "images on the device at a time: the plan keeps to the budget",
     "model.network": "yolo11n, s, m, l or x",
     "model.weights": "pretrained weights to start from",
     "model.precision": "bf16 and fp16 halve the activations, which are over 95 % of the memory",
-    "model.recompute": "what backward computes again instead of keeping: planned with the micro-batch",
+    "model.recompute": "what backward computes again: planned with the micro-batch",
     "model.optimizer.lr": "after warm-up",
     "memory.budget": "most VRAM to use: auto (what is free), a size such as 14GiB, or a share such as 0.9",
     "trainer.accelerator": "gpu or cpu",
-    "trainer.devices": "a number of devices, or a list of theirs",
-    "trainer.max_epochs": "the learning rate falls over so many",
+    "trainer.devices": "a number of devices, or a list such as [0, 1]",
+    "trainer.max_epochs": "the learning rate falls over these epochs",
 }
 GROUP_ORDER = ("seed_everything", "run", "data", "model", "memory", "trainer")
 

@@ -110,7 +110,7 @@ class Detector(L.LightningModule):
     def ask_for_less(self, cause: str) -> str:
         """Have all devices lower their settings after the next step; return a sentence that says so."""
         self.step.ask_for_less(cause)
-        return "the next step ends with lower settings, on all devices alike"
+        return "the next step ends with lower settings on all devices"
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make the optimizer of the trainable parameters."""
