@@ -374,7 +374,8 @@ def reason_in(message: str) -> str:
         return f"{match[1]}: is not a {match[2]}: give the class_path of one"
     subtypes = re.search(r"Subtypes: \[(.*?)\] Errors:(?: - (.+?))? - ", line)
     if subtypes and subtypes[2] and not subtypes[2].startswith("Expected"):
-        return f"{_key_of(subtypes[1])}{_readable(subtypes[2])}"  # what a class says of its arguments
+        own_message = subtypes[2].replace("`", "").rstrip(". ")
+        return f"{_key_of(subtypes[1])}{own_message}"
     if subtypes:
         return f"expected {_types(subtypes[1])}"
     if match := re.search(r"Expected an? (.+?)(?:\. Got value: .*)?$", line):
@@ -407,10 +408,6 @@ def _key_of(types: str) -> str:
     """Return the key that takes a class: a message from the making of an object does not have it."""
     keys = {"Callback": "trainer.callbacks", "Logger": "trainer.logger", "BasicTransform": "data.transforms"}
     return next((f"{key}: " for name, key in keys.items() if f".{name}" in types), "")
-
-
-def _readable(text: str) -> str:
-    return re.sub(r"`", "", text).rstrip(". ")
 
 
 def place_of(key: str, config_files: list[Path], value: str | None = None) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -72,14 +71,17 @@ class Detector(L.LightningModule):
 
         self.network = build_network(config.network, len(class_names))
         if config.weights is not None:
-            self._load_weights(config.weights)
+            transfer = load_weights(self.network, config.weights, self.description, "model.weights")
+            rank_zero_only(print)(transfer.table(), file=sys.stderr)
         self.loss = DetectionLoss(head_strides(self.network), config.fused_kernels)
         self.ema = WeightAverage(self.network, config.ema)
         self.memory = self._memory_settings(micro_batch_size, hooks)
         self.validation_batch_size = micro_batch_size
         self.evaluation = Evaluation(self.loss, config.loss, config.nms, class_names)
         with config_key("model.freeze_layers"):
-            _freeze(self.network, config)
+            freeze_layers(self.network, config.freeze_layers)
+        if config.freeze_batch_norm:
+            freeze_batch_norms(batch_norms(self.network))
         self._begin()
 
     def _begin(self) -> None:
@@ -270,13 +272,3 @@ class Detector(L.LightningModule):
     def description(self) -> dict[str, Any]:
         """What is needed to build this network again."""
         return network_description(self.config.network, self.class_names, self.image_size)
-
-    def _load_weights(self, path: Path) -> None:
-        transfer = load_weights(self.network, path, self.description, "model.weights")
-        rank_zero_only(print)(transfer.table(), file=sys.stderr)
-
-
-def _freeze(network: torch.nn.Module, config: ModelConfig) -> None:
-    freeze_layers(network, config.freeze_layers)
-    if config.freeze_batch_norm:
-        freeze_batch_norms(batch_norms(network))

@@ -168,12 +168,13 @@ def test_callbacks__that_cannot_work_are_refused(callback: str, rule: str) -> No
 
 def test_callbacks__are_told_apart_in_checkpoints() -> None:
     one = "{class_path: ModelCheckpoint, init_args: {every_n_epochs: 2}}"
-    assert message_of(f"--trainer.callbacks=[{one}, {one}]").startswith("trainer.callbacks: ModelCheckpoint: is there")
+    message = message_of(f"--trainer.callbacks=[{one}, {one}]")
+    assert message.startswith("trainer.callbacks: ModelCheckpoint: is given twice")
 
 
 def test_callbacks__cannot_watch_a_validation_that_is_left_out() -> None:
     stopping = "--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: val/map50}}"
-    assert "val/map50: is not measured: there are train/" in message_of(stopping, "--trainer.limit_val_batches=0")
+    assert "val/map50: is not measured: choose one of train/" in message_of(stopping, "--trainer.limit_val_batches=0")
     assert is_accepted(stopping)
 
 
