@@ -91,7 +91,8 @@ def test_disk__that_refuses_from_the_second_epoch_on(
     """Full, or mounted read-only by the system after an error: training ends, and what was saved is there."""
     folder = tmp_path / "run"
     in_second_epoch(lambda: refuse_writing(monkeypatch, folder, number))
-    with pytest.raises(TrainingError, match=rf"\.ckpt: cannot be written \({os.strerror(number)}\): what was saved"):
+    message = rf"\.ckpt: cannot be written \({os.strerror(number)}\): the previous file is unchanged"
+    with pytest.raises(TrainingError, match=message):
         fit(arguments(data_yaml, folder))
     assert f"metrics.csv: cannot be written ({os.strerror(number)}): the next row tries again" in caplog.text
     monkeypatch.undo()
