@@ -68,9 +68,12 @@ def measure(step: Callable[[], None], device: torch.device, folder: Path) -> dic
         global_step=0,
         log_every_n_steps=LOG_EVERY_STEPS,
         loggers=[TensorBoardLogger(folder, name="", version="")],
+        default_root_dir=folder,
+        strategy=SimpleNamespace(broadcast=lambda value: value),
     )
     module = SimpleNamespace(device=device, micro_batch_size=4)
-    monitor = MemoryMonitor(folder)
+    monitor = MemoryMonitor()
+    monitor.setup(trainer, module, "fit")
     monitor.on_train_start(trainer, module)
     steps: dict[bool, list[float]] = {True: [], False: []}
     hooks: list[float] = []

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from fidelity_arms import PAIRS  # noqa: E402  from this checkout
 from fidelity_statistics import by_first_weights, gap_text, interval, summarize, verdict_text  # noqa: E402
 
-from data.loading.ram_plan import RAM_SHARE, SPAWNED_WORKER_BYTES, STALL_SHARE, WORKER_BYTES  # noqa: E402  from this checkout
+from data.loading.ram_plan import RAM_SHARE, SPAWNED_WORKER_BYTES, WORKER_BYTES  # noqa: E402  from this checkout
 from engine.memory.overhead import (  # noqa: E402
     CUBLAS_WORKSPACE_BYTES,
     GAPS_BYTES,
@@ -655,11 +655,6 @@ CLAIMS = (
         lambda: [str(WORKER_BYTES // MIB), str(SPAWNED_WORKER_BYTES // MIB)],
     ),
     Claim("docs/data-loading.md", "all within {} % of the RAM that is available", lambda: [f"{100 * RAM_SHARE:.0f}"]),
-    Claim(
-        "docs/data-loading.md",
-        "if training waited for more than {} % of the time",
-        lambda: [f"{100 * STALL_SHARE:.0f}"],
-    ),
     Claim(
         "docs/recompute.md",
         "{} MiB with 10 boxes in every image, {} MiB with 300 boxes in one of them, {} MiB with 300 in every image",

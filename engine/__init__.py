@@ -1,7 +1,7 @@
-"""What happens in each training step, and the commands: the only package that knows Lightning.
+"""The training engine and the commands: the only package that knows Lightning.
 
-The files here are the commands, ``python -m engine.NAME``, and `errors`. Each folder holds one subject, and imports
-only folders that stand below it:
+The files here are the commands, ``python -m engine.NAME``, and `errors`. Each folder holds one subject and imports
+only folders below it:
 
     command_line                               parses and checks configurations, explains mistakes
     loop, inference                            what Lightning calls; prediction and export

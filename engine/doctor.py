@@ -1,8 +1,7 @@
-"""Is this machine fit for training? ``python -m engine.doctor``.
+"""Check whether this machine is fit for training: ``python -m engine.doctor``.
 
-With the options of ``engine.fit``, such as ``--config FILE``, it is also checked for that configuration, and whether
-its data set and weights are there. The
-exit status is 0, or 2 if there is a problem; a note is none.
+With the options of ``engine.fit``, such as ``--config FILE``, it also checks the machine, the data set and the weights
+for that configuration. The exit status is 0, or 2 if there is a problem. Notes do not change it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from engine.planning.data_section import SYNTHETIC
 
 
 def check_files(config: Any) -> list[Finding]:
-    """Findings about the data set and the weights that a configuration names: whether they can be used."""
+    """Check whether the data set and the weights of a configuration can be used."""
     from engine.run.checkpoint import check_weights  # imports the networks
 
     root, weights, network = config.data.root, config.model.weights, config.model.network
@@ -44,7 +43,7 @@ def _finding(what: str, path: str | Path, check: Callable[[], object]) -> Findin
 
 
 def _evidence_and_remedy(message: str) -> tuple[str, str]:
-    """Split ``what is wrong. What to do.``; in a message of one sentence the remedy follows the last colon."""
+    """Split a message ``what is wrong. What to do.``; in a single sentence the remedy follows the last colon."""
     evidence, *remedy = re.split(r"\. (?=[A-Z])", message, maxsplit=1)
     if remedy:
         return evidence, remedy[0]
@@ -53,11 +52,11 @@ def _evidence_and_remedy(message: str) -> tuple[str, str]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Examine the machine, and whether it is fit for a configuration if one is given."""
+    """Check this machine, and whether it is fit for a configuration if there is one."""
     machine = examine_machine()
     findings = check_machine(machine)
     if args or (args is None and sys.argv[1:]):
-        from engine.command_line.cli import CommandLine  # seconds to import, and not needed to examine the machine
+        from engine.command_line.cli import CommandLine  # takes seconds to import; the machine alone does not need it
 
         config = CommandLine(args).config
         findings += [*check_needs(machine, needs_of(config)), *check_files(config)]

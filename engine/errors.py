@@ -1,4 +1,4 @@
-"""Errors for users: one line that names the file or key, the value, the rule and the remedy; exit status 2."""
+"""Errors for users: one line with the file or key, the value, the rule and the remedy; exit status 2."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from data.errors import DataError
 
 
 class ConfigError(Exception):
-    """Something the user can put right: a key, a file, a combination. The message is the whole explanation."""
+    """A mistake that the user can correct: a key, a file, a combination. The message explains it completely."""
 
 
 class TrainingError(Exception):
-    """Training cannot continue, through no programming error of ours: the message says why and what to do."""
+    """Training cannot continue, and no bug is the cause. The message says why and what to do."""
 
 
 class SaidElsewhere(Exception):
-    """The run ends, and another of its processes prints why."""
+    """The run ends, and another process of it prints the reason."""
 
 
 USER_ERRORS = (ConfigError, TrainingError, DataError)
 EXIT_STATUS = 2
 INTERRUPTED_STATUS = 130
-"""As shells have it for Ctrl-C."""
+"""The exit status of shells for Ctrl-C."""
 
 
 @contextmanager
 def config_key(key: str) -> Iterator[None]:
-    """Turn a ``ValueError`` of the parts, which know no keys, into a ConfigError that names the key."""
+    """Turn a ``ValueError`` of code that knows no keys into a ConfigError that names the key."""
     try:
         yield
     except ValueError as error:
@@ -40,11 +40,10 @@ def config_key(key: str) -> Iterator[None]:
 
 
 def run_command(main: Callable[[list[str] | None], object]) -> None:
-    """Run a command's main function; a user's error becomes one line on standard error and exit status 2.
+    """Run the main function of a command; print a user's error as one line on standard error and exit with status 2.
 
-    Ctrl-C ends with a line as well, and a reader that wants no more, such as ``head``, without one. What the terminal
-    or file behind standard output cannot show, such as an arrow in a Windows code page or a file's name that is not
-    text, is written as an escape.
+    Ctrl-C also ends with one line. A reader of the output that stops early, such as ``head``, ends the command without
+    a line. Characters that standard output cannot encode are escaped.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -55,7 +54,7 @@ def run_command(main: Callable[[list[str] | None], object]) -> None:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes standard output once more
         sys.exit(1)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

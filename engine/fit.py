@@ -21,7 +21,7 @@ RANDOM_WEIGHTS = (
 
 
 def main(args: list[str] | None = None) -> CommandLine:
-    """Train as configured; returns the finished command line, for its trainer and model."""
+    """Train as configured; return the finished command line, which holds trainer and model."""
     with beginning_together():
         cli = CommandLine(args, writes_run=True).build()
         cli.save_config()
@@ -29,14 +29,14 @@ def main(args: list[str] | None = None) -> CommandLine:
         if cli.ckpt_path is None and cli.config.model.weights is None:
             print(RANDOM_WEIGHTS, file=sys.stderr)
         print_advice(advise_before(cli.config))
-    if cli.trainer.is_global_zero and cli.memory_ahead is not None:
-        print(cli.memory_ahead)
+        if cli.memory_ahead is not None:
+            print(cli.memory_ahead)
     last = cli.config.run.folder / CHECKPOINTS / LAST
-    with speaking_once(), explained_faults(last), all_present(), explained_by_lightning():
+    with speaking_once(cli.trainer.strategy), explained_faults(last), all_present(), explained_by_lightning():
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path, weights_only=True)
     for failure in cli.checkpoint_io.failures.values():
         raise TrainingError(failure)
-    if cli.ckpt_path is not None and not cli.trainer.callback_metrics:  # which an epoch's end has, and a validation
+    if cli.ckpt_path is not None and not cli.trainer.callback_metrics:  # any epoch or validation would have some
         limit = "a larger trainer.max_steps, trainer.max_time or run.patience"
         if not cli.trainer.should_stop:
             limit = f"trainer.max_epochs above {cli.config.trainer.max_epochs}"

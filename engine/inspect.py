@@ -1,6 +1,7 @@
-"""What is in a data set, and what is wrong with it? ``python -m engine.inspect --root data.yaml``.
+"""Show the content of a data set and its errors: ``python -m engine.inspect --root data.yaml``.
 
-Nothing is written into the data set. The exit status is 0, or 2 with the words that training would refuse it with.
+It never writes into the data set. The exit status is 0, or 2 with the message with which training would refuse the
+data set.
 """
 
 from __future__ import annotations
@@ -13,10 +14,7 @@ from rich.console import Console
 
 from data.errors import DataError
 from data.formats.dataset_yaml import read_dataset_yaml
-from data.indexing.dataset_facts import (
-    TRAINING_SPLITS,
-    inspect_dataset,
-)
+from data.indexing.dataset_facts import TRAINING_SPLITS, inspect_dataset
 from engine.command_line.arguments import CommandParser, path_option
 from engine.errors import ConfigError, run_command
 from engine.machine.show import print_findings

@@ -1,8 +1,8 @@
-"""Write a configuration to begin with: ``python -m engine.new DATA.yaml [--output FILE]``.
+"""Write a first configuration: ``python -m engine.new DATA.yaml [--output FILE]``.
 
-It looks at the data set and at this machine. With ``--from-command 'yolo detect train ...'``, which may also be Python
-code or a file, or ``--from-args args.yaml`` it translates what an Ultralytics run was started with, key by key, and
-says what each became.
+It suits the data set and this machine. ``--from-command 'yolo detect train ...'`` translates an Ultralytics command,
+Python code, or a file with either, key by key, and shows what each key became. ``--from-args args.yaml`` translates
+the arguments of an Ultralytics run.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ CHECKED_PARTS: dict[str, Callable[..., object]] = {
     "model.loss": LossGains,
     "model.nms": NmsConfig,
 }
-"""Sections of a configuration that check their own ranges."""
+"""Sections of a configuration whose classes check their own ranges."""
 
 
 def main(args: list[str] | None = None) -> None:
-    """Write the configuration, and say what it is made of and what to do next.
+    """Write the configuration; print what it is based on and what to do next.
 
     Raises:
-        ConfigError: If an option is wrong, the file exists, or what was translated is no valid configuration.
+        ConfigError: If an option is wrong, the file exists, or the translation is no valid configuration.
     """
     options = _parser().parse_args(args)
     machine = examine_machine()
@@ -73,7 +73,7 @@ def _translation(options: argparse.Namespace, machine: Machine) -> Translation |
     else:
         return None
     if "device" not in arguments and not machine.gpus:
-        arguments["device"] = "cpu"  # which Ultralytics takes then, and leaves amp off
+        arguments["device"] = "cpu"  # Ultralytics does the same, and then ignores amp
     if options.data or isinstance(arguments.get("data"), str):
         arguments["data"] = str(Path(options.data or arguments["data"]).expanduser())
     facts = _facts_if_there(arguments.get("data"))
@@ -87,12 +87,12 @@ def _translation(options: argparse.Namespace, machine: Machine) -> Translation |
 
 
 def _facts_if_there(root: Any) -> DataFacts | None:
-    """Facts about a data set that need not be on this machine."""
+    """Examine a data set; return None if it is not on this machine."""
     return examine_data(root) if isinstance(root, str) and Path(root).exists() else None
 
 
 def _where_data_may_be(translation: Translation | None) -> str:
-    """What to do without a data set."""
+    """Say what to do without a data set."""
     lines = translation.lines if translation else []
     if any(line.theirs.startswith("resume=") for line in lines):
         return "the arguments of the run to resume are in args.yaml in its folder: give that with --from-args"
@@ -102,7 +102,7 @@ def _where_data_may_be(translation: Translation | None) -> str:
 
 
 def _write(output: Path, text: str) -> None:
-    """Write the file, whole or not at all.
+    """Write the file completely or not at all.
 
     Raises:
         ConfigError: If the disk refuses.
@@ -110,18 +110,18 @@ def _write(output: Path, text: str) -> None:
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
-        if output.is_file():  # the first part of it
+        if output.is_file():  # a part was written
             output.unlink()
         raise ConfigError(f"--output: {output}: cannot be written ({error.strerror}): choose another file") from error
 
 
 def _check(text: str, translation: Translation | None) -> None:
-    """Refuse what is no configuration, before it is written.
+    """Check the configuration before it is written.
 
     Raises:
-        ConfigError: Naming the key and, if it was translated, what it was.
+        ConfigError: With the key, and the Ultralytics argument that it was translated from.
     """
-    from engine.command_line.cli import CommandLine  # seconds to import
+    from engine.command_line.cli import CommandLine  # takes seconds to import
 
     try:
         config = CommandLine([f"--config={text}"]).config
@@ -132,7 +132,7 @@ def _check(text: str, translation: Translation | None) -> None:
     except (ConfigError, DataError, ValueError) as error:
         lines = translation.lines if translation else []
         found = ((str(error).find(key), line.theirs) for line in lines for key in line.settings)
-        was = [f"{theirs}: " for position, theirs in sorted(found) if position >= 0][:1]  # of the key with the mistake
+        was = [f"{theirs}: " for position, theirs in sorted(found) if position >= 0][:1]  # the key of the mistake
         raise ConfigError(f"{''.join(was)}{error}") from error
 
 
@@ -148,7 +148,9 @@ def _tell(
         console.print(Text(f"data: {facts.text(settings['data.image_size'])}"), soft_wrap=True)
     else:
         root = settings["data.root"]
-        missing = f"data.root: {root}: is not here, so images and labels were not looked at: put it there, or change it"
+        missing = (
+            f"data.root: {root}: is missing, so images and labels were not examined: put it there, or change the key"
+        )
         console.print(Text(missing, style="yellow"), soft_wrap=True)
     names = ", ".join(gpu.name for gpu in machine.gpus)
     is_for_gpu = settings["trainer.accelerator"] == "gpu"
@@ -168,22 +170,15 @@ def _tell(
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="python -m engine.new", description="Write a configuration to begin with.")
-    parser.add_argument(
-        "data",
-        metavar="DATA.yaml",
-        nargs="?",
-        type=path_text("DATA.yaml"),
-        help="description of the data set; only read",
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", type=path_option("--output"), help="default: named after the data set's folder"
-    )
+    about = "description of the data set; only read"
+    parser.add_argument("data", metavar="DATA.yaml", nargs="?", type=path_text("DATA.yaml"), help=about)
+    about = "default: named after the data set's folder"
+    parser.add_argument("--output", metavar="FILE", type=path_option("--output"), help=about)
     source = parser.add_mutually_exclusive_group()
     about = "translate an Ultralytics command or Python call: its text, or a file with it; nothing of it is run"
     source.add_argument("--from-command", metavar="'yolo ...'", help=about)
-    source.add_argument(
-        "--from-args", metavar="args.yaml", type=path_option("--from-args"), help="translate an Ultralytics args.yaml"
-    )
+    about = "translate an Ultralytics args.yaml"
+    source.add_argument("--from-args", metavar="args.yaml", type=path_option("--from-args"), help=about)
     return parser
 
 

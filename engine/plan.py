@@ -1,7 +1,7 @@
-"""Plan the VRAM of training, without a GPU: ``python -m engine.plan [--config FILE] [--budget 16GiB] [--json]``.
+"""Plan the VRAM of training without a GPU: ``python -m engine.plan [--config FILE] [--budget 16GiB] [--json]``.
 
-A table says what each micro-batch, image size, precision and recompute level needs; below it stands the fastest
-combination that fits the budget, as keys of a configuration. With the options of ``engine.fit``, such as
+A table shows the peak of each micro-batch, image size, precision and recompute level. Below it stands the fastest
+combination within the budget, as keys of a configuration. With the options of ``engine.fit``, such as
 ``--config FILE``, it plans for that configuration, else for YOLO11l. The exit status is 2 if nothing fits.
 """
 
@@ -40,14 +40,14 @@ def main(args: list[str] | None = None) -> None:
     """Print the plan.
 
     Raises:
-        ConfigError: If nothing fits, after the table; or if an option is wrong.
+        ConfigError: If an option is wrong; after the table, if nothing fits.
     """
     options, config_args = _parser().parse_known_args(args)
     question = _question(options, config_args)
     if options.json:
         print(json.dumps(as_json(question), indent=2))
         return
-    console = Console(highlight=False, markup=False)  # brackets in a path are not ours
+    console = Console(highlight=False, markup=False)  # a path may have brackets
     console.print(about(question), "", sep="\n")
     console.print(table(table_rows(question)), legend(question.budget_bytes), "", sep="\n")
     recommended = recommendation(question)
@@ -106,7 +106,7 @@ def _numbers(option: str, text: str | None, default: list[int]) -> list[int]:
 
 
 def _configured_question(args: list[str]) -> Question:
-    from engine.command_line.cli import CommandLine  # seconds to import, and not needed for the default table
+    from engine.command_line.cli import CommandLine  # takes seconds to import; the default table does not need it
 
     config = CommandLine(args).config
     data = config.data
@@ -129,7 +129,7 @@ def _configured_question(args: list[str]) -> Question:
 
 
 def _configured_budget(budget: str | float) -> int:
-    """The budget that a run with this key would have here; without a GPU, a size or the default."""
+    """Return the budget that a run would have here in bytes; without a GPU the configured size, or the default."""
     if torch.cuda.is_available():
         return resolve_budget(MemoryConfig(budget=budget), torch.device("cuda", torch.cuda.current_device()))
     try:

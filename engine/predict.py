@@ -1,8 +1,8 @@
 """Find objects in pictures and videos: ``python -m engine.predict --ckpt_path best.ckpt --source FOLDER``.
 
-Writes a copy of each picture with boxes, ``labels/NAME.txt`` in YOLO's form, and ``predictions.json`` in COCO's.
-With ``--tile 640`` large pictures are looked at piece by piece. What cannot be read is named and passed over; the exit
-status is 0, or 2 if that happened or nothing was done.
+It writes a copy of each picture with boxes, ``labels/NAME.txt`` in YOLO's form, and ``predictions.json`` in COCO's.
+``--tile 640`` cuts large pictures into tiles. A file that cannot be read is named and skipped. The exit status is 0,
+or 2 if a file was skipped or nothing was done.
 """
 
 from __future__ import annotations
@@ -10,35 +10,44 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from data.errors import DataError
-from engine.command_line.arguments import CommandParser, path_option, path_text
+from engine.command_line.arguments import (
+    CommandParser,
+    add_checkpoint_option,
+    add_nms_options,
+    nms_config,
+    path_option,
+    path_text,
+)
 from engine.errors import ConfigError, run_command
 from engine.inference.predictor import Predictor
 from engine.inference.results import PredictionFolder, summary_line
 from engine.inference.sources import find_files, read_frames
-from engine.run.checkpoint import EXAMPLE, load_network
+from engine.run.checkpoint import load_network
+from engine.run.folder import numbered
 from models.detection.postprocess import NmsConfig
 
 MIN_TILE_PX = 32  # a cell of the network's coarsest head
-SHOWN_COLUMNS = 120  # where the output is no terminal
+SHOWN_COLUMNS = 120  # width of the output if it is not a terminal
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def main(args: list[str] | None = None) -> Path:
-    """Predict as the command line says; returns the folder of the results.
+    """Predict as the command line says; return the folder of the results.
 
     Raises:
         ConfigError: If an option is wrong, or the results cannot be written.
-        DataError: At the end, if a picture could not be read; the results of the others are there.
+        DataError: At the end, if a picture could not be read. The results of the other pictures exist.
     """
     options = _parse(args)
     nms = _check(options)
-    unread = Unread()
-    files = find_files(*options.source, on_error=unread.add)
+    unread: list[DataError] = []
+    files = find_files(*options.source, on_error=partial(_skip, unread))
     loaded = load_network(options.ckpt_path, "--ckpt_path")
     predictor = Predictor(loaded, nms, _device(options.device), options.tile, options.overlap)
     try:
@@ -50,37 +59,22 @@ def main(args: list[str] | None = None) -> Path:
         message = f"--output: {options.output}: cannot be written ({error.strerror}): make room, or choose another"
         raise ConfigError(message) from error
     print(f"{len(folder.images)} pictures, {len(folder.annotations)} objects: {folder.folder}")
-    unread.raise_if_any(folder.folder)
+    if unread:
+        what = f"{len(unread)} of the files or folders could not be read"
+        raise DataError(f"--source: {what}: see the warnings above; {folder.folder} holds what was found in the others")
     return folder.folder
 
 
-class Unread:
-    """What could not be read: each is named in a warning at once, all are counted at the end."""
-
-    def __init__(self) -> None:
-        self.num_files = 0
-
-    def add(self, error: DataError) -> None:
-        """Name a failed file; the others continue."""
-        self.num_files += 1
-        print(f"warning: {error}", file=sys.stderr)
-
-    def raise_if_any(self, folder: Path) -> None:
-        """End with the exit status of an error, although the rest is done.
-
-        Raises:
-            DataError: If there were some.
-        """
-        if self.num_files:
-            what = f"{self.num_files} of the files or folders could not be read"
-            raise DataError(f"--source: {what}: see the warnings above; {folder} holds what was found in the others")
+def _skip(unread: list[DataError], error: DataError) -> None:
+    unread.append(error)
+    print(f"warning: {error}", file=sys.stderr)
 
 
-def _predict(predictor: Predictor, files: list[Path], folder: PredictionFolder, unread: Unread) -> None:
-    """Write, and say in a line each, what is in the pictures; the JSON file also if this ends early."""
+def _predict(predictor: Predictor, files: list[Path], folder: PredictionFolder, unread: list[DataError]) -> None:
+    """Write the results and print one line per picture; the JSON file is also written if an error ends this early."""
     width = shutil.get_terminal_size((SHOWN_COLUMNS, 24)).columns
     try:
-        for frame in read_frames(files, unread.add):
+        for frame in read_frames(files, partial(_skip, unread)):
             found = predictor.detect(frame.image)
             folder.add(frame, found)
             print(summary_line(frame.stem, found.classes.tolist(), folder.class_names, width))
@@ -96,18 +90,12 @@ def _check(options: argparse.Namespace) -> NmsConfig:
     if 0 < options.tile < MIN_TILE_PX:
         rule = f"must be at least {MIN_TILE_PX} pixels, or 0 for the whole picture at once"
         raise ConfigError(f"--tile: {options.tile}: {rule}")
-    try:
-        return NmsConfig(options.conf, options.iou, multi_label=False, max_detections=options.max_detections)
-    except ValueError as error:
-        message = str(error).replace("nms.confidence", "nms.conf")
-        raise ConfigError(message.replace("model.nms.", "--")) from error
+    return nms_config(options, multi_label=False)
 
 
 def _parse(args: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(prog="python -m engine.predict", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--ckpt_path", type=path_option("--ckpt_path"), required=True, help=f"such as {EXAMPLE}; or an Ultralytics .pt"
-    )
+    add_checkpoint_option(parser)
     what = "pictures, folders, list files (.txt), glob patterns and videos"
     parser.add_argument("--source", nargs="+", required=True, type=path_text("--source"), help=what)
     parser.add_argument(
@@ -115,9 +103,7 @@ def _parse(args: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tile", type=int, default=0, help="side of tiles in pixels; 0: the whole picture at once")
     parser.add_argument("--overlap", type=float, default=0.2, help="of tiles, as a share of one; default: %(default)s")
-    parser.add_argument("--conf", type=float, default=0.25, help="least score; default: %(default)s")
-    parser.add_argument("--iou", type=float, default=NmsConfig.iou, help="greatest overlap; default: %(default)s")
-    parser.add_argument("--max_detections", type=int, default=1000, help="in a picture; default: %(default)s")
+    add_nms_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1; default: %(default)s")
     return parser.parse_args(args)
 
@@ -131,23 +117,17 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device: {name}: not to be had here ({reason}): use auto or cpu") from error
+        raise ConfigError(f"--device: {name}: is not available here ({reason}): use auto or cpu") from error
 
 
 def _fresh(folder: Path) -> Path:
-    """The folder, or ``-2``, ``-3``, ... if there is something in it.
+    """Return the folder, or ``-2``, ``-3``, ... if it has content.
 
     Raises:
-        ConfigError: If there is, and it has no name of its own, as ``.`` and ``/``.
-        OSError: If it is no folder.
+        ConfigError: If it has content, and no name to append a number to.
+        OSError: If it is a file.
     """
-    fresh, number = folder, 1
-    while fresh.exists() and any(fresh.iterdir()):
-        if folder.name in ("", ".."):
-            raise ConfigError(f"--output: {folder}: is not empty: choose another folder")
-        number += 1
-        fresh = folder.with_name(f"{folder.name}-{number}")
-    return fresh
+    return next(one for one in numbered(folder, "--output") if not one.exists() or not any(one.iterdir()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Validate weights: ``python -m engine.validate --data.root data.yaml --ckpt_path CKPT [--split test] [--json]``.
 
-The file may be a checkpoint of yolofit, an Ultralytics ``.pt`` or safetensors. Its network is taken, and the image size
-that it was trained with, unless a configuration or the command line gives another.
+The file is a checkpoint of yolofit, an Ultralytics ``.pt`` or safetensors. It names the network and the image size;
+a configuration or the command line may set another image size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.validation.metrics import DetectionResults
 
 
 def main(args: list[str] | None = None) -> DetectionResults:
-    """Print the metrics of a file's weights, the averaged ones if it has two kinds, on the validation set."""
+    """Print the metrics of a file's weights on the validation set; of a checkpoint, those of the averaged weights."""
     cli = CommandLine(args, writes_run=False)
     if cli.ckpt_path is None:
         raise ConfigError(f"--ckpt_path: missing: name the weights to validate, such as {EXAMPLE}")
@@ -25,25 +25,24 @@ def main(args: list[str] | None = None) -> DetectionResults:
         key = "trainer.limit_val_batches"
         raise ConfigError(f"{key}: 0: there would be nothing to measure: leave it out, or set --{key} 1.0")
     loaded = load_network(cli.ckpt_path, "--ckpt_path")
-    cli.config.model.network, cli.config.model.weights = loaded.name, None
-    cli.build()
+    cli.build(loaded.name)
     check_classes(loaded.class_names, cli.datamodule.class_names, "--ckpt_path")
     _say_other_names(loaded.class_names, cli.datamodule.class_names)
     cli.model.ema.network.load_state_dict(loaded.network.state_dict())
     with explained_by_lightning():
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
-    results = cli.model.results
+    results, split = cli.model.results, cli.config.split
     how = {
         "network": loaded.name,
         "image_size": cli.datamodule.image_size,
         "precision": cli.model.config.precision,
-        "split": cli.config.split,
+        "split": split,
     }
     if cli.config.json:
         print(json.dumps(how | results.as_dict()))
     else:
-        images = f"{results.num_images} {how['split']} images with {results.num_truth_C.sum()} objects"
-        print(f"{cli.ckpt_path}: {how['network']} at {how['image_size']} px in {how['precision']}: {images}")
+        images = f"{results.num_images} {split} images with {results.num_truth_C.sum()} objects"
+        print(f"{cli.ckpt_path}: {loaded.name} at {how['image_size']} px in {how['precision']}: {images}")
         print(results.table())
     return results
 

@@ -1,4 +1,4 @@
-"""Plans the RAM of the loader before the run, and adapts the plan between epochs.
+"""Plans the RAM of the loader before the run.
 
 Three things take RAM: windows that wait for training, decoded images for mosaics, and the cache. If workers are not
 forked, all three lie in /dev/shm. `plan_loading` fits them into a budget and says what it chose and why. `open_caches`
@@ -32,10 +32,9 @@ SHM_SHARE = 0.8  # of the free bytes of /dev/shm
 FLOOR_SHARE = 0.1  # of the free RAM: with less left no cache grows
 WORKER_BYTES = 150 * 2**20  # private to a forked worker; measured: 40 to 75 MiB beside its samples
 SPAWNED_WORKER_BYTES = 600 * 2**20  # private to a worker that loads all libraries itself; measured: 330 to 560 MiB
-MAX_WORKERS = 8  # at the start; a measured stall adds more
+MAX_WORKERS = 8  # of ``auto``
 VALIDATION_WORKERS = 2  # at most
 PREFETCH = 2  # windows ahead per worker
-STALL_SHARE = 0.05  # of an epoch's time: a shorter wait is not worth another process
 NUM_SAMPLES = 64
 SLOW_DECODE_RATIO = 2.0  # files of this many times the image size are slower to decode than to read decoded
 DISK_RESERVE_BYTES = 2 * GIB
@@ -312,47 +311,23 @@ def open_caches(
         paths = (Path(index.path(image)) for image in range(len(index)))
         sizes_bytes = np.fromiter((path.stat().st_size for path in paths), np.int64, len(index))
         files = FileCache(sizes_bytes, available_bytes, plan.floor_bytes)
-    return open_recent_images(dataset.with_caches(None, files, pools), plan)
+    recent = RecentImages(pools, plan.recent_images, slot_bytes) if plan.recent_images else None
+    return dataset.with_caches(recent, files, pools)
 
 
-def open_recent_images(dataset: TrainDataset, plan: LoadPlan) -> TrainDataset:
-    """The same data set, with an empty cache of recent images if the plan has one."""
-    if not plan.recent_images:
-        return dataset
-    recent = RecentImages(dataset.pools, plan.recent_images, 3 * dataset.source.image_size**2)
-    return dataset.with_caches(recent, dataset.source.files)
+def most_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> int:
+    """Return how many of ``workers`` have room beside the cache of a run under way.
 
-
-def change_workers(plan: LoadPlan, host: Host, volume: Volume, workers: int) -> LoadPlan:
-    """The plan in use with another number of workers, as far as ``host`` has room beside it; the cache stays."""
+    Args:
+        plan: What the loader takes now.
+        host: What is left beside it.
+        volume: What is loaded.
+        workers: Wanted number of worker processes.
+    """
     recent_bytes = plan.recent_images * volume.slot_bytes
     given_back_bytes = plan.window_bytes + plan.workers * host.worker_bytes + recent_bytes
     shm_bytes = host.shm_bytes
     if shm_bytes is not None:
         shm_bytes += reserved_bytes(plan.workers, plan.prefetch, volume.window_bytes) + recent_bytes
     host = replace(host, ram_bytes=host.ram_bytes + given_back_bytes, shm_bytes=shm_bytes)
-    fresh = plan_loading(host, volume, "none", workers)
-    recent_images = fresh.recent_images if plan.recent_images else 0
-    cache_bytes = plan.cache_bytes - recent_bytes + recent_images * volume.slot_bytes
-    return replace(
-        plan,
-        workers=fresh.workers,
-        prefetch=fresh.prefetch,
-        recent_images=recent_images,
-        window_bytes=fresh.window_bytes,
-        cache_bytes=cache_bytes,
-        ram_bytes=fresh.window_bytes + cache_bytes + fresh.workers * host.worker_bytes,
-    )
-
-
-def next_workers(stall_share: float, workers: int, cores: int, is_memory_short: bool = False) -> int:
-    """The number of workers of the next epoch.
-
-    Half as many if RAM is short, because fewer workers also mean fewer windows. Half as many again, up to ``cores``, if
-    training waited for more than `STALL_SHARE` of the time. Else the same.
-    """
-    if is_memory_short:
-        return min(max(workers // 2, 1), workers)
-    if stall_share > STALL_SHARE:
-        return min(workers + max(workers // 2, 1), max(cores, workers))
-    return workers
+    return plan_loading(host, volume, "none", workers).workers

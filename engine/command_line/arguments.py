@@ -1,4 +1,4 @@
-"""Options of the commands that take no configuration: argparse, with errors in one line and no abbreviations."""
+"""Options of the commands without a configuration: argparse with errors in one line and no abbreviations."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from typing import Any, NoReturn
 
 from engine.command_line.paths import expanded
 from engine.errors import ConfigError
+from engine.run.checkpoint import EXAMPLE
+from models.detection.postprocess import NmsConfig
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Raises a ConfigError instead of printing the usage and a line."""
+    """An argparse parser that raises ConfigError instead of printing its usage and exiting."""
 
     def __init__(self, **kwargs: Any) -> None:
-        """Like argparse's, but an option must be written out: its abbreviation may be another command's option."""
+        """Accept only complete option names: an abbreviation may be an option of another command."""
         super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Like argparse's; options that there are not come before those that are missing.
+        """Parse; unknown options are reported before missing ones.
 
         Raises:
-            ConfigError: Naming all of them.
+            ConfigError: With all unknown options.
         """
         known = [option for action in self._actions for option in action.option_strings]
         names = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
@@ -38,7 +40,7 @@ class CommandParser(argparse.ArgumentParser):
         """Refuse a command line.
 
         Raises:
-            ConfigError: Naming the option, what is wrong with it, and which one may have been meant.
+            ConfigError: With the option, what is wrong, and the option that may have been meant.
         """
         if match := re.match(r"argument (\S+?)(?:/\S+)?: (?:invalid (\w+) value: '(.*)'|(.*))", message):
             raise ConfigError(f"{match[1]}: {f'{match[3]}: expected {match[2]}' if match[2] else match[4]}")
@@ -49,19 +51,46 @@ class CommandParser(argparse.ArgumentParser):
         raise ConfigError(message)
 
     def format_usage(self) -> str:
-        """In one line."""
+        """Return the usage in one line."""
         return " ".join(super().format_usage().split()).removeprefix("usage: ")
 
     def _unknown(self, word: str, options: list[str]) -> str:
-        near = difflib.get_close_matches(f"--{word.lstrip('-')}", options, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(f"--{word.lstrip('-')}", options, n=1)
         return f"{word}: no such option: {f'did you mean {near[0]}?' if near else 'see --help'}"
 
 
 def path_option(name: str) -> Callable[[str], Path]:
-    """The type of an option that is a path, see `engine.command_line.paths.expanded`."""
+    """Return the type of an option that is a path (`engine.command_line.paths.expanded`)."""
     return lambda text: Path(expanded(text, name))
 
 
 def path_text(name: str) -> Callable[[str], str]:
-    """The same for one that stays text, such as a pattern."""
+    """Return the type of an option whose path stays text, such as a pattern."""
     return lambda text: expanded(text, name)
+
+
+def add_checkpoint_option(parser: CommandParser) -> None:
+    """Add ``--ckpt_path``, the weights to use."""
+    about = f"such as {EXAMPLE}; or an Ultralytics .pt"
+    parser.add_argument("--ckpt_path", type=path_option("--ckpt_path"), required=True, help=about)
+
+
+def add_nms_options(parser: CommandParser, condition: str = "") -> None:
+    """Add the options of non-maximum suppression; ``condition`` begins their help."""
+    score, overlap, most = "least score", "largest overlap of two boxes", "most boxes in an image"
+    end = "; default: %(default)s"
+    parser.add_argument("--conf", type=float, default=0.25, help=f"{condition}{score}{end}")
+    parser.add_argument("--iou", type=float, default=NmsConfig.iou, help=f"{condition}{overlap}{end}")
+    parser.add_argument("--max_detections", type=int, default=1000, help=f"{condition}{most}{end}")
+
+
+def nms_config(options: argparse.Namespace, multi_label: bool = NmsConfig.multi_label) -> NmsConfig:
+    """Read the options of `add_nms_options`.
+
+    Raises:
+        ConfigError: If one is out of range.
+    """
+    try:
+        return NmsConfig(options.conf, options.iou, multi_label, max_detections=options.max_detections)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("model.nms.confidence", "--conf").replace("model.nms.", "--")) from error

@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with our classes, links between keys, and errors that teach."""
+"""The command line: LightningCLI with yolofit's classes, links between keys, and errors that teach."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Union, get_args
 
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -39,12 +39,10 @@ from engine.loop.processes import WindowParallel, check_images_per_device, strat
 from engine.loop.progress import TrainingProgress
 from engine.loop.reporter import RunReporter
 from engine.loop.throughput import Throughput
-from engine.loop.workers import WorkerAdapter
 from engine.machine.devices import count_devices, device_of
 from engine.memory.allocator import budget_bytes_of
 from engine.memory.config import MemoryConfig
-from engine.planning.settle import MemoryAhead, settle_memory, settled_without_plan
-from engine.report.memory_log import OOM_RECOVERY
+from engine.planning.settle import MemoryAhead, changed, settle_memory, settled_without_plan
 from engine.run.changed_settings import check_settings, read_state, settings_of
 from engine.run.checkpoint_io import SafeCheckpointIO
 from engine.run.folder import RunConfig, default_callbacks, default_loggers, prepare_run_folder
@@ -57,32 +55,32 @@ TRAINER_DEFAULTS = {
     "devices": 1,
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 10,
-    "use_distributed_sampler": False,  # windows are shared out between devices by our own sampler
+    "use_distributed_sampler": False,  # yolofit's sampler distributes windows to devices
     "enable_model_summary": False,
 }
 NEEDLESS_WARNINGS = (
     ".*does not have many workers.*",
-    ".*in eval mode at the start of training.*",  # the averaged network is, always
+    ".*in eval mode at the start of training.*",  # the averaged network always is
     ".*exists and is not empty.*",  # checkpoints and logs share the run folder
     ".*LeafSpec.*",
-    ".*your dataloader is not resumable.*",  # the sampler is told where to resume
+    ".*your dataloader is not resumable.*",  # the sampler knows where to resume
     ".*smaller than the logging interval.*",
     ".*overridden `transfer_batch_to_device`.*",
     ".*when using `ckpt_path`, callbacks used to create the checkpoint.*",  # validation has none; patience may change
     ".*could not find the monitored key.*",  # epochs without validation
-    ".*dirpath has changed.*",  # a run resumed into another folder looks for its own best epoch
-    ".*sync_dist=True.*",  # what is logged has been summed over the processes already
+    ".*dirpath has changed.*",  # a run may resume in another folder
+    ".*sync_dist=True.*",  # the logged values are sums over the processes
 )
 
 
 class CommandLine(LightningCLI):
-    """The parsed configuration (``config``); `build` makes ``datamodule``, ``model`` and ``trainer`` from it."""
+    """The parsed configuration, ``config``; `build` makes ``datamodule``, ``model`` and ``trainer`` from it."""
 
     def __init__(self, args: list[str] | None = None, *, writes_run: bool = True) -> None:
         """Parse.
 
         Args:
-            args: Command line without the program's name; None for the real one.
+            args: Command line without the program's name; None for that of the process.
             writes_run: Whether the command makes a run folder with logs and checkpoints.
 
         Raises:
@@ -106,7 +104,7 @@ class CommandLine(LightningCLI):
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys of ``trainer``, ``model`` and ``data``; those of ``model`` are the fields of `ModelConfig`."""
+        """Add the keys of ``trainer``, ``model`` (the fields of `ModelConfig`) and ``data``."""
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
         parser.add_class_arguments(ModelConfig, "model", sub_configs=True)
@@ -119,7 +117,7 @@ class CommandLine(LightningCLI):
         return self.config.ckpt_path
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys beside ``trainer``, ``model`` and ``data``, and the links between keys."""
+        """Add the other keys, and the links between keys."""
         _whole_numbers_first(parser)
         parser.add_class_arguments(RunConfig, "run")
         parser.add_class_arguments(MemoryConfig, "memory")
@@ -136,50 +134,66 @@ class CommandLine(LightningCLI):
         words = Words(sys.argv[1:] if args is None else args, parser._option_string_actions)
         check_words(words, _types_by_key(parser))
         try:
-            self.config = parse_with_file(parser, words.in_order)
+            config = expand_paths(parse_with_file(parser, words.in_order))
         except ArgumentError as error:
             raise ConfigError(explain(str(error), words.files)) from error
-        expand_paths(self.config)
-        self.config.trainer.devices = settled_devices(self.config.trainer.devices)
+        self.config = changed(config, {"trainer.devices": settled_devices(config.trainer.devices)})
         check_numbers(self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what Lightning's own keys cannot be here, and before anything is made."""
+        """Check Lightning's keys before anything is made."""
         check_trainer(self.config.trainer)
         check_callback_settings(self.config.trainer)
         check_logger_packages(self.config.trainer.logger)
 
     def instantiate_classes(self) -> None:
-        """Nothing yet: `build` does."""
+        """Do nothing: `build` makes the objects."""
 
-    def build(self) -> CommandLine:
+    def build(self, network: str | None = None) -> CommandLine:
         """Make ``datamodule``, ``model`` and ``trainer``, and the run folder if the command has one.
+
+        Args:
+            network: Replaces ``model.network`` and ``model.weights``, for a command that has loaded weights itself.
 
         Raises:
             ConfigError: If the configuration turns out to be wrong.
         """
+        if network is not None:
+            self.config = changed(self.config, {"model.network": network, "model.weights": None})
         try:
             check_hardware(self.config.trainer)
-            self._strategy = self._settle_processes()
+            strategy = self._strategy()
             check_precision(self.config.model.precision, device_of(self.config.trainer))
             if self.writes_run:
                 self.config, self.memory_ahead = settle_memory(self.config)
             else:
                 self.config = settled_without_plan(self.config)
-            self._set_seed()  # again, so that the first weights do not depend on what was drawn until here
+            self._set_seed()  # again: the first weights must not depend on earlier draws
             with explained_by_lightning():
-                self._instantiate()
+                self._instantiate(strategy)
         except ValueError as error:
             raise ConfigError(reason_in(str(error))) from error
         return self
 
-    def _instantiate(self) -> None:
+    def _strategy(self) -> WindowParallel | str:
+        """Check how the run shares work between devices, and return the strategy."""
+        check_sync_batchnorm(self.config)
+        num_processes = count_devices(self.config.trainer)
+        check_images_per_device(self.config.data.batch_size, num_processes)
+        return strategy_for(self.config.trainer.strategy, num_processes)
+
+    def _instantiate(self, strategy: WindowParallel | str) -> None:
         self.config_init = self.parser.instantiate(self.config)
         self.datamodule: DetectionData = self.config_init.data
-        data = self.datamodule
-        hooks = RecoveryHooks(lambda sentence: self._memory_monitor.mark(OOM_RECOVERY))
-        if self.memory_ahead is not None:
-            hooks = replace(hooks, what_fits=self.memory_ahead.what_fits)
+        data, ahead = self.datamodule, self.memory_ahead
+        monitor = MemoryMonitor(
+            self.config_init.memory,
+            plan=ahead.plan if ahead else None,
+            budget_bytes=ahead.budget_bytes if ahead else None,
+        )
+        hooks = RecoveryHooks(monitor.mark_recovery)
+        if ahead is not None:
+            hooks = replace(hooks, what_fits=ahead.what_fits)
         self.model = Detector(
             self.config_init.model,
             data.class_names,
@@ -189,86 +203,74 @@ class CommandLine(LightningCLI):
             settings_of(self.config),
             hooks,
         )
-        self.trainer = self.instantiate_trainer()
+        if self.writes_run:
+            self.trainer = self._training_trainer(strategy, monitor)
+        else:
+            self.trainer = self._validation_trainer(strategy)
 
-    def _settle_processes(self) -> WindowParallel | str:
-        """How the processes of the run work together; what they cannot do is refused."""
-        check_sync_batchnorm(self.config)
-        num_processes = count_devices(self.config.trainer)
-        check_images_per_device(self.config.data.batch_size, num_processes)
-        return strategy_for(self.config.trainer.strategy, num_processes)
-
-    def instantiate_trainer(self, **kwargs: object) -> Trainer:
-        """The trainer with our loggers and callbacks, and the run folder if the command has one."""
-        config = self.config_init
-        trainer = config.trainer
-        foreign = trainer.callbacks or []
-        foreign = list(foreign) if isinstance(foreign, Sequence) else [foreign]
-        kwargs["strategy"] = self._strategy
-        throughput = Throughput()
-        progress = [] if trainer.enable_progress_bar is False else [TrainingProgress(throughput)]
-        if not self.writes_run:
-            foreign = [callback for callback in foreign if not isinstance(callback, Checkpoint)]
-            callbacks = [throughput, *progress, *foreign]
-            return super().instantiate_trainer(callbacks=callbacks, logger=False, enable_checkpointing=False, **kwargs)
+    def _training_trainer(self, strategy: WindowParallel | str, monitor: MemoryMonitor) -> Trainer:
+        """Make the run folder, and the trainer with yolofit's loggers and callbacks."""
+        config, added = self.config_init, self._added_callbacks()
         for split in ("train", "val"):
-            self.datamodule.dataset_yaml.sources(split)  # before a run folder is made
-        check_callbacks(foreign, has_validation=trainer.limit_val_batches != 0)
-        check_distinct([*foreign, *default_callbacks(config.run.folder, config.run)])
+            self.datamodule.dataset_yaml.sources(split)  # raises before a run folder is made
+        check_callbacks(added, has_validation=config.trainer.limit_val_batches != 0)
+        check_distinct([*added, *default_callbacks(config.run.folder, config.run)])
         self._check_shares()
-        callbacks = [throughput, *progress, *foreign]
         num_steps_behind = 0 if config.ckpt_path is None else self._check_resumed(config.ckpt_path)
         folder = prepare_run_folder(config.run, config.ckpt_path, num_steps_behind)
-        self.config.run.folder = folder
+        self.config = changed(self.config, {"run.folder": folder})
+        throughput = Throughput()
         advisor = PaceAdvisor(throughput)
-        self._memory_monitor = self._monitor_memory(folder)
-        callbacks += [advisor, self._memory_monitor, RunReporter(folder, findings=advisor.findings)]
-        callbacks.append(WorkerAdapter(throughput))
-        callbacks += default_callbacks(folder, config.run)
-        logger = combined_loggers(config.trainer.logger, default_loggers(folder, num_steps_behind))
-        return super().instantiate_trainer(
-            callbacks=callbacks, logger=logger, plugins=[self.checkpoint_io], default_root_dir=folder, **kwargs
+        callbacks = [throughput, *self._progress(throughput), *added, advisor, monitor]
+        callbacks += [RunReporter(folder, advisor.findings), *default_callbacks(folder, config.run)]
+        return self.instantiate_trainer(
+            callbacks=callbacks,
+            logger=combined_loggers(config.trainer.logger, default_loggers(folder, num_steps_behind)),
+            plugins=[self.checkpoint_io],
+            default_root_dir=folder,
+            strategy=strategy,
         )
 
+    def _validation_trainer(self, strategy: WindowParallel | str) -> Trainer:
+        throughput = Throughput()
+        added = [callback for callback in self._added_callbacks() if not isinstance(callback, Checkpoint)]
+        callbacks = [throughput, *self._progress(throughput), *added]
+        return self.instantiate_trainer(
+            callbacks=callbacks, logger=False, enable_checkpointing=False, strategy=strategy
+        )
+
+    def _added_callbacks(self) -> list[Callback]:
+        """Return the callbacks of ``trainer.callbacks``."""
+        added = self.config_init.trainer.callbacks or []
+        return list(added) if isinstance(added, Sequence) else [added]
+
+    def _progress(self, throughput: Throughput) -> list[Callback]:
+        trainer = self.config.trainer
+        return [] if trainer.enable_progress_bar is False else [TrainingProgress(throughput, trainer.max_steps)]
+
     def _check_resumed(self, path: Path) -> int:
-        """Compare this run with the checkpoint that it resumes from; returns the optimizer steps of the checkpoint."""
+        """Compare the settings with those of a checkpoint; return the number of optimizer steps before it."""
         checkpoint = read_state(path)
         for note in check_settings(path, checkpoint, self.model.settings, self.datamodule.class_names):
             rank_zero_only(print)(f"note: {note}")
         return checkpoint["global_step"]
 
     def _check_shares(self) -> None:
-        """Refuse shares of an epoch that the data set has not; it is counted only if there are some."""
+        """Check the shares of an epoch against the data set, which is read only if there are some."""
         trainer = self.config.trainer
         shares = (trainer.limit_train_batches, trainer.limit_val_batches, trainer.val_check_interval)
         if any(share not in (None, 0, 1) for share in shares):
             check_shares(trainer, *self.datamodule.count_batches(count_devices(trainer)))
 
-    def _monitor_memory(self, folder: Path) -> MemoryMonitor:
-        """The monitor of a run's memory, which shares what is known ahead and can lower the model's settings."""
-        ahead = self.memory_ahead
-        return MemoryMonitor(
-            folder,
-            self.config_init.memory,
-            plan=ahead.plan if ahead else None,
-            budget_bytes=ahead.budget_bytes if ahead else None,
-            adapt=self._adapt,
-        )
-
-    def _adapt(self) -> str:
-        self.model.step.ask_for_less("VRAM is spilling")
-        return "the next step ends with lower settings, on all devices alike"
-
     def save_config(self) -> None:
-        """Write ``config.yaml``, complete and fit to run again, and ``plan.json`` into the run folder."""
+        """Write ``config.yaml``, complete and ready to run again, and ``plan.json`` into the run folder."""
         if rank_zero_only.rank:
             return
         path = self.config.run.folder / "config.yaml"
         try:
             if self.memory_ahead is not None:
                 self.memory_ahead.save(self.config.run.folder)
-            config = self.config.clone()
-            config.ckpt_path = None  # or the file would resume this run instead of repeating it
+            config = changed(self.config, {"ckpt_path": None})  # the file must start a run, not resume this one
             self.parser.save(config, path, skip_unset=False, overwrite=True, multifile=False)
         except OSError as error:
             message = f"run.folder: {path}: cannot be written ({error.strerror}): make room, or choose another"
@@ -276,10 +278,10 @@ class CommandLine(LightningCLI):
 
 
 def check_numbers(config: Namespace) -> None:
-    """Refuse numbers that would mean nothing, or fail later, of keys that no class of ours checks.
+    """Check the numbers of keys that no class of yolofit checks.
 
     Raises:
-        ConfigError: Naming the key, the value and the rule.
+        ConfigError: With the key, the value and the rule.
     """
     check_finite(config)
     if config.memory.budget != "auto":
@@ -300,7 +302,7 @@ def check_numbers(config: Namespace) -> None:
 
 
 def check_sync_batchnorm(config: Namespace) -> None:
-    """Refuse BatchNorm over devices: they would have to meet in every layer, also when one has run out of memory.
+    """Refuse BatchNorm over devices: a device that has run out of memory could not join the others in every layer.
 
     Raises:
         ConfigError: With what helps small micro-batches instead.
@@ -314,10 +316,10 @@ def check_sync_batchnorm(config: Namespace) -> None:
 
 
 def _whole_numbers_first(parser: LightningArgumentParser) -> None:
-    """Read ``limit_train_batches: 1`` as one batch, never as 1.0, all of them.
+    """Read ``limit_train_batches: 1`` as one batch and not as 1.0, all batches.
 
-    The first type of a union that accepts a value wins, and Python does not keep their order: it may answer
-    ``Optional[Union[int, float]]`` with an equal ``Optional[Union[float, int]]`` that another module asked for before.
+    The first type of a union that accepts a value wins, and Python caches equal unions: its order may be that of an
+    equal ``Optional[Union[float, int]]`` of another module.
     """
     for action in parser._actions:
         types = get_args(getattr(action, "_typehint", None))
@@ -326,13 +328,13 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
 
 
 def _types_by_key(parser: LightningArgumentParser) -> dict[str, Any]:
-    """The type of each key that can be given; None for sections."""
+    """Return the type of each key that can be given; None for sections."""
     actions = [action for action in parser._actions if action.dest and action.option_strings]
     return {action.dest: getattr(action, "_typehint", None) for action in actions if action.option_strings[0][0] == "-"}
 
 
 def _quiet_libraries() -> None:
-    """Drop Lightning's greetings and the advice that does not apply to this loop."""
+    """Silence Lightning's greetings, and advice that does not apply to yolofit's loop."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for pattern in NEEDLESS_WARNINGS:

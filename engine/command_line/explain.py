@@ -1,7 +1,7 @@
-"""What a mistake on the command line or in a configuration means: one line, with what to write instead.
+"""Explains a mistake on the command line or in a configuration: one line with what to write instead.
 
-The parser would stop at the first mistake and answer in its own terms. So words and keys are looked through before it
-(`check_words`), all of them, and what it says of values is put into our form (`explain`).
+The parser stops at the first mistake and answers in its own terms. `check_words` therefore checks all words and keys
+before it, and `explain` rewrites what the parser says about values.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ REFUSED_KEYS = {
     "data.reduced_decoding": "networks that learned from such pictures found less: leave it out (docs/data-loading.md)",
     "model.compile": "torch.compile is slower than recompute elementwise: leave it out (docs/speed.md)",
 }
-"""Keys that users of other trainers or of older versions look for, and why there are none."""
+"""Keys of other trainers or older versions, and why yolofit does not have them."""
 FORMER_DEFAULTS = {"data.reduced_decoding": False}
-"""Keys of older versions: the ``config.yaml`` of a run that holds such a key with this value is still accepted."""
+"""Keys of older versions; a ``config.yaml`` that holds such a key with this value is still accepted."""
 ULTRALYTICS_KEYS = {key: RENAMED[key][0] for key in ("data", "epochs", "lrf", "patience", "seed")} | {
     "amp": "model.precision",
     "batch": "data.batch_size",
@@ -70,7 +70,7 @@ KEYS_ELSEWHERE: dict[str, str] = (
         "warmup_bias_lr": "model.schedule.warmup_bias_lr",
     }
 )
-"""Ours for what Ultralytics and others call it."""
+"""yolofit's key for the name that Ultralytics or another trainer uses."""
 LINKED_KEYS = {
     "data.max_epochs": "trainer.max_epochs",
     "data.seed": "seed_everything",
@@ -80,7 +80,7 @@ LINKED_KEYS = {
 }
 """Keys that follow from others."""
 COUNTED_TOGETHER = ("model", "device", "amp")
-"""Ultralytics' arguments whose values change with their names: `engine.migration.translate` knows how."""
+"""Ultralytics' arguments whose values change with their names (`engine.migration.translate`)."""
 DATA_SET_KEYS = {"train", "val", "names", "nc", "path", "test"}
 ARGS_YAML_KEYS = {"imgsz", "epochs", "task", "mode", "batch"}
 WORDS_TO_DROP = {"yolo", "ultralytics", *TASKS, *MODES}
@@ -89,21 +89,21 @@ SUFFIXES_OF_WEIGHTS = (".pt", ".pth", ".safetensors")
 
 
 class _NoDuplicates(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would keep the last without a word."""
+    """Refuses a key that is given twice; YAML would silently keep the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         given = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         for key in {key for key in given if given.count(key) > 1}:
             line = max(one.start_mark.line for one, _ in node.value if one.value == key) + 1
-            raise yaml.YAMLError(f"line {line}: the key {key} is there twice: put both together")
+            raise yaml.YAMLError(f"line {line}: the key {key} is given twice: keep one of them")
         return super().construct_mapping(node, deep)
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The content of a configuration; what is none is refused, as the parser would not name it.
+    """Read a configuration; refuse other files with messages that name the file.
 
     Raises:
-        ConfigError: If it is not UTF-8, not YAML, has no keys where there must be some, or is a file of another kind.
+        ConfigError: If it is not UTF-8, not YAML, lacks keys below a section, or is a file of another kind.
     """
     try:
         content = _NoDuplicates(path.read_text(encoding="utf-8-sig")).get_single_data()
@@ -135,20 +135,15 @@ def is_data_set(content: Any) -> bool:
 
 
 class Words:
-    """The words of a command line, taken apart as the parser would."""
+    """The words of a command line, divided as the parser does."""
 
     def __init__(self, args: list[str], actions: Mapping[str, Any]) -> None:
-        """Take words apart.
-
-        Args:
-            args: The words after the program's name.
-            actions: What the parser does at each option, such as ``--data.root``.
-        """
+        """Divide the words after the program's name; ``actions`` has the parser's by option."""
         self.actions = actions
         self.options: list[tuple[str, str | None]] = []
         """Each option with its value."""
         self.strays: list[str] = []
-        """Words that are neither."""
+        """Words that belong to no option."""
         files: list[str] = []
         others: list[str] = []
         rest = list(args)
@@ -168,7 +163,7 @@ class Words:
             else:
                 others += given[: len(given) - len(rest)]
         self.in_order: list[str] = files + others
-        """The options, configurations first: what stands on the command line wins, wherever it stands."""
+        """The options, configurations first: the command line wins over files, wherever its options stand."""
 
     def _takes(self, name: str, word: str) -> bool:
         action = self.actions.get(name)
@@ -178,13 +173,13 @@ class Words:
 
     @property
     def files(self) -> list[Path]:
-        """The configurations that they name; a value of several lines is one itself, as `engine.new` gives it."""
+        """The named configuration files; a value of several lines is a configuration itself, such as `engine.new`'s."""
         values = [value for name, value in self.options if name in CONFIG_OPTIONS and value is not None]
         return [Path(value) for value in values if "\n" not in value]
 
 
 def _without_former_keys(config: str) -> str:
-    """A configuration as the parser accepts it: its name, or its content where `FORMER_DEFAULTS` had to be removed."""
+    """Return a configuration that the parser accepts: its name, or its content without keys of `FORMER_DEFAULTS`."""
     if "\n" in config:
         return config
     content = read_config_file(Path(config))
@@ -205,14 +200,10 @@ def _lookup(content: Any, key: str) -> Any:
 
 
 def check_words(words: Words, known: Mapping[str, Any]) -> None:
-    """Refuse keys that there are not, and words that are no options: all of them at once.
-
-    Args:
-        words: The command line; the files it names are read.
-        known: The type of each key.
+    """Refuse unknown keys and words that are no options, in the command line and its files, all of them together.
 
     Raises:
-        ConfigError: Naming each, and what to write instead.
+        ConfigError: With each mistake, and what to write instead.
     """
     mistakes = [
         f"{name.lstrip('-')}: is empty: give a value, or leave it out" for name, value in words.options if value == ""
@@ -227,14 +218,14 @@ def check_words(words: Words, known: Mapping[str, Any]) -> None:
     if words.strays:
         shown = " ".join(shlex.quote(word) for word in words.strays)
         is_plain = all(word in WORDS_TO_DROP or _options_for(word, known) for word in words.strays)
-        remedy = corrected(words, known) if is_plain else "a list is written without blanks: --trainer.devices [0,1]"
+        remedy = corrected(words, known) if is_plain else "write a list without blanks: --trainer.devices [0,1]"
         mistakes.append(f"{shown}: options are written --key value: {remedy}")
     if mistakes:
         raise ConfigError("; ".join(dict.fromkeys(mistakes)))
 
 
 def is_known(key: str, known: Mapping[str, Any]) -> bool:
-    """Whether there is such a key, or one that takes keys of its own, such as a callback's."""
+    """Whether a key exists, or belongs to one that takes keys of its own, such as a callback's."""
     if key in known:
         return True
     parent = key.rpartition(".")[0]
@@ -276,7 +267,7 @@ def _unknown_key(key: str, known: Mapping[str, Any]) -> str:
 
 
 def meant(key: str, known: Mapping[str, Any]) -> list[str]:
-    """The keys that someone may have meant, the likeliest first: by name, wherever it is, or by likeness."""
+    """Return the keys that may have been meant, the likeliest first: those of the same name, else similar ones."""
     section, _, name = key.rpartition(".")
     known = {one: kind for one, kind in known.items() if kind is not None}
     if key == "model.name":
@@ -296,7 +287,7 @@ def meant(key: str, known: Mapping[str, Any]) -> list[str]:
 
 
 def corrected(words: Words, known: Mapping[str, Any]) -> str:
-    """The command line that was meant, as far as can be told."""
+    """Return the command line that was meant, as far as it can be known."""
     result = [f"{name} {shlex.quote(value)}" if value is not None else name for name, value in _as_ours(words, known)]
     for word in words.strays:
         result += _options_for(word, known)
@@ -310,7 +301,7 @@ def _as_ours(words: Words, known: Mapping[str, Any]) -> Iterator[tuple[str, str 
 
 
 def _options_for(word: str, known: Mapping[str, Any]) -> list[str]:
-    """The options for a word such as ``epochs=3`` or ``data.yaml``; none for what cannot be told."""
+    """Return the options for a word such as ``epochs=3`` or ``data.yaml``; none if they cannot be known."""
     name, equals, value = word.partition("=")
     if not equals:
         return _option_for_file(word)
@@ -325,7 +316,7 @@ def _options_for(word: str, known: Mapping[str, Any]) -> list[str]:
 
 
 def _option_for_file(word: str) -> list[str]:
-    """The option for a file that stands alone; nothing for ``train`` and the like."""
+    """Return the option for a file without an option; none for ``train`` and the like."""
     path = Path(word)
     shown = shlex.quote(word)
     if path.suffix in (".yaml", ".yml"):
@@ -341,18 +332,13 @@ def _option_for_file(word: str) -> list[str]:
 
 
 def program() -> str:
-    """The command that runs, such as ``python -m engine.fit``."""
+    """Return the running command, such as ``python -m engine.fit``."""
     name = Path(sys.argv[0]).stem
     return f"python -m engine.{name if name in ('validate', 'plan', 'doctor') else 'fit'}"
 
 
 def explain(message: str, config_files: list[Path]) -> str:
-    """One line out of jsonargparse's message: file or key, value, rule, remedy.
-
-    Args:
-        message: What the parser said.
-        config_files: The files that were parsed, to name the one with the mistake.
-    """
+    """Rewrite jsonargparse's message as one line: file or key, value, rule, remedy."""
     line = " ".join(message.split())
     if match := re.match(r"the following arguments are required: (.+)", line):
         return f"{match[1]}: missing: give --{match[1]}, or a configuration that has it with --config"
@@ -376,7 +362,7 @@ def explain(message: str, config_files: list[Path]) -> str:
 
 
 def reason_in(message: str) -> str:
-    """What was wrong, out of what jsonargparse says of a type: which class lacks what, or what was expected."""
+    """Extract the reason from jsonargparse's message about a type: which class lacks what, or what was expected."""
     line = " ".join(message.split())
     if match := re.search(
         r"Problem with given class_path '(.+?)': (.+?)(?: - (?:Not a valid|Expected|Import) | Given value |$)", line
@@ -385,10 +371,11 @@ def reason_in(message: str) -> str:
     if match := re.search(r"dot import path string: (\S*[A-Za-z_]\S*) - Not a valid subclass", line):
         return f"{match[1]}: there is no such class: give the path by which Python imports it"
     if match := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", line):
-        return f"{match[1]}: is no {match[2]}: give the class_path of one"
+        return f"{match[1]}: is not a {match[2]}: give the class_path of one"
     subtypes = re.search(r"Subtypes: \[(.*?)\] Errors:(?: - (.+?))? - ", line)
     if subtypes and subtypes[2] and not subtypes[2].startswith("Expected"):
-        return f"{_key_of(subtypes[1])}{_readable(subtypes[2])}"  # what a class says of its arguments
+        own_message = subtypes[2].replace("`", "").rstrip(". ")
+        return f"{_key_of(subtypes[1])}{own_message}"
     if subtypes:
         return f"expected {_types(subtypes[1])}"
     if match := re.search(r"Expected an? (.+?)(?:\. Got value: .*)?$", line):
@@ -410,7 +397,7 @@ def _class_mistake(line: str) -> str:
 
 
 def _types(text: str) -> str:
-    """Types in words: ``[<class 'int'>, typing.Literal['auto']]`` is a whole number or auto."""
+    """Write types in words: ``[<class 'int'>, typing.Literal['auto']]`` becomes ``int, 'auto'``."""
     text = re.sub(r"^\[|\]$", "", text) if text.startswith("[<") else text
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text).replace("NoneType", "null")
     text = re.sub(r"(?:[\w]+\.)+(\w+)", r"\1", text)  # without modules
@@ -418,17 +405,13 @@ def _types(text: str) -> str:
 
 
 def _key_of(types: str) -> str:
-    """The key that takes a class, for what is said when one is made: the key is not in it then."""
+    """Return the key that takes a class: a message from the making of an object does not have it."""
     keys = {"Callback": "trainer.callbacks", "Logger": "trainer.logger", "BasicTransform": "data.transforms"}
     return next((f"{key}: " for name, key in keys.items() if f".{name}" in types), "")
 
 
-def _readable(text: str) -> str:
-    return re.sub(r"`", "", text).rstrip(". ")
-
-
 def place_of(key: str, config_files: list[Path], value: str | None = None) -> str:
-    """The file that sets a key (to ``value``, if given), for messages; nothing if the command line does."""
+    """Return the file that sets a key (to ``value``, if given), for messages; empty if the command line sets it."""
     for path in reversed(config_files):
         found = _lookup(read_config_file(path), key)
         if found is not None and value in (None, str(found)):

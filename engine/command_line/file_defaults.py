@@ -1,7 +1,7 @@
-"""What a file of weights says of itself stands in for the keys that nobody gives: its network and its image size.
+"""Defaults from a file of weights: its network and image size replace the defaults of keys that nobody gives.
 
-So ``--ckpt_path best.ckpt`` alone measures, resumes or plans as the file was trained. Keys in a configuration or on the
-command line win; one line says so where they differ.
+So ``--ckpt_path best.ckpt`` alone validates, resumes or plans as the file was trained. Keys in a configuration or on
+the command line win; one line names each difference.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from models.architecture import network_names
 from models.weights.saved_weights import WeightsError, read_weights
 
 PRINTING = "--print_config"
-"""Prints and ends in parsing, so only the second time, when the defaults are right."""
+"""The parser prints and exits at this option, so it is left out until the defaults are right."""
 
 
 def parse_with_file(parser: ArgumentParser, words: list[str]) -> Namespace:
-    """Parse a command line of ``engine.fit`` and its like, with the defaults of the file that it names, if any."""
+    """Parse a command line with the defaults of the file of weights that it names, if any."""
     without_file = parser.parse_args([word for word in words if not word.startswith(PRINTING)])
     file = without_file.ckpt_path or without_file.model.weights
     said = said_by(file) if file else {}
@@ -35,7 +35,7 @@ def parse_with_file(parser: ArgumentParser, words: list[str]) -> Namespace:
 
 
 def said_by(file: Path) -> dict[str, Any]:
-    """The keys that a file of weights has a value for; none if it cannot be read, which is said when it is used."""
+    """Return the keys for which a file of weights has a value; none if it cannot be read: its use reports the error."""
     try:
         saved = read_weights(file.expanduser())
     except WeightsError:

@@ -1,4 +1,4 @@
-"""A configuration to begin with: suggested from a data set and a machine, and written with comments."""
+"""A first configuration: suggested for a data set and a machine, and written with comments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.precision import BF16_CAPABILITY
 
 IMAGE_SIZES = (640, 800, 960, 1280)
 MIN_SIDE_PX = 8
-"""Sides of most boxes must be this long in the network's input: it has one place for an object every 8 px."""
+"""Shorter side that most boxes must have in the network's input: it has one place for an object every 8 px."""
 SMALL_BOX_QUANTILE = 0.1
 BATCH_SIZES = (32, 16, 8, 4)
 MIN_STEPS_PER_EPOCH = 8
@@ -26,46 +26,46 @@ COMMENTS = {
     "run.patience": "epochs without a better mAP50-95 after which training stops",
     "data.root": "only read, never written to",
     "data.image_size": "side of the network's input in pixels; memory grows with its square",
-    "data.batch_size": "images per optimizer step: what the learning rate is chosen for",
-    "data.micro_batch_size": "images on the device at a time: planned at the start, so that the budget is kept",
+    "data.batch_size": "images per optimizer step: the learning rate suits this number",
+    "data.micro_batch_size": "images on the device at a time: the plan keeps to the budget",
     "model.network": "yolo11n, s, m, l or x",
     "model.weights": "pretrained weights to start from",
     "model.precision": "bf16 and fp16 halve the activations, which are over 95 % of the memory",
-    "model.recompute": "what backward computes again instead of keeping: planned with the micro-batch",
+    "model.recompute": "what backward computes again: planned with the micro-batch",
     "model.optimizer.lr": "after warm-up",
     "memory.budget": "most VRAM to use: auto (what is free), a size such as 14GiB, or a share such as 0.9",
     "trainer.accelerator": "gpu or cpu",
-    "trainer.devices": "a number of devices, or a list of theirs",
-    "trainer.max_epochs": "the learning rate falls over so many",
+    "trainer.devices": "a number of devices, or a list such as [0, 1]",
+    "trainer.max_epochs": "the learning rate falls over these epochs",
 }
 GROUP_ORDER = ("seed_everything", "run", "data", "model", "memory", "trainer")
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a configuration depends on."""
+    """The facts of a data set that a configuration depends on."""
 
     num_images: int
     num_boxes: int
     num_classes: int
     small_side_rel: float
-    """Nine of ten boxes have a longer shorter side, in parts of the image's long side."""
+    """The shorter side of a box, as a share of the image's long side, that nine of ten boxes exceed."""
     long_side_px: int
-    """Of the usual image."""
+    """The median long side of the images."""
 
     @property
     def image_size(self) -> int:
-        """The smallest usual size at which small boxes can be told apart; not above that of the pictures."""
+        """The smallest usual size at which small boxes can be told apart, but not above the size of the images."""
         sizes = [size for size in IMAGE_SIZES if size <= max(self.long_side_px, IMAGE_SIZES[0])]
         return next((size for size in sizes if size * self.small_side_rel >= MIN_SIDE_PX), sizes[-1])
 
     @property
     def batch_size(self) -> int:
-        """The largest usual batch that leaves some steps in an epoch."""
+        """The largest usual batch that leaves at least `MIN_STEPS_PER_EPOCH` steps in an epoch."""
         return next((size for size in BATCH_SIZES if self.num_images >= MIN_STEPS_PER_EPOCH * size), BATCH_SIZES[-1])
 
     def text(self, image_size_px: int) -> str:
-        """In one line, as it is at an image size."""
+        """Describe the data set at an image size in one line."""
         side_px = self.small_side_rel * image_size_px
         return (
             f"{self.num_images:,} training images, {self.num_boxes:,} boxes, {self.num_classes} classes; "
@@ -74,10 +74,10 @@ class DataFacts:
 
 
 def examine_data(root: str | Path) -> DataFacts:
-    """Read what matters of a data set: its labels, and the sizes of its images, upright.
+    """Read the facts of a data set from its labels and the sizes of its upright images.
 
     Raises:
-        DataError: If it is not in order.
+        DataError: If the data set has errors.
     """
     dataset = read_dataset_yaml(root)
     index = build_index(dataset, "train")
@@ -95,7 +95,7 @@ def examine_data(root: str | Path) -> DataFacts:
 
 
 def suggest(root: str | Path, facts: DataFacts | None, machine: Machine) -> dict[str, Any]:
-    """Settings for a data set on this machine, by key."""
+    """Return settings by key for a data set on this machine."""
     on_gpu = bool(machine.gpus)
     precision = "bf16" if on_gpu and machine.gpus[0].capability >= BF16_CAPABILITY else "fp16"
     return {
@@ -114,7 +114,7 @@ def suggest(root: str | Path, facts: DataFacts | None, machine: Machine) -> dict
 
 
 def render(settings: Mapping[str, Any], facts: DataFacts | None, translation: Translation | None = None) -> str:
-    """The YAML file: settings by section, each with what it means or was; and what was left out."""
+    """Write the YAML file: settings by section with their meaning or origin, and what was left out."""
     translated = translation.lines if translation else []
     with_remarks = (line for line in translated if line.settings and line.remark)
     comments = COMMENTS | {next(iter(line.settings)): line.comment() for line in with_remarks}

@@ -1,7 +1,7 @@
-"""Callbacks that a configuration adds: which go with yolofit's own, and which would fail, or change what it promises.
+"""Callbacks that a configuration adds: refuses those that would fail, or break what yolofit promises.
 
-They are looked at before a run folder is made: a name that is not measured would otherwise end the run after its
-first epoch.
+They are checked before a run folder is made: a metric that does not exist would otherwise end the run after its first
+epoch.
 """
 
 from __future__ import annotations
@@ -34,19 +34,16 @@ MEASURED = (
     *LOSSES,
     *("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1", "confidence"),
 )
-"""What validation measures, below ``val/``."""
+"""The metrics of validation, below ``val/``."""
 TRAINED = (*LOSSES, "grad_norm", "clip_rate", "skipped_windows", "lr")
-"""What an epoch of training adds up to, below ``train/``."""
+"""The values of a training epoch, below ``train/``."""
 
 
 def check_callback_settings(trainer: Any) -> None:
-    """Refuse callbacks that cannot work here, by their names in the configuration.
-
-    Args:
-        trainer: The section, as parsed.
+    """Refuse callbacks that cannot work here, by their names in the parsed section ``trainer``.
 
     Raises:
-        ConfigError: Naming the class and what to use instead.
+        ConfigError: With the class and what to use instead.
     """
     for name in map(_class_name, _entries(trainer.callbacks)):
         is_refused = name in REFUSED and (name != "LearningRateMonitor" or trainer.logger is False)
@@ -57,14 +54,10 @@ def check_callback_settings(trainer: Any) -> None:
 
 
 def check_callbacks(callbacks: Sequence[Callback], has_validation: bool) -> None:
-    """Refuse callbacks that watch what is not measured, or would write over yolofit's checkpoints.
-
-    Args:
-        callbacks: Those of the configuration.
-        has_validation: Whether the run validates.
+    """Refuse callbacks that watch unknown metrics, or would overwrite yolofit's checkpoints.
 
     Raises:
-        ConfigError: Naming the class, the argument and the remedy.
+        ConfigError: With the class, the argument and the remedy.
     """
     names = monitored_names(has_validation)
     for callback in callbacks:
@@ -73,7 +66,7 @@ def check_callbacks(callbacks: Sequence[Callback], has_validation: bool) -> None
             raise ConfigError(f"{place}: yolofit has a progress line of its own: leave it out")
         if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor not in (None, *names):
             near = [name for name in names if _plain(name) == _plain(callback.monitor)]
-            remedy = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
             raise ConfigError(f"{place}: monitor: {callback.monitor}: is not measured: {remedy}")
         if isinstance(callback, ModelCheckpoint) and _writes_own_files(callback):
             rule = "best.ckpt and last.ckpt are yolofit's own"
@@ -81,33 +74,33 @@ def check_callbacks(callbacks: Sequence[Callback], has_validation: bool) -> None
 
 
 def check_distinct(callbacks: Sequence[Callback]) -> None:
-    """Refuse two callbacks whose states a checkpoint could not tell apart.
+    """Refuse two callbacks whose states have the same name in a checkpoint.
 
     Raises:
-        ConfigError: Naming the class.
+        ConfigError: With the class.
     """
     seen: set[str] = set()
     for callback in callbacks:
         has_state = type(callback).state_dict is not Callback.state_dict
         if has_state and callback.state_key in seen:
             remedy = "leave one out, or let them differ in monitor, mode or interval"
-            raise ConfigError(f"trainer.callbacks: {type(callback).__name__}: is there twice: {remedy}")
+            raise ConfigError(f"trainer.callbacks: {type(callback).__name__}: is given twice: {remedy}")
         seen.add(callback.state_key)
 
 
 def monitored_names(has_validation: bool) -> list[str]:
-    """What a callback can watch, by name."""
+    """Return the names that a callback can monitor."""
     measured = [f"val/{name}" for name in MEASURED] if has_validation else []
     return measured + [f"train/{name}" for name in TRAINED]
 
 
 def _writes_own_files(callback: ModelCheckpoint) -> bool:
-    """Whether it would, into the run folder."""
+    """Whether a callback would write best.ckpt or last.ckpt into the run folder."""
     return callback.dirpath is None and bool(callback.save_last or callback.filename in OWN_FILES)
 
 
 def _plain(name: str) -> str:
-    """A name without its group and signs: ``mAP50-95`` is ``val/map50_95``."""
+    """Return a name without its group and signs: ``mAP50-95`` equals ``val/map50_95``."""
     return re.sub(r"^val[/_]|[\W_]", "", name.lower())
 
 

@@ -1,29 +1,29 @@
-"""Paths as people write them: ``~`` and ``$VARIABLES`` mean here what they mean to a shell.
+"""Paths with ``~`` and ``$VARIABLES``, which mean the same as in a shell.
 
-The shell itself replaces neither in a YAML file, nor ``~`` after ``=`` in a word. Nothing is ever made in a folder
-that is called ``~``.
+A shell replaces neither in a YAML file, nor ``~`` after ``=``. No folder with the name ``~`` is ever made.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
+
+from jsonargparse import Namespace
 
 from engine.errors import ConfigError
 
 PATH_KEYS = ("run.folder", "data.root", "model.weights", "ckpt_path", "trainer.default_root_dir")
 PATH_ARGUMENTS = frozenset({"dirpath", "save_dir", "root_dir", "filename", "log_dir", "dir", "path", "tracking_uri"})
-"""Arguments of callbacks, loggers and profilers that hold a path, or a name with folders in it."""
+"""Arguments of callbacks, loggers and profilers that hold a path, or a file name with folders."""
 
 
 def expanded(text: str, key: str) -> str:
-    """A path with the home folder and the environment's variables put in.
+    """Replace the home folder and environment variables in a path.
 
     Raises:
-        ConfigError: If it is empty, or there is no such user or variable.
+        ConfigError: If the path is empty, or the user or variable does not exist.
     """
     if not text.strip():
         raise ConfigError(f"{key}: is empty: give a path, or leave it out")
@@ -37,22 +37,24 @@ def expanded(text: str, key: str) -> str:
     return path
 
 
-def expand_paths(config: Any) -> None:
-    """Put home folders and variables into every path of a parsed configuration.
+def expand_paths(config: Namespace) -> Namespace:
+    """Return a copy of a parsed configuration in which home folders and variables are replaced in every path.
 
     Raises:
         ConfigError: See `expanded`.
     """
+    config = config.clone()
     for key in PATH_KEYS:
         value = config[key]
         if value is not None:
             config[key] = type(value)(expanded(str(value), key))
     for key in ("callbacks", "logger", "profiler"):
         _expand_arguments(config.trainer[key], f"trainer.{key}")
+    return config
 
 
 def _expand_arguments(value: Any, key: str) -> None:
-    """The same in the arguments of classes, wherever they are below a key."""
+    """Expand the arguments of classes at any depth below a key, in place."""
     if isinstance(value, list):
         for item in value:
             _expand_arguments(item, key)

@@ -1,6 +1,6 @@
-"""What the keys under ``trainer`` may be: Lightning would take some in silence, and answer others with a traceback.
+"""The keys below ``trainer``: refuses values that Lightning would ignore or answer with a traceback.
 
-Everything here is looked at before a run folder is made. What Lightning does itself, it is left to do.
+All checks happen before a run folder is made. What Lightning does well is left to it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LEFT_OUT = {
     "plugins": "precision, checkpoints and what holds processes together are yolofit's own",
     "use_distributed_sampler": "yolofit's sampler shares windows out between devices",
 }
-"""Keys that have no other value than their default here, and why."""
+"""Keys that may only have their default, and why."""
 UNSET = {"enable_checkpointing": (None, True), "overfit_batches": (0, 0.0), "plugins": (None, [])}
-"""What means the same as the default."""
+"""Values of these keys that mean the default."""
 MAX_NUMBER = 2**32 - 1  # the largest seed
 RANGES = {
     "max_epochs": (1, MAX_NUMBER),
@@ -55,17 +55,14 @@ PROFILERS = ("simple", "advanced", "pytorch")
 DEVICES = "a number of devices, a list of their numbers such as [0,1], or auto"
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 RENDEZVOUS = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
-"""Variables by which a process learns of those on other machines."""
+"""Variables that tell a process of those on other machines."""
 
 
 def check_trainer(trainer: Any) -> None:
-    """Refuse values that Lightning refuses, or that would mean nothing here.
-
-    Args:
-        trainer: The section, as parsed.
+    """Refuse values of the parsed section that Lightning refuses, or that have no meaning here.
 
     Raises:
-        ConfigError: Naming the key, the value, the rule and the remedy.
+        ConfigError: With the key, the value, the rule and the remedy.
     """
     _check_own_keys(trainer)
     _check_ranges(trainer)
@@ -76,24 +73,18 @@ def check_trainer(trainer: Any) -> None:
         shown = getattr(trainer.accelerator, "class_path", trainer.accelerator)
         _refuse("accelerator", shown, f"expected one of {', '.join(ACCELERATORS)}")
     numbers = trainer.devices if isinstance(trainer.devices, list) else [trainer.devices]
-    if trainer.devices != "auto" and not (numbers and all(isinstance(one, int) and one >= -1 for one in numbers)):
+    is_valid = numbers and trainer.devices != 0 and all(isinstance(one, int) and one >= -1 for one in numbers)
+    if trainer.devices != "auto" and not is_valid:
         _refuse("devices", trainer.devices, f"give {DEVICES}")
-    if trainer.devices == 0:
-        _refuse("devices", 0, f"give {DEVICES}")
     _check_time(trainer.max_time)
     _check_profiler(trainer.profiler)
 
 
 def check_shares(trainer: Any, num_steps: int, num_validation_batches: int) -> None:
-    """Refuse shares of less than one batch, and an interval longer than an epoch, of the data set at hand.
-
-    Args:
-        trainer: The section, as parsed.
-        num_steps: Of an epoch.
-        num_validation_batches: Of a validation.
+    """Refuse shares of less than one batch, and a validation interval longer than an epoch of ``num_steps``.
 
     Raises:
-        ConfigError: Naming the key, the value and the least or most that can be given.
+        ConfigError: With the key, the value and the limit.
     """
     for key, count in (("limit_train_batches", num_steps), ("limit_val_batches", num_validation_batches)):
         share = trainer[key]
@@ -109,10 +100,10 @@ def check_shares(trainer: Any, num_steps: int, num_validation_batches: int) -> N
 
 
 def check_hardware(trainer: Any) -> None:
-    """Refuse devices that this machine has not.
+    """Refuse devices that this machine does not have.
 
     Raises:
-        ConfigError: Naming the key, the value and what there is.
+        ConfigError: With the key, the value and what this machine has.
     """
     _check_accelerator(trainer.accelerator)
     _check_devices(trainer)
@@ -121,7 +112,7 @@ def check_hardware(trainer: Any) -> None:
 
 @contextmanager
 def explained_by_lightning() -> Iterator[None]:
-    """Turn what Lightning says of a configuration, where no rule of ours has said it before, into a ConfigError."""
+    """Turn Lightning's errors about a configuration, where no check of yolofit came first, into a ConfigError."""
     try:
         yield
     except MisconfigurationException as error:
@@ -134,7 +125,7 @@ def explained_by_lightning() -> Iterator[None]:
 
 
 def settled_devices(devices: Any) -> Any:
-    """``trainer.devices`` as a number or a list: texts such as ``"2"`` and ``"0,1"`` are what they say."""
+    """Return ``trainer.devices`` as a number or a list: texts such as ``"2"`` and ``"0,1"`` are converted."""
     text = str(devices).strip("[] ")
     if isinstance(devices, str) and re.fullmatch(r"-?\d+", text):
         return [int(text)] if devices.startswith("[") else int(text)
@@ -172,7 +163,7 @@ def _check_ranges(trainer: Any) -> None:
 
 
 def _check_limit(key: str, value: Any) -> None:
-    """Refuse a share or number of batches that leaves none for training, or is out of range."""
+    """Refuse a share or number of batches that is out of range, or leaves none for training."""
     if value is None:
         return
     least = "above 0" if key == "limit_train_batches" else "from 0"
@@ -229,10 +220,10 @@ def _check_profiler(profiler: Any) -> None:
 
 
 def check_finite(config: Any, prefix: str = "") -> None:
-    """Refuse inf and NaN, wherever they are.
+    """Refuse inf and NaN in any key.
 
     Raises:
-        ConfigError: Naming the key.
+        ConfigError: With the key.
     """
     for name, value in vars(config).items():
         if hasattr(value, "__dict__") and not callable(value):

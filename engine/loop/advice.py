@@ -1,6 +1,6 @@
-"""Advice while people wait for a run: what the doctor finds at the start, and who sets the pace in training.
+"""Advice in one line each: findings of the doctor before a run, and whether the loader or the device sets the pace.
 
-Only what is worth a change is said, a line each; ``python -m engine.doctor`` shows everything.
+Only what is worth a change is printed; ``python -m engine.doctor`` shows everything.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from engine.machine.inventory import examine_machine
 from engine.machine.show import STYLES
 
 WARM_UP_STEPS = 10
-"""Steps at the start whose waiting says nothing: workers start, files are not in the system's cache."""
+"""Steps at the start that are not judged: workers start, and the system has not cached the files."""
 RELIEF_SHARE = DATA_BOUND_SHARE / 2
-"""Share of waiting below which training counts as no longer data-bound: not at the first step below the limit."""
+"""Share of waiting below which training is no longer data-bound; half of the limit, so that advice does not waver."""
 
 
 def advise_before(config: Any) -> list[Finding]:
-    """What this machine lacks for a parsed configuration: problems first, then notes.
+    """Find what this machine lacks for a parsed configuration: problems first, then notes.
 
-    Of a machine's GPUs only the one that this process trains on is looked at.
+    Only the GPU that this process trains on is examined.
     """
     device = device_of(config.trainer)
     machine, needs = examine_machine([device] if device.type == "cuda" else []), needs_of(config)
@@ -47,7 +47,7 @@ def advise_before(config: Any) -> list[Finding]:
 
 
 def print_advice(findings: Iterable[Finding], console: Console | None = None) -> None:
-    """Show findings as short lines: what, evidence and remedy; above a live line, if there is one."""
+    """Print findings as lines of what, evidence and remedy; a live line stays below them."""
     console = console or get_console()
     for finding in findings:
         line = Text(f"{finding.severity}: ", style=STYLES[finding.severity])
@@ -60,36 +60,30 @@ def print_advice(findings: Iterable[Finding], console: Console | None = None) ->
 class PaceAdvisor(L.Callback):
     """Says whether the loader or the device sets the pace: once it is known, and when that changes.
 
-    It looks at the loader that is at work, never at what was asked for: workers come and go between epochs
-    (`engine.loop.workers`), a cache may be filling, have no room or be given up.
+    It judges the cache in use, not the configured one: a cache may still fill, have no room or be given up.
     """
 
     def __init__(self, throughput: Throughput, console: Console | None = None) -> None:
-        """Advise a run.
-
-        Args:
-            throughput: Measures the waiting; to stand before this callback in the trainer's list.
-            console: Where the lines go; by default, that of the terminal.
-        """
+        """Advise a run; ``throughput`` must stand before this callback in the trainer's list."""
         self.throughput = throughput
         self.console = console
         self.findings: list[Finding] = []
-        """Everything that was said, for reports."""
+        """All printed findings, for reports."""
         self._is_data_bound: bool | None = None
-        self._loader: LoaderInUse | None = None
-        self._num_steps_before = 0  # with another loader: their waiting says nothing about this one
+        self._cache: tuple[str, bool] | None = None
+        self._num_steps_before = 0  # steps with another state of the cache
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notice that the loader is another one, or its cache full, and judge it anew."""
+        """Judge the loader again if its cache is now full or was given up."""
         loader: LoaderInUse = trainer.datamodule.loader_in_use()
-        if loader != self._loader:
-            self._loader, self._num_steps_before = loader, self.throughput.num_steps_measured
-            self._is_data_bound = self._is_data_bound and None  # what was said of a loader that sufficed, holds
+        cache = loader.cache, loader.is_filling_cache
+        if cache != self._cache:
+            self._cache, self._num_steps_before = cache, self.throughput.num_steps_measured
+            if self._is_data_bound:  # a loader that was fast enough still is
+                self._is_data_bound = None
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Judge the last steps, once they are all from after the warm-up of this loader."""
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Judge the last steps, if all of them are later than the warm-up of this loader."""
         num_steps = self.throughput.num_steps_measured - self._num_steps_before
         num_windows, num_more_steps = divmod(num_steps - WARM_UP_STEPS, WINDOW_STEPS)
         if num_windows < 1 or num_more_steps or not trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""The LightningDataModule: a data set, how it is cut into windows, and how its images are varied."""
+"""The LightningDataModule: a data set, its windows, and the augmentation of its images."""
 
 from __future__ import annotations
 
@@ -24,12 +24,10 @@ from data.loading.loader import build_train_loader, build_validation_loader
 from data.loading.ram_plan import (
     CacheMode,
     Host,
-    change_workers,
     fit_validation,
     measure_volume,
-    next_workers,
+    most_workers,
     open_caches,
-    open_recent_images,
     plan_loading,
     worker_count,
 )
@@ -46,7 +44,7 @@ Split = Literal["train", "val", "test"]
 
 
 class DetectionData(L.LightningDataModule):
-    """Training and validation windows of one data set."""
+    """The training and validation windows of one data set."""
 
     def __init__(
         self,
@@ -66,42 +64,40 @@ class DetectionData(L.LightningDataModule):
         max_epochs: int = 100,
         validation_split: Split = "val",
     ) -> None:
-        """Read the description of the data set; images and labels follow in `setup`.
+        """Read the description of the data set; `setup` reads images and labels.
 
         Args:
-            root: A ``data.yaml`` in Ultralytics' form, or ``synthetic`` for drawn circuit boards. Only read.
-            batch_size: Effective batch: images per optimizer step, over all devices. Any number; exact. Costs no
-                VRAM; in RAM an image of a window takes 3 * image_size**2 bytes.
-            micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the batch; or
-                ``auto``, the fastest that stays within ``memory.budget``.
+            root: A ``data.yaml`` in Ultralytics' form, or ``synthetic`` for drawn circuit boards. It is only read.
+            batch_size: Effective batch: images per optimizer step on all devices. Any number; every micro-batch size
+                gives the same step. It costs no VRAM; in RAM an image of a window takes 3 * image_size**2 bytes.
+            micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the effective batch;
+                or ``auto``, the fastest one within ``memory.budget``.
             image_size: Side of the network's square input in pixels, a multiple of 32. VRAM grows with its square.
-            multi_scale: Each optimizer step has an image size of its own, drawn from the multiples of 32 up to this
-                part of ``image_size`` larger or smaller (0 to 0.9). VRAM, windows in RAM and the plan are for the
-                largest: at 0.5, 2.25 times that of ``image_size``.
-            rectangular_validation: Pad validation images to the multiple of 32 above their own two sides, not to a
-                square: less work and never more VRAM. Metrics change a little, as there is less gray, but do not
-                depend on the batch size. No effect on training.
-            workers: Processes that prepare images; 0 prepares them in this one. Each takes some 150 MiB of RAM (600
-                where processes are not forked) and keeps three windows in it, in /dev/shm where they are not forked.
-                ``auto``: one for each core but one, up to 8, as there is room; between epochs more where training
-                waited, up to the cores, and fewer where RAM ran short.
+            multi_scale: Draws an image size for each optimizer step from the multiples of 32 that differ from
+                ``image_size`` by at most this share (0 to 0.9). VRAM, windows in RAM and the plan are for the largest
+                size: at 0.5, 2.25 times that of ``image_size``.
+            rectangular_validation: Pads validation images to the multiple of 32 above their own two sides, not to a
+                square: less work and never more VRAM. Metrics change a little because there is less gray padding, but
+                do not depend on the batch size. No effect on training.
+            workers: Processes that prepare images; 0 prepares them in the training process. Each takes about 150 MiB of
+                RAM and three windows. Where workers are not forked, each takes 600 MiB, and the windows lie in /dev/shm.
+                ``auto`` takes one for each core but one, up to 8, as far as RAM allows.
             cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit, up to 3 * image_size**2
-                bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto``
-                what fits of these, or compressed files in RAM, which take the size of the files.
+                bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto`` what
+                fits of these and of compressed files in RAM, which take the size of the files.
             augment: How training images are varied.
-            transforms: Albumentations to apply after the built-in augmentation. Colors are then changed on the host,
-                and each worker holds some copies of one picture for a moment.
-            balance: Which images are shown more often, for classes that are rare.
+            transforms: Albumentations to apply after the built-in augmentation. The host then changes the colors, and
+                each worker briefly holds some copies of one image.
+            balance: Which images are shown more often, for rare classes.
             synthetic: What to draw if ``root`` is ``synthetic``.
-            seed: Of every random draw; from ``seed_everything``.
-            max_epochs: From ``trainer.max_epochs``.
+            seed: Seed of every random draw; from ``seed_everything``.
+            max_epochs: Epochs of the run; from ``trainer.max_epochs``.
             validation_split: Images to validate on.
         """
         super().__init__()
         check_sizes(batch_size, micro_batch_size, image_size, multi_scale)
         if micro_batch_size == "auto":
             raise ConfigError("data.micro_batch_size: auto: is settled by engine.fit; in a program, give a number")
-        self.has_auto_workers = workers == "auto"
         workers = worker_count(workers, available_cores())
         if workers < 0:
             raise ConfigError(f"data.workers: {workers}: must not be negative")
@@ -124,11 +120,11 @@ class DetectionData(L.LightningDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes, by class id."""
+        """The names of the classes by class id."""
         return list(self.dataset_yaml.names)
 
     def setup(self, stage: str) -> None:
-        """Index images and labels of the splits that ``stage`` needs."""
+        """Index the images and labels of the splits that ``stage`` needs."""
         if stage == "fit":
             index = self._index("train")
             check_objects(self.dataset_yaml, index)
@@ -146,17 +142,17 @@ class DetectionData(L.LightningDataModule):
         self.validation_dataset = ValidationDataset(index, self.image_size, self.rectangular_validation)
 
     def state_dict(self) -> dict[str, str]:
-        """Where mosaic partners come from, for ``last.ckpt``."""
+        """Return where mosaic partners come from, for ``last.ckpt``."""
         return {"mosaic_partners": self.loading.partners}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        """Say it if the rest of the run has other mosaic partners, because more or fewer images fit into the cache."""
+        """Print a note if the resumed run takes mosaic partners from elsewhere, as it caches more or fewer images."""
         before, now = state.get("mosaic_partners"), self.loading.partners
         if before not in (None, now):
             rank_zero_only(print)(f"note: mosaic partners come from {now} from here on, before from {before}")
 
     def count_batches(self, num_devices: int) -> tuple[int, int]:
-        """Optimizer steps of an epoch, and batches of a validation, before the run begins."""
+        """Count the optimizer steps of an epoch and the batches of a validation before the run begins."""
         index, num_images = self._index("train"), len(self._index("val"))
         repeats = image_repeats(index, tuple(self.class_names), self.balance)
         windows = WindowSampler(
@@ -168,23 +164,24 @@ class DetectionData(L.LightningDataModule):
         return build_index(self.dataset_yaml, split, index_folder(), max(self.workers, 1))
 
     def _plan_loading(self) -> None:
-        """Fit workers, windows and caches into what this machine has, shared by the processes on it."""
+        """Fit workers, windows and caches into what this machine has for each process."""
         dataset = self.train_dataset
         index = dataset.source.index
         volume = measure_volume(index, self.image_size, self.batch_size, self.trainer.world_size)
         self.volume = replace(volume, largest_size=image_sizes(self.image_size, self.multi_scale)[-1])
         self.validation_workers, host = self._fit_validation()
         self.loading = plan_loading(host, self.volume, self.cache, self.workers)
-        self._first_epoch: int | None = None  # in which caches are filled
+        rank_zero_only(print)(self.loading.describe())
+        self._first_epoch: int | None = None  # fills the caches
         self.train_dataset = open_caches(dataset, self.loading, cache_folder() / "decoded", ram_available_bytes)
         self.repeats = image_repeats(index, tuple(self.class_names), self.balance)
 
     def _fit_validation(self) -> tuple[int, Host]:
-        """Processes of the validation loader, and what this machine has left for training."""
+        """Return the workers of the validation loader, and what remains for training."""
         return fit_validation(self._host(), self.micro_batch_size * 3 * self.image_size**2, self.workers)
 
     def _host(self) -> Host:
-        """What this machine has left for this process, of those on it."""
+        """Return this process's share of what the machine has left."""
         num_processes = max(self.trainer.num_devices, 1)
         shm_bytes = shm_free_bytes()
         return Host(
@@ -195,42 +192,25 @@ class DetectionData(L.LightningDataModule):
             disk_bytes=free_disk_bytes(cache_folder()) // num_processes,
         )
 
-    def change_workers(self, workers: int) -> bool:
-        """Plan the next training loader with another number of workers, as far as there is room; caches stay.
-
-        Returns:
-            Whether it will have another number than the one in use.
-        """
-        plan = change_workers(self.loading, self._host(), self.volume, workers)
-        if plan.workers == self.loading.workers:
-            return False
-        self.loading = plan
-        self.train_dataset = open_recent_images(self.train_dataset, plan)
-        return True
-
     def loader_in_use(self) -> LoaderInUse:
-        """What prepares training images now, and what it could be: for advice."""
+        """Describe the training loader in use, and what it could be, for advice."""
         plan, host, source = self.loading, self._host(), self.train_dataset.source
         kept = source.files if plan.cache == "files" else source.cache
         is_given_up = plan.cache != "none" and kept is not None and kept.is_closed
         cache = "none" if is_given_up else plan.cache
-        wanted = plan.workers
-        if self.has_auto_workers and self.trainer.current_epoch + 1 < self.max_epochs:
-            wanted = next_workers(1.0, plan.workers, host.cores, ram_available_bytes() < plan.floor_bytes)
         fitting = plan_loading(host, self.volume, "auto", plan.workers).cache if self.cache == "none" else "none"
         return LoaderInUse(
             workers=plan.workers,
             cores=host.cores,
             cache=cache,
-            next_workers=change_workers(plan, host, self.volume, wanted).workers,
-            most_workers=change_workers(plan, host, self.volume, max(host.cores - 1, 1)).workers,
+            most_workers=most_workers(plan, host, self.volume, max(host.cores - 1, 1)),
             is_cache_given_up=is_given_up,
             is_filling_cache=cache != "none" and self.trainer.current_epoch == self._first_epoch,
             cache_that_fits=fitting if fitting in ("ram", "disk") else "",
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Windows of ``batch_size`` images, shuffled anew each epoch."""
+        """Make the loader of windows of ``batch_size`` images, shuffled anew in each epoch."""
         epoch, start_window = self._position()
         self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
         return build_train_loader(
@@ -247,17 +227,17 @@ class DetectionData(L.LightningDataModule):
         )
 
     def _position(self) -> tuple[int, int]:
-        """Where training starts or resumes: the epoch, and the windows of it that a resumed run has behind it."""
+        """Return the epoch at which training starts or resumes, and the windows of it that are done."""
         loop = self.trainer.fit_loop
         progress = loop.epoch_loop.batch_progress
         epoch = loop.epoch_progress.current
-        if progress.is_last_batch or epoch.processed == epoch.ready:  # the checkpoint was written at an epoch's end
+        if progress.is_last_batch or epoch.processed == epoch.ready:  # the checkpoint is of an epoch's end
             return epoch.ready, 0
         return epoch.processed, progress.current.processed
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the size of a micro-batch: what fits in training fits in validation."""
-        if self.validation_workers is None:  # validation alone
+        """Make the loader of validation batches, which have the size of a micro-batch: they fit if training fits."""
+        if self.validation_workers is None:  # no training has planned them
             self.validation_workers, _ = self._fit_validation()
         return build_validation_loader(
             self.validation_dataset,
@@ -269,6 +249,6 @@ class DetectionData(L.LightningDataModule):
 
 
 def _synthetic_yaml(config: SyntheticConfig) -> Path:
-    """The drawn data set of this configuration, in the cache folder; drawn now if it is not there."""
+    """Return the drawn data set of a configuration in the cache folder; draw it if it is not there."""
     digest = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:12]
     return generate_pcb_dataset(cache_folder() / f"synthetic-{digest}", config)

@@ -1,4 +1,4 @@
-"""Loggers other than our own: whether their package is there, and how they take pictures."""
+"""Loggers that a configuration adds: the check of their packages, and sending pictures to them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ PACKAGES = {
     "CometLogger": ("comet_ml",),
     "NeptuneLogger": ("neptune",),
 }
-"""What Lightning's loggers need, any one of each; metrics.csv and TensorBoard come with yolofit."""
+"""The packages of Lightning's loggers, any one of each; metrics.csv and TensorBoard need no other package."""
 SECRET = re.compile(r"api_?key|token|password|secret|credential", re.IGNORECASE)
 USER_IN_URL = re.compile(r"://[^/@]*:[^/@]*@")
 
 
 def check_logger_packages(loggers: Any) -> None:
-    """Refuse a logger whose package is not installed, or whose arguments hold a secret.
+    """Check that the package of each logger is installed, and that its arguments hold no secret.
 
     Args:
         loggers: ``trainer.logger`` as configured: nothing, a bool, a section with ``class_path``, or a list of these.
 
     Raises:
-        ConfigError: Naming the package and how to get it, or the argument and where a secret belongs.
+        ConfigError: With the package and how to install it, or the argument and where a secret belongs.
     """
     for entry in loggers if isinstance(loggers, Sequence) else [loggers]:
         path, arguments = (
@@ -50,7 +50,7 @@ def check_logger_packages(loggers: Any) -> None:
 
 
 def _check_secrets(logger: str, arguments: Mapping[str, Any]) -> None:
-    """``config.yaml`` repeats every argument in the run folder, which people share."""
+    """Refuse secrets, because ``config.yaml`` repeats every argument in the run folder, which people share."""
     for name, value in arguments.items():
         if value and (SECRET.search(name) or USER_IN_URL.search(str(value))):
             raise ConfigError(
@@ -60,12 +60,7 @@ def _check_secrets(logger: str, arguments: Mapping[str, Any]) -> None:
 
 
 def combined_loggers(configured: Any, defaults: Sequence[Logger]) -> list[Logger]:
-    """The loggers of a run: the default ones, and those that ``trainer.logger`` adds; none if it is false.
-
-    Args:
-        configured: ``trainer.logger``, instantiated: None, a bool, a logger or several.
-        defaults: metrics.csv, which pictures and report are drawn from, and TensorBoard.
-    """
+    """Return ``defaults`` and the instantiated loggers of ``trainer.logger``; none if that is false."""
     if configured is False:
         return []
     if configured is None or configured is True:
@@ -74,28 +69,22 @@ def combined_loggers(configured: Any, defaults: Sequence[Logger]) -> list[Logger
 
 
 def send_pictures(loggers: Iterable[Logger], pictures: Sequence[Path], step: int) -> None:
-    """Hand pictures to every logger that takes some: TensorBoard, Weights & Biases, MLflow.
-
-    Args:
-        loggers: The trainer's.
-        pictures: PNG and JPEG files; their names become the tags.
-        step: Optimizer step to show them at.
-    """
+    """Send PNG and JPEG files to every logger that takes pictures; the names of the files become tags."""
     for logger in loggers:
         for path in pictures:
             _send(logger, path, step)
 
 
 def _send(logger: Any, path: Path, step: int) -> None:
-    kinds = {kind.__name__ for kind in type(logger).mro()}  # by name, for their packages may not be there
+    kinds = {kind.__name__ for kind in type(logger).mro()}  # by name: their packages may not be installed
     if isinstance(logger, TensorBoardLogger):
-        from tensorboard.compat.proto.summary_pb2 import Summary  # half a second
+        from tensorboard.compat.proto.summary_pb2 import Summary  # takes half a second to import
 
         picture = compact(path, "JPEG")
         width, height = picture.size
         image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=picture.content)
         summary = Summary(value=[Summary.Value(tag=f"pictures/{path.stem}", image=image)])
-        logger.experiment.file_writer.add_summary(summary, step)  # ``add_image`` would make a PNG file ten times as big
+        logger.experiment.file_writer.add_summary(summary, step)  # ``add_image`` would add a PNG of ten times the size
     elif "WandbLogger" in kinds:
         logger.log_image(f"pictures/{path.stem}", [str(path)])
     elif "MLFlowLogger" in kinds:

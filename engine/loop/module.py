@@ -1,13 +1,12 @@
-"""The LightningModule: wires network, loss, optimizer step, average and validation together; computes nothing itself.
+"""The LightningModule: connects network, loss, optimizer step, average and validation; computes nothing itself.
 
-Lightning's "batch" is our window: one ``training_step`` is one optimizer step, which `engine.training.step` spells out.
+Lightning's "batch" is a window: one ``training_step`` is one optimizer step (`engine.training.step`).
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -36,7 +35,7 @@ from models.recompute.levels import apply_recompute
 
 
 class Detector(L.LightningModule):
-    """A YOLO11 detector and the way it is trained."""
+    """A YOLO11 detector and its training."""
 
     def __init__(
         self,
@@ -51,13 +50,13 @@ class Detector(L.LightningModule):
         """Build the network.
 
         Args:
-            config: The network, and what its optimizer step is made of.
-            class_names: Of the data set.
+            config: The network and the parts of its optimizer step.
+            class_names: The classes of the data set.
             batch_size: Effective batch.
             micro_batch_size: Images on the device at a time.
             image_size: Side of the network's input in pixels.
-            settings: What the run was told, by key: kept in ``last.ckpt``, for runs that resume from it.
-            hooks: What happens when memory runs out.
+            settings: The settings of the run by key; ``last.ckpt`` keeps them for a resume.
+            hooks: Called when memory runs out.
 
         Raises:
             ConfigError: If the weights cannot be used, or a value does not fit the network.
@@ -72,19 +71,22 @@ class Detector(L.LightningModule):
 
         self.network = build_network(config.network, len(class_names))
         if config.weights is not None:
-            self._load_weights(config.weights)
+            transfer = load_weights(self.network, config.weights, self.description, "model.weights")
+            rank_zero_only(print)(transfer.table(), file=sys.stderr)
         self.loss = DetectionLoss(head_strides(self.network), config.fused_kernels)
         self.ema = WeightAverage(self.network, config.ema)
         self.memory = self._memory_settings(micro_batch_size, hooks)
         self.validation_batch_size = micro_batch_size
         self.evaluation = Evaluation(self.loss, config.loss, config.nms, class_names)
         with config_key("model.freeze_layers"):
-            _freeze(self.network, config)
+            freeze_layers(self.network, config.freeze_layers)
+        if config.freeze_batch_norm:
+            freeze_batch_norms(batch_norms(self.network))
         self._begin()
 
     def _begin(self) -> None:
-        """The state of a run that has not started."""
-        self.step: TrainingStep | Any = None  # from `on_train_start` on
+        """Set the state of a run that has not started."""
+        self.step: TrainingStep | Any = None  # None before `on_train_start`
         self.last_outcome: StepOutcome | None = None
         self.epoch_statistics = EpochStatistics(self.config.optimizer.max_grad_norm)
         self.validation_summary: dict[str, float] = {}
@@ -93,7 +95,7 @@ class Detector(L.LightningModule):
         self._last_window: Batch | None = None
 
     def _memory_settings(self, micro_batch_size: int, hooks: RecoveryHooks) -> MemorySettings:
-        """Apply the recompute levels."""
+        """Apply the recompute levels, and return the settings that memory depends on."""
         level, layers = self.config.recompute, dict(self.config.recompute_layers or {})
         if level == "auto":
             raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")
@@ -104,20 +106,25 @@ class Detector(L.LightningModule):
 
     @property
     def micro_batch_size(self) -> int:
-        """Images on the device at a time, as it is now."""
+        """The present number of images on the device at a time."""
         return self.memory.micro_batch_size
 
+    def ask_for_less(self, cause: str) -> str:
+        """Have all devices lower their settings after the next step; return a sentence that says so."""
+        self.step.ask_for_less(cause)
+        return "the next step ends with lower settings on all devices"
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer over the trainable parameters."""
+        """Make the optimizer of the trainable parameters."""
         optimizer = build_optimizer(self.network, self.config.optimizer, self.batch_size)
         self._group_settings = [
             {name: value for name, value in group.items() if name not in ("params", "lr", "momentum")}
-            for group in optimizer.param_groups  # rate and momentum are the schedule's
+            for group in optimizer.param_groups  # the schedule sets rate and momentum
         ]
         return optimizer
 
     def setup(self, stage: str) -> None:
-        """Look at the validation set, now that it is known."""
+        """Give the validation set to the evaluation."""
         if isinstance(self.trainer.datamodule, DetectionData):
             self.evaluation.prepare(self.trainer.datamodule.validation_dataset.source.index)
 
@@ -126,13 +133,13 @@ class Detector(L.LightningModule):
         check_precision(self.config.precision, self.device)
 
     def on_validation_start(self) -> None:
-        """Refuse a precision that the device does not have; take back what training holds beside its weights."""
+        """Refuse a precision that the device does not have; free captured graphs."""
         check_precision(self.config.precision, self.device)
         if self.step is not None:
             self.step.micro_step.release()
 
     def on_train_start(self) -> None:
-        """Put the optimizer step together, now that the length of the run is known."""
+        """Make the optimizer step, now that the length of the run is known."""
         optimizer = self.optimizers()
         assert_fp32(self.network, optimizer.optimizer)
         self.step = TrainingStep(
@@ -148,17 +155,17 @@ class Detector(L.LightningModule):
             take_step=optimizer.step,
         )
         if self._step_state is not None:
-            self.step.load_state_dict(self._step_state)
-            self._adopt_settings()
+            self.step.load_state_dict(self._step_state | self._steps_in_new_epochs(self._step_state))
+            for group, own in zip(optimizer.optimizer.param_groups, self._group_settings, strict=True):
+                group |= own
         self.memory.agree_over_ranks(self.step.ranks)
 
-    def _adopt_settings(self) -> None:
-        """Where a run resumes with other settings than its checkpoint's: the optimizer's, and the schedule's place."""
-        for group, own in zip(self.optimizers().optimizer.param_groups, self._group_settings, strict=True):
-            group |= own
-        if self._former_steps_per_epoch:
-            num_epochs = self.step.num_steps_taken / self._former_steps_per_epoch
-            self.step.num_steps_taken = round(num_epochs * self.step.schedule.steps_per_epoch)
+    def _steps_in_new_epochs(self, state: dict[str, Any]) -> dict[str, int]:
+        """Convert the steps taken to the present steps per epoch, so that the schedule keeps its place in epochs."""
+        if not self._former_steps_per_epoch:
+            return {}
+        num_epochs = state["num_steps_taken"] / self._former_steps_per_epoch
+        return {"num_steps_taken": round(num_epochs * self.step.schedule.steps_per_epoch)}
 
     def _schedule(self) -> Schedule:
         epochs = self.trainer.max_epochs
@@ -171,47 +178,47 @@ class Detector(L.LightningModule):
         return batch
 
     def on_train_epoch_start(self) -> None:
-        """Start counting anew."""
+        """Reset the statistics of the epoch."""
         self.epoch_statistics = EpochStatistics(self.config.optimizer.max_grad_norm)
         self.validation_summary = {}
 
     def training_step(self, window: Batch, batch_idx: int) -> None:
-        """One optimizer step."""
+        """Take one optimizer step."""
         outcome = self.step.run(window)
-        self._last_window = window  # until its own outcome is known
+        self._last_window = window  # kept until its outcome is known
         self._record(outcome)
         if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._record(self.step.settle())  # the epoch's means are shown before `on_train_epoch_end`
+            self._record(self.step.settle())  # the progress table needs the epoch's means before `on_train_epoch_end`
 
     def on_train_epoch_end(self) -> None:
-        """Log, and check what every precision promises."""
+        """Log the epoch, and check that weights and optimizer are in FP32."""
         summary = self.epoch_statistics.summary() | {"train/lr": self._learning_rate()} | self.validation_summary
         self.log_dict(summary, logger=False)
-        for logger in self.loggers:  # now, before the checkpoint of this epoch: Lightning would do it after
+        for logger in self.loggers:  # before the checkpoint of this epoch; Lightning would log after it
             logger.log_metrics(summary | {"epoch": self.current_epoch}, self.global_step - 1)
             logger.save()
         assert_fp32(self.network, self.optimizers().optimizer)
 
     def on_validation_epoch_start(self) -> None:
-        """Start counting anew."""
+        """Reset the metrics."""
         self.evaluation.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Detections of the averaged weights, into the metrics."""
+        """Add the detections of the averaged weights to the metrics."""
         self.validation_batch_size = in_parts(batch, self.validation_batch_size, self._validate)
 
     def _validate(self, part: Batch) -> None:
         self.evaluation.update(self.ema.network, part.to(self.device, non_blocking=True), self.config.precision)
 
     def on_validation_epoch_end(self) -> None:
-        """Compute the metrics, and show them to the callbacks; the epoch's row in the logs is written at its end."""
+        """Compute the metrics and show them to the callbacks; the end of the epoch logs them."""
         self.results = self.evaluation.compute()
         losses = {f"val/{name}": value for name, value in self.evaluation.losses().items()}
         self.validation_summary = losses | self.results.summary()
         self.log_dict(self.validation_summary, logger=False)
 
     def _record(self, outcome: StepOutcome | None) -> None:
-        """Note the outcome of a window, which arrives one window late, and log it now and then."""
+        """Count the outcome of a window, which arrives one window late, and log it at the logging interval."""
         if outcome is None:
             return
         self.last_outcome = outcome
@@ -223,10 +230,10 @@ class Detector(L.LightningModule):
                     logger.log_metrics(values | {"step/lr": self._learning_rate()}, self.step.num_steps_taken)
 
     def _find_origin(self) -> str:
-        """Where the window whose outcome has just been read went wrong."""
+        """Find where the window whose outcome was read last became inf or NaN."""
         if self._last_window is None:
             return ""
-        self.step.micro_step.release()  # whose memory the ordinary way needs, and whose gradients are dropped
+        self.step.micro_step.release()  # the search needs the memory of captured graphs
         parts = self._last_window.split(self.micro_batch_size)
         parts = [colored(part.to(self.device), self.config.fused_kernels) for part in parts]
         found = find_origin(self.network, parts, self.step.loss_sums, self.step.scaler.scale)
@@ -236,7 +243,7 @@ class Detector(L.LightningModule):
         return self.optimizers().optimizer.param_groups[0]["lr"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know: plain values only, so that loading never runs code."""
+        """Add yolofit's state in plain values, so that loading never runs code."""
         checkpoint["yolofit"] = {**self.description, "settings": self.settings}
         if self.step is not None:
             self._record(self.step.settle())
@@ -248,7 +255,7 @@ class Detector(L.LightningModule):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
+        """Load what `on_save_checkpoint` added."""
         about = checkpoint["yolofit"]
         self._step_state = about.get("step")
         self._former_steps_per_epoch = about.get("steps_per_epoch")
@@ -257,21 +264,11 @@ class Detector(L.LightningModule):
             self.epoch_statistics = EpochStatistics(**about["epoch_statistics"])
 
     def result(self) -> dict[str, Any]:
-        """What ``best.ckpt`` is made of: the averaged weights, by their names in ``last.ckpt``, and whose they are."""
+        """Return the content of ``best.ckpt``: the averaged weights, named as in ``last.ckpt``, and the description."""
         state = {f"ema.network.{name}": tensor for name, tensor in self.ema.network.state_dict().items()}
         return {"state_dict": state, "yolofit": self.description}
 
     @property
     def description(self) -> dict[str, Any]:
-        """What it takes to build this network again."""
+        """What is needed to build this network again."""
         return network_description(self.config.network, self.class_names, self.image_size)
-
-    def _load_weights(self, path: Path) -> None:
-        transfer = load_weights(self.network, path, self.description, "model.weights")
-        rank_zero_only(print)(transfer.table(), file=sys.stderr)
-
-
-def _freeze(network: torch.nn.Module, config: ModelConfig) -> None:
-    freeze_layers(network, config.freeze_layers)
-    if config.freeze_batch_norm:
-        freeze_batch_norms(batch_norms(network))

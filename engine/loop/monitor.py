@@ -1,17 +1,16 @@
-"""Watches memory while training runs, and shows afterwards whether the plan was right.
+"""Watches memory during training, and compares it with the plan afterwards.
 
-Rows go to ``memory.csv`` and TensorBoard, pictures to ``memory.png`` and ``memory_breakdown.png``, and one
-line at the end says predicted peak, measured peak and error. Nothing here waits for the device. The time
-that sampling takes is counted, and rows are left out while it is above `OVERHEAD_SHARE` of the run.
+It writes ``memory.csv`` and TensorBoard's scalars, draws ``memory.png`` and ``memory_breakdown.png``, and prints the
+predicted peak, the measured peak and the error in one line. It never waits for the device. It skips rows while
+sampling takes more than `OVERHEAD_SHARE` of the run.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
@@ -22,6 +21,7 @@ from engine.memory.config import MemoryConfig
 from engine.memory.guard import SpillGuard, SpillReport
 from engine.memory.probe import MemorySample, Probe, context_bytes, open_probe
 from engine.memory.units import GIB
+from engine.planning.choose import Recommendation
 from engine.report.memory_log import (
     OOM_RECOVERY,
     OUT_OF_MEMORY,
@@ -42,46 +42,28 @@ log = logging.getLogger(__name__)
 OVERHEAD_SHARE = 0.005
 
 
-class PlannedMemory(Protocol):
-    """What the monitor needs of a plan."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """Of the device, CUDA's context included."""
-
-    @property
-    def components(self) -> Mapping[str, int]:
-        """The same bytes by who holds them."""
-
-
 class MemoryMonitor(L.Callback):
-    """Samples memory after each step, guards against spilling, and draws the run."""
+    """Samples memory after each step, reports spills, and draws the run."""
 
     def __init__(
         self,
-        folder: Path,
         config: MemoryConfig = MemoryConfig(),  # noqa: B008  frozen
         *,
-        plan: PlannedMemory | None = None,
+        plan: Recommendation | None = None,
         budget_bytes: int | None = None,
-        adapt: Callable[[], str] | None = None,
         probe: Probe | None = None,
     ) -> None:
         """Watch a run.
 
         Args:
-            folder: The run folder.
-            config: What to do about spilling, and whether to record allocations.
-            plan: What was predicted, if it was.
+            config: What to do about a spill, and whether to record allocations.
+            plan: The predicted memory, if there is a plan.
             budget_bytes: What training may use, for the picture.
-            adapt: Makes training need less memory and says how; called on a spill, under ``adapt``.
             probe: Samples memory; by default, that of the module's device.
         """
-        self.folder = folder
         self.config = config
         self.plan = plan
         self.budget_bytes = budget_bytes
-        self.adapt = adapt
         self.probe: Any = probe
         self.guard = SpillGuard()
         self._log: MemoryLog | None = None
@@ -90,7 +72,7 @@ class MemoryMonitor(L.Callback):
         self._records_allocations = False
 
     def mark(self, event: str) -> None:
-        """Note an event, such as ``oom recovery``: it is written with the next row."""
+        """Write an event, such as ``oom recovery``, with the next row."""
         self._events.append(event)
         if self._records_allocations and event in (OOM_RECOVERY, OUT_OF_MEMORY):
             path = self._path.with_name(f"{self._path.stem}_snapshot.pickle")
@@ -99,13 +81,17 @@ class MemoryMonitor(L.Callback):
             except OSError as error:
                 _warn_of_disk(path, error, "training continues")
 
+    def mark_recovery(self, sentence: str) -> None:
+        """Mark that memory ran out and the step is repeated with less: `RecoveryHooks.on_recovery`."""
+        self.mark(OOM_RECOVERY)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Learn which folder the first process has chosen."""
-        self.folder = trainer.strategy.broadcast(self.folder)
+        """Learn the run folder, which the first process has chosen."""
+        self.folder = Path(trainer.strategy.broadcast(trainer.default_root_dir))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the log."""
-        # A process per device: each writes down its own, and the first of them draws.
+        # Each process writes the memory of its device; the first one draws.
         name = "memory.csv" if trainer.is_global_zero else f"memory.rank{trainer.global_rank}.csv"
         self._path = self.folder / name
         self._num_earlier_rows = 0
@@ -123,19 +109,17 @@ class MemoryMonitor(L.Callback):
         self._is_running = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the pause for validation."""
+        """Ignore the pause for validation."""
         self._step_ended = None
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """The window is there."""
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Note that the window has arrived."""
         self._step_started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Sample, and look for a spill."""
+        """Sample memory and look for a spill."""
         now = time.perf_counter()
         self._num_images += len(batch)
         self._sample_if_cheap(trainer, "train")
@@ -147,27 +131,21 @@ class MemoryMonitor(L.Callback):
         self._step_ended = time.perf_counter()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Mark the place."""
+        """Mark the start of a validation."""
         if self._is_running:
             self.mark(VALIDATION)
             self._write_row(trainer, "train")
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Sample."""
+        """Sample memory."""
         if self._is_running:
             self._num_images += len(batch)
             self._sample_if_cheap(trainer, "validation")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close the phase with a sample, and forget the pause."""
+        """Sample memory at the end of the phase, and ignore the pause."""
         if self._is_running:
             self._write_row(trainer, "validation")
             self._step_ended = None
@@ -177,11 +155,11 @@ class MemoryMonitor(L.Callback):
         self._finish(trainer, pl_module.device)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Draw them all the same."""
+        """Draw the pictures although the run has failed."""
         if isinstance(exception, torch.OutOfMemoryError):
             self.mark(OUT_OF_MEMORY)
         if isinstance(exception, torch.AcceleratorError):
-            self.probe = lambda: self._sample  # CUDA answers no more; its error is what people must see
+            self.probe = lambda: self._sample  # CUDA no longer answers, and people must see its error
         self._finish(trainer, pl_module.device)
 
     def _open_log(self, num_steps_behind: int) -> None:
@@ -214,7 +192,7 @@ class MemoryMonitor(L.Callback):
         self._events.clear()
         self._num_images, self._row_written = 0, begun
         self._sampling_seconds += time.perf_counter() - begun
-        # Not counted: its rate is the user's choice, and opening TensorBoard takes as long as 1000 samples.
+        # Not counted: the user chooses its rate, and opening TensorBoard takes as long as 1000 samples.
         if trainer.global_step >= self._scalars_due_step:
             _log_scalars(trainer, self._sample, images_per_second)
             self._scalars_due_step = trainer.global_step + trainer.log_every_n_steps
@@ -225,8 +203,8 @@ class MemoryMonitor(L.Callback):
         if self.config.on_spill == "stop":
             raise TrainingError(sentence)
         log.warning(sentence)
-        if self.config.on_spill == "adapt" and self.adapt is not None:
-            log.warning("memory.on_spill: adapt: %s", self.adapt())
+        if self.config.on_spill == "adapt":
+            log.warning("memory.on_spill: adapt: %s", module.ask_for_less("VRAM is spilling"))
             self.guard.rearm()
 
     def _finish(self, trainer: L.Trainer, device: torch.device) -> None:
@@ -242,7 +220,7 @@ class MemoryMonitor(L.Callback):
 
     def _report(self, device: torch.device) -> None:
         columns = read_memory_log(self._path)
-        # The plan is one for the GPU: beside the RAM of a process it would say nothing.
+        # The plan is for a GPU and cannot be compared with the RAM of a process.
         planned_bytes = self.plan.peak_bytes if self.plan is not None and is_gpu(columns) else None
         budget_bytes = self.budget_bytes if is_gpu(columns) else None
         try:
@@ -262,7 +240,7 @@ def _warn_of_disk(path: Path, error: OSError, consequence: str) -> None:
 
 
 def _log_scalars(trainer: L.Trainer, sample: MemorySample, images_per_second: float | None) -> None:
-    """To TensorBoard and its like; ``metrics.csv`` is left alone, for ``memory.csv`` says it all."""
+    """Log to TensorBoard and added loggers; ``metrics.csv`` is left out because ``memory.csv`` has the values."""
     kinds = ("allocated", "reserved", "peak", "used")
     sizes = {f"{kind}_gib": getattr(sample, f"{kind}_bytes") for kind in kinds}
     values = {name: num_bytes / GIB for name, num_bytes in sizes.items() if num_bytes is not None}

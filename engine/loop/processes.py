@@ -1,20 +1,20 @@
-"""The processes of a run, one for each device: Lightning starts and joins them, yolofit's own loop adds up gradients.
+"""The processes of a run, one for each device: Lightning starts and connects them, yolofit adds up their gradients.
 
-Before they are joined, all say whether they could begin: what keeps one of them from it ends all, with its one line.
+Before they connect, each process reports whether it can begin. If one cannot, its one line ends the run on all.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from subprocess import Popen
 from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import nn
 
@@ -23,32 +23,37 @@ from engine.machine.devices import cluster_environment
 from engine.training.ranks import TIMEOUT, Ranks, all_present, is_parallel
 
 OWN_NAMES = ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
-"""Strategies of Lightning for which ours stands in: one process for each device, each with the whole network."""
+"""Lightning's strategies that `WindowParallel` replaces: one process for each device, each with the whole network."""
 FAREWELL_SECONDS = 5.0
-_store: Any = None  # where the processes of this run leave word, once they have met
 
 
 class WindowParallel(DDPStrategy):
-    """Processes as ``ddp`` has them, without torch's wrapper around the network.
+    """The processes of ``ddp`` without torch's wrapper around the network.
 
-    The wrapper keeps a second copy of all gradients, and sends BatchNorm's statistics around in every forward pass.
-    Here gradients are added up once per window: see `engine.training.accumulation`. What Lightning itself has to agree
-    on travels over the host, where a process that has gone is noticed at once.
+    The wrapper keeps a second copy of all gradients and broadcasts BatchNorm's statistics in every forward pass.
+    yolofit adds up gradients once per window (`engine.training.accumulation`). Lightning's own messages travel over
+    the host, which notices a lost process at once.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store: dist.Store | None = None
+        """Holds the messages of the processes to each other; None before they have met."""
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_distributed(self) -> None:
-        """Meet, then connect."""
+        """Wait for all processes, then connect them."""
         self.set_world_ranks()
         assert self.cluster_environment is not None and isinstance(self._launcher, _Launcher)
-        meet(self.cluster_environment, children=self._launcher.procs)
+        if self.store is None:
+            self.store = meet(self.cluster_environment, children=self._launcher.procs)
         super().setup_distributed()
 
     def configure_ddp(self) -> None:
-        """Have all ranks begin with the first one's weights."""
+        """Copy the weights of the first rank to all ranks."""
         assert self.model is not None
         share_state(self.model)
 
@@ -57,19 +62,19 @@ class WindowParallel(DDPStrategy):
         Ranks().any(False)
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """A plain value of one rank, on all."""
+        """Return the plain value of rank ``src`` on all ranks."""
         return Ranks().gather(obj)[src]
 
 
 class _Launcher(_SubprocessScriptLauncher):
     """Starts the other processes of this machine.
 
-    Lightning's own kills this one five seconds after another has ended, whatever it is writing then. Here a process
-    that has gone is noticed when the others next agree on something.
+    Lightning's launcher kills this process five seconds after another one has ended, even while it writes a file.
+    With this launcher the next agreement between the processes notices the lost one.
     """
 
     def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Start them, then call ``function``."""
+        """Start the other processes, then call ``function``."""
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
             os.environ["LOCAL_WORLD_SIZE"] = str(self.num_processes)
@@ -78,15 +83,15 @@ class _Launcher(_SubprocessScriptLauncher):
 
 
 def strategy_for(name: Any, num_processes: int) -> WindowParallel | str:
-    """What Lightning's ``trainer.strategy`` becomes.
+    """Return the strategy for ``trainer.strategy``.
 
     Args:
-        name: As configured.
-        num_processes: Devices of the run, over all machines.
+        name: ``trainer.strategy`` as configured.
+        num_processes: Devices of the run on all machines.
 
     Raises:
-        ConfigError: For a strategy that shares out other things than windows, or if torchrun has started another
-            number of processes.
+        ConfigError: If the strategy distributes anything but windows, or torchrun has started another number of
+            processes.
     """
     if name not in ("auto", *OWN_NAMES):
         raise ConfigError(
@@ -108,10 +113,10 @@ def _check_torchrun(num_processes: int) -> None:
 
 
 def check_images_per_device(batch_size: int, num_processes: int) -> None:
-    """Refuse a window that could never give every device an image.
+    """Check that a window has an image for every device.
 
     Raises:
-        ConfigError: Naming the keys.
+        ConfigError: If it has not.
     """
     if 0 < batch_size < num_processes:
         raise ConfigError(
@@ -129,33 +134,35 @@ def share_state(module: nn.Module) -> None:
             dist.broadcast(tensor.data, src=0)
 
 
-def meet(environment: ClusterEnvironment, failure: str = "", children: list[Popen] | None = None) -> None:
-    """Wait until every process is there, and end the run on all of them if one cannot begin.
+def meet(environment: ClusterEnvironment, failure: str = "", children: Sequence[Popen] = ()) -> dist.Store | None:
+    """Wait until every process has arrived; end the run on all of them if one cannot begin.
 
     Args:
-        environment: Who has started the processes.
-        failure: Why this one cannot begin.
+        environment: Knows the processes.
+        failure: Why this process cannot begin; empty if it can.
         children: Processes that this one has started.
+
+    Returns:
+        The store through which the processes exchange messages; None if there is only one process.
 
     Raises:
         ConfigError: On the first process, with the first failure.
-        SaidElsewhere: On the others, if there is one.
-        TrainingError: If a process does not come.
+        SaidElsewhere: On the other processes, if one cannot begin.
+        TrainingError: If a process does not arrive.
     """
-    global _store
     rank, size = environment.global_rank(), environment.world_size()
-    if size == 1 or _store is not None:
-        return
+    if size == 1:
+        return None
     with all_present():
-        _store = _open_store(environment, is_host=rank == 0)
-        _store.set(f"begins {rank}", failure)
+        store = _open_store(environment, is_host=rank == 0)
+        store.set(f"begins {rank}", failure)
         names = [f"begins {other}" for other in range(size)]
-        _wait(lambda: _store.check(names), TIMEOUT.total_seconds(), children or [])
-        failures = [text.decode() for text in _store.multi_get(names)]
+        _wait(lambda: store.check(names), TIMEOUT.total_seconds(), children)
+        failures = [text.decode() for text in store.multi_get(names)]
     failed = [other for other, text in enumerate(failures) if text]
     if not failed:
-        return
-    farewell(rank, size)
+        return store
+    _leave(store, rank, size)
     if rank:
         raise SaidElsewhere
     text = failures[failed[0]]
@@ -164,7 +171,7 @@ def meet(environment: ClusterEnvironment, failure: str = "", children: list[Pope
 
 @contextmanager
 def beginning_together() -> Iterator[None]:
-    """Tell the other processes of a run, if there are some already, what keeps this one from beginning."""
+    """Tell the processes that already run why this one cannot begin."""
     try:
         yield
     except USER_ERRORS as error:
@@ -175,48 +182,48 @@ def beginning_together() -> Iterator[None]:
 
 
 @contextmanager
-def speaking_once() -> Iterator[None]:
-    """Keep an error that all processes have at the same time from being printed by each of them."""
+def speaking_once(strategy: Strategy) -> Iterator[None]:
+    """Let only one process print an error that all processes have at the same time."""
     try:
         yield
     except USER_ERRORS as error:
-        if _store is None or not is_parallel():
+        store = strategy.store if isinstance(strategy, WindowParallel) else None
+        if store is None or not is_parallel():
             raise
-        rank, size = dist.get_rank(), dist.get_world_size()
-        is_first = _first_to_say(str(error))
-        farewell(rank, size)
+        is_first = _is_first_to_say(store, str(error))
+        _leave(store, dist.get_rank(), dist.get_world_size())
         if not is_first:
             raise SaidElsewhere from error
         raise
 
 
-def farewell(rank: int, size: int) -> None:
-    """Leave; the first process, in which the store is, waits a moment until all have read what is there."""
+def _leave(store: dist.Store, rank: int, size: int) -> None:
+    """Leave the store; the first process hosts it and therefore waits a moment until all have read it."""
     try:
-        _store.add("left", 1)
+        store.add("left", 1)
         if rank == 0:
-            _wait(lambda: _store.add("left", 0) == size, FAREWELL_SECONDS, [])
+            _wait(lambda: store.add("left", 0) == size, FAREWELL_SECONDS)
     except (dist.DistError, TrainingError):
-        return  # others are gone already, or busy
+        return  # the others have ended or are busy
 
 
 def _open_store(environment: ClusterEnvironment, is_host: bool) -> dist.Store:
-    """The store through which torch will join the processes; torchrun's agent has one already."""
+    """Open the store through which torch will connect the processes; torchrun's agent may host it already."""
     is_host = is_host and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     place = environment.main_address, environment.main_port
     store = dist.TCPStore(*place, is_master=is_host, timeout=TIMEOUT, wait_for_workers=False, multi_tenant=True)
     return dist.PrefixStore("yolofit", store)
 
 
-def _first_to_say(text: str) -> bool:
+def _is_first_to_say(store: dist.Store, text: str) -> bool:
     try:
-        return _store.add(f"said {text}", 1) == 1
+        return store.add(f"said {text}", 1) == 1
     except dist.DistError:
         return True
 
 
 def _numbered(environment: ClusterEnvironment) -> ClusterEnvironment:
-    """Lightning's own environment learns its numbers from the strategy, which a process that fails early has not."""
+    """Set rank and size, which Lightning's environment gets from the strategy, and a failed process has none."""
     if isinstance(environment, LightningEnvironment):
         size = int(os.environ.get("WORLD_SIZE", 1))
         num_before = environment.node_rank() * int(os.environ.get("LOCAL_WORLD_SIZE", size))
@@ -225,7 +232,7 @@ def _numbered(environment: ClusterEnvironment) -> ClusterEnvironment:
     return environment
 
 
-def _wait(is_done: Callable[[], bool], seconds: float, children: list[Popen]) -> None:
+def _wait(is_done: Callable[[], bool], seconds: float, children: Sequence[Popen] = ()) -> None:
     until = time.monotonic() + seconds
     while not is_done():
         if any(child.poll() for child in children) or time.monotonic() > until:

@@ -1,16 +1,16 @@
-"""What a person sees while training runs: a live line for the epoch at hand, a table row for each one done."""
+"""The progress of training in the terminal: a live line for the epoch, a table row for each finished epoch."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from math import isnan, nan
+from math import ceil, isnan, nan
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, Timer
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
@@ -35,20 +35,22 @@ COLUMNS = {  # name: width; a row fits a terminal of 80 characters
 
 
 class TrainingProgress(ProgressBar):
-    """Losses, images/s, GPU memory, share of time spent waiting for data, and time to the end of the run."""
+    """Shows losses, images/s, GPU memory, the share of time spent waiting for data, and the time to the end."""
 
-    def __init__(self, throughput: Throughput) -> None:
+    def __init__(self, throughput: Throughput, max_steps: int = -1) -> None:
+        """Show a run that ends after ``max_steps`` optimizer steps; -1 for no limit."""
         super().__init__()
         self.throughput = throughput
-        self.console = get_console()  # shared, so that others' lines go above the live one
+        self.max_steps = max_steps
+        self.console = get_console()  # shared with advice, whose lines then appear above the live line
         self._enabled = True
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._refreshed = 0.0
-        self._epoch: int | None = None  # the one at hand
+        self._epoch: int | None = None
         self._epoch_started = 0.0
-        self._first_step = 0  # of this epoch in this process: a run may resume in its middle
-        self._pause_seconds: float | None = None  # of an epoch beside its steps: loader's start, validation
+        self._first_step = 0  # of this epoch in this process: a run may resume within an epoch
+        self._pause_seconds: float | None = None  # of an epoch outside its steps: start of the loader, validation
 
     def disable(self) -> None:
         """Show nothing."""
@@ -59,7 +61,7 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where a run resumes, and print the head of the table."""
+        """Print where a resumed run continues, and the head of the table."""
         if self._enabled:
             if trainer.ckpt_path is not None:
                 self._print(f"resuming at {_position(trainer)}: {trainer.ckpt_path}")
@@ -73,7 +75,7 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Open the live line where a run resumes in the middle of an epoch, or after a validation there."""
+        """Open the live line after a resume, or a validation, within an epoch."""
         if self._epoch != trainer.current_epoch:
             self._begin_epoch(trainer, batch_idx)
         if self._live is None:
@@ -82,7 +84,7 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the live line, a few times a second at most."""
+        """Move the live line, at most a few times a second."""
         self._advance(batch_idx + 1, lambda: self._live_text(trainer, pl_module, batch_idx + 1))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -90,13 +92,7 @@ class TrainingProgress(ProgressBar):
         self._open("validation", int(sum(trainer.num_val_batches)))
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Move the live line."""
         self._advance(batch_idx + 1, lambda: "")
@@ -108,7 +104,7 @@ class TrainingProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's row."""
         self._close()
-        if self._epoch == trainer.current_epoch:  # and not one of which only the validation was left
+        if self._epoch == trainer.current_epoch:  # a resumed run may only validate
             num_steps = int(trainer.num_training_batches) - self._first_step
             in_steps_seconds = self.throughput.seconds_per_step * num_steps
             self._pause_seconds = max(time.monotonic() - self._epoch_started - in_steps_seconds, 0.0)
@@ -116,18 +112,18 @@ class TrainingProgress(ProgressBar):
             self._print(_row(self._cells(trainer, pl_module)))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Close the live line."""
         self._close()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the terminal back."""
+        """Close the live line."""
         self._close()
 
     def _print(self, row: str, style: str | None = None) -> None:
-        """Print a row; training continues if nobody reads any more, as behind ``| head`` or in a lost terminal."""
+        """Print a row; training continues if nobody reads the output, as behind ``| head`` or in a lost terminal."""
         try:
             self.console.print(row, style=style, highlight=False, soft_wrap=True)
-        except SystemExit:  # how rich answers a broken pipe, after it has led the output to nowhere
+        except SystemExit:  # rich raises it for a broken pipe, after it has redirected the output
             log.warning("nobody reads the output any more: training continues without it")
 
     def _begin_epoch(self, trainer: L.Trainer, first_step: int) -> None:
@@ -152,7 +148,7 @@ class TrainingProgress(ProgressBar):
         self._task = self._live.add_task(description, total=total, completed=completed, text=text)
         self._text_width = self.console.width - len(f"{description}  {total}/{total}  ") - BAR_WIDTH
         self._live.start()
-        self._refreshed = 0.0  # the first step shows at once
+        self._refreshed = 0.0  # shows the first step at once
 
     def _advance(self, completed: int, text: Callable[[], str]) -> None:
         now = time.monotonic()
@@ -179,11 +175,11 @@ class TrainingProgress(ProgressBar):
             parts.append(f"ETA {self._eta(trainer, trainer.current_epoch, num_steps_done)}")
         text = "  ".join(parts)
         if len(text) > self._text_width and module.last_outcome is not None:
-            text = "  ".join(parts[1:])  # the losses stand in the epoch's row too
+            text = "  ".join(parts[1:])  # the epoch's row has the losses too
         return text
 
     def _cells(self, trainer: L.Trainer, module: Any) -> tuple[str, ...]:
-        metrics = trainer.callback_metrics | module.epoch_statistics.summary()  # the former's are the last epoch's
+        metrics = trainer.callback_metrics | module.epoch_statistics.summary()  # the former are of the last epoch
         return (
             f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
             *(f"{float(metrics[f'train/{name}_loss']):.2f}" for name in ("box", "cls", "dfl")),
@@ -195,38 +191,43 @@ class TrainingProgress(ProgressBar):
         )
 
     def _eta(self, trainer: L.Trainer, num_epochs_done: int, num_steps_done: int) -> str:
-        """Time to the end; in the first epoch without the validations, whose duration is not known yet."""
-        num_epochs = trainer.max_epochs - num_epochs_done
-        num_steps = int(trainer.num_training_batches) * num_epochs - num_steps_done
-        seconds = num_steps * self.throughput.seconds_per_step + num_epochs * (self._pause_seconds or 0.0)
+        """Estimate the time to the end; ``>`` in the first epoch, which does not know how long a validation takes."""
+        steps_per_epoch = int(trainer.num_training_batches)
+        num_steps = steps_per_epoch * (trainer.max_epochs - num_epochs_done) - num_steps_done
+        if self.max_steps >= 0:
+            num_steps = min(num_steps, max(self.max_steps - trainer.global_step, 0))
+        num_pauses = ceil((num_steps_done + num_steps) / steps_per_epoch)
+        seconds = num_steps * self.throughput.seconds_per_step + num_pauses * (self._pause_seconds or 0.0)
+        for timer in (callback for callback in trainer.callbacks if isinstance(callback, Timer)):
+            seconds = min(seconds, timer.time_remaining() or 0.0)
         return f"{'>' if self._pause_seconds is None else ''}{format_duration(seconds)}"
 
 
 def _position(trainer: L.Trainer) -> str:
-    """Where a resumed run is, for people, who count from 1."""
+    """Describe where a resumed run continues; people count from 1."""
     epoch, windows = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
     place = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
     if epoch.processed == epoch.ready:
         return place
     num_steps = int(trainer.num_training_batches)
-    return (
-        f"{place}, {f'step {windows.processed + 1} of {num_steps}' if windows.processed < num_steps else 'validation'}"
-    )
+    if windows.processed >= num_steps:
+        return f"{place}, validation"
+    return f"{place}, step {windows.processed + 1} of {num_steps}"
 
 
 def format_duration(seconds: float) -> str:
-    """Hours, minutes and seconds, such as ``1:02:03`` or, after four days, ``100:00:00``."""
+    """Format as hours, minutes and seconds, such as ``1:02:03`` or, after four days, ``100:00:00``."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def _score(score: float) -> str:
-    """A dash where there was no validation, or no object to find in it."""
+    """Format a score; a dash if there was no validation, or no object in it."""
     return "-" if isnan(score) else f"{score:.4f}"
 
 
 def gpu_gib(device: torch.device) -> str:
-    """Peak allocated memory on the device so far in GiB, or a dash without a GPU."""
+    """Return the peak allocated memory of the device in GiB; a dash without a GPU."""
     return f"{torch.cuda.max_memory_allocated(device) / GIB:.1f}" if device.type == "cuda" else "-"
 
 

@@ -1,4 +1,4 @@
-"""What the optimizer steps of one epoch add up to."""
+"""Sums over the optimizer steps of one epoch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class EpochStatistics:
     """Running sums over the outcomes of an epoch's windows, on the host."""
 
     max_grad_norm: float
-    """Norm above which a gradient counts as clipped; 0 if nothing is clipped."""
+    """Norm above which a gradient is clipped; 0 if none is."""
     num_taken: int = 0
     num_clipped: int = 0
     num_skipped: int = 0
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(StepOutcome._fields[:4], 0.0))
 
     def add(self, outcome: StepOutcome | None) -> None:
-        """Count one window; None counts nothing."""
+        """Count the outcome of a window; None counts nothing."""
         if outcome is None:
             return
         if not outcome.finite:
@@ -31,7 +31,7 @@ class EpochStatistics:
             self.sums[name] += getattr(outcome, name)
 
     def summary(self) -> dict[str, float]:
-        """Means over the steps taken (losses, norm of the gradient), share of clipped steps, skipped windows."""
+        """Return means over the steps taken (losses, gradient norm), the share of clipped steps and skipped windows."""
         num_taken = max(self.num_taken, 1)
         means = {f"train/{name}": total / num_taken for name, total in self.sums.items()}
         return means | {

@@ -74,8 +74,6 @@ class LoaderInUse:
     """That this process may use."""
     cache: Cache
     """In use: none where it was not wanted, had no room, or was given up."""
-    next_workers: int
-    """Of the next epoch if training waits; differs where ``data.workers`` is auto (`engine.loop.workers`)."""
     most_workers: int
     """For which there are cores and RAM."""
     is_cache_given_up: bool = False
@@ -142,9 +140,6 @@ def diagnose_throughput(data_wait_share: float, loader: LoaderInUse) -> Finding:
     evidence = f"the loader sets it: {evidence}"
     if loader.is_filling_cache:
         return Finding(what, f"{evidence}; nothing to set: the cache is being filled, later epochs find images there")
-    if loader.next_workers != loader.workers:
-        change = f"data.workers is auto and becomes {loader.next_workers} with the next epoch"
-        return Finding(what, f"{evidence}; nothing to set: {change}")
     device_share = max(1 - data_wait_share, 0.01)
     loader_share = 1.0 if loader.workers else data_wait_share
     enough_workers = ceil(loader_share * max(loader.workers, 1) / device_share)

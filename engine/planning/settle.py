@@ -113,7 +113,7 @@ def settle_memory(config: Namespace) -> tuple[Namespace, MemoryAhead | None]:
     settled: dict[str, object] = {"data.micro_batch_size": plan.micro_batch, "model.recompute": plan.recompute}
     if recompute is None:
         settled["model.recompute_layers"] = plan.layer_levels
-    return _changed(config, settled), MemoryAhead(budget_bytes, batch_size, spec, plan)
+    return changed(config, settled), MemoryAhead(budget_bytes, batch_size, spec, plan)
 
 
 def settled_without_plan(config: Namespace) -> Namespace:
@@ -123,11 +123,11 @@ def settled_without_plan(config: Namespace) -> Namespace:
         settled["data.micro_batch_size"] = min(UNPLANNED_MICRO_BATCH, max(config.data.batch_size, 1))
     if config.model.recompute == AUTO:
         settled["model.recompute"] = "none"
-    return _changed(config, settled)
+    return changed(config, settled)
 
 
-def _changed(config: Namespace, values: Mapping[str, object]) -> Namespace:
-    """A copy of a parsed configuration with other values of some keys."""
+def changed(config: Namespace, values: Mapping[str, object]) -> Namespace:
+    """Copy a parsed configuration with other values of some keys."""
     copy = config.clone()
     for key, value in values.items():
         copy[key] = value

@@ -1,8 +1,8 @@
-"""The best epoch: ``best.ckpt``, and the end of a run that has found no better one for long.
+"""The best epoch: ``best.ckpt``, and the end of a run that finds no better one within its patience.
 
-``best.ckpt`` holds what a result needs, the averaged weights and the network's description, and says itself which epoch
-they are of and how good that was. So the score that a new epoch has to beat is that of the file, wherever its folder
-was moved to. If the disk refuses it, the weights wait in host memory, and are written as soon as there is room.
+``best.ckpt`` holds the averaged weights, the network's description, its epoch and its score. A new epoch must beat the
+score in the file, wherever its folder was moved to. If the disk refuses the file, the weights wait in host memory and
+are written as soon as there is room.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ MONITOR = "val/map50_95"
 
 @dataclass(frozen=True)
 class Best:
-    """Which epoch a ``best.ckpt`` holds."""
+    """The epoch that a ``best.ckpt`` holds."""
 
     epoch: int
-    """Counted from 0."""
+    """The number of the epoch, counted from 0."""
     global_step: int
-    """Optimizer steps until it was validated."""
+    """Optimizer steps before its validation."""
     score: float
     """Its mAP50-95; NaN if there was nothing to measure."""
 
     def __str__(self) -> str:
-        """For people, who count epochs from 1."""
+        """Describe it for people, who count epochs from 1."""
         return f"epoch {self.epoch + 1}, mAP50-95 {self.score:.4f}"
 
 
 def read_best(path: Path) -> Best | None:
-    """What a ``best.ckpt`` holds; None if it is not there, or damaged.
+    """Return what a ``best.ckpt`` holds; None if it is missing or damaged.
 
-    Files from before the score was stored in them have it in the state of Lightning's ModelCheckpoint.
+    Older files have the score in the state of Lightning's ModelCheckpoint.
     """
     try:
         verify_checkpoint(path, "best.ckpt")
@@ -59,15 +59,10 @@ def read_best(path: Path) -> Best | None:
 
 
 def settle_best(path: Path, num_steps_behind: int, came_from: Path) -> None:
-    """Put the ``best.ckpt`` in its place that belongs to a resumed run.
+    """Put the ``best.ckpt`` that belongs to a run which resumes after ``num_steps_behind`` steps at ``path``.
 
-    That is the one beside the checkpoint that it resumes from; or the one before that, if it is damaged, or of a later
-    epoch than the run resumes from. What is of a later epoch is kept as ``best.later.ckpt``.
-
-    Args:
-        path: Where the run has its ``best.ckpt``.
-        num_steps_behind: Optimizer steps that the run has behind it.
-        came_from: The ``best.ckpt`` beside the checkpoint that it resumes from; may be the same.
+    It is ``came_from``, the one beside the checkpoint, or its previous file if that is damaged or of a later epoch.
+    A file of a later epoch is kept as ``best.later.ckpt``.
 
     Raises:
         OSError: If it cannot be copied.
@@ -82,49 +77,49 @@ def settle_best(path: Path, num_steps_behind: int, came_from: Path) -> None:
     if best is not None:
         later = path.with_suffix(f".later{path.suffix}")
         path.replace(later)
-        log.warning("%s: is of a later epoch than the one that the run resumes from: it is now %s", path, later.name)
+        log.warning("%s: holds a later epoch than the run resumes from: renamed to %s", path, later.name)
     if previous is not None and previous.global_step <= num_steps_behind:
         previous_of(path).replace(path)
 
 
 def is_better(score: float, best_score: float | None) -> bool:
-    """Whether an epoch becomes the best one; while nothing was found or could be measured, the newest one does."""
+    """Whether an epoch becomes the best one; while every score is 0 or NaN, the newest one does."""
     return best_score is None or score > best_score or not best_score > 0
 
 
 class BestCheckpoint(Checkpoint):
-    """Writes ``best.ckpt`` after each validation that beats it, and ends the run when patience is at its end."""
+    """Writes ``best.ckpt`` after each validation that beats it, and ends the run when its patience is over."""
 
     def __init__(self, path: Path, patience: int) -> None:
-        """Write to ``path``; ``patience`` in epochs, 0 for no end."""
+        """Write to ``path``; ``patience`` is in epochs, 0 for no end."""
         self.path = path
         self.patience = patience
         self.best: Best | None = None
-        """The best epoch so far; known to the first process only."""
+        """The best epoch so far; only the first process knows it."""
         self._validated_epoch = -1
         self._unwritten: dict[str, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Learn which folder the first process has chosen."""
+        """Learn the run folder, which the first process has chosen."""
         self.path = trainer.strategy.broadcast(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``best.ckpt`` does not know."""
+        """Return what ``best.ckpt`` does not hold."""
         return {"validated_epoch": self._validated_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Load what `state_dict` returned."""
         self._validated_epoch = state_dict["validated_epoch"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Learn what a resumed run has found; it may have been at the end of its patience."""
+        """Read the best epoch of a resumed run, whose patience may be over."""
         self._ranks = Ranks()
-        every = trainer.check_val_every_n_epoch or 1  # None: by steps only
+        every = trainer.check_val_every_n_epoch or 1  # None validates by steps only
         if not trainer.enable_validation or trainer.max_epochs // every == trainer.current_epoch // every:
             remedy = f"lower trainer.check_val_every_n_epoch ({every})"
             if not trainer.enable_validation:
                 remedy = "leave trainer.limit_val_batches out"
-            log.warning("%s: is not written, as no epoch of this run is validated: %s", self.path, remedy)
+            log.warning("%s: is not written, because no epoch of this run is validated: %s", self.path, remedy)
         if trainer.is_global_zero and trainer.ckpt_path is not None:
             self.best = read_best(self.path)
             if self.best is None and self._validated_epoch >= 0:
@@ -132,32 +127,29 @@ class BestCheckpoint(Checkpoint):
         self._stop_if_patience_is_over(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Keep the weights that were validated, if they are better than what ``best.ckpt`` holds."""
+        """Write the weights that were validated if they are better than those in ``best.ckpt``."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self._validated_epoch = trainer.current_epoch
         score = float(trainer.callback_metrics.get(MONITOR, math.nan))
-        if trainer.is_global_zero and self._is_beaten_by(score):
+        if trainer.is_global_zero and is_better(score, None if self.best is None else self.best.score):
             self.best = Best(trainer.current_epoch, trainer.global_step, score)
             self._write(trainer, {**asdict(self.best), **pl_module.result()})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make up for a file that could not be written; end the run if patience is over."""
+        """Write a file that the disk has refused; end the run if its patience is over."""
         self._try_again(trainer)
         self._stop_if_patience_is_over(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say which epoch is the result."""
+        """Print which epoch is the result."""
         self._try_again(trainer)
         if self.best is not None and self._unwritten is None:
             print(f"best.ckpt: {self.best}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """The last chance for what could not be written."""
+        """Write a file that the disk has refused, for the last time."""
         self._try_again(trainer)
-
-    def _is_beaten_by(self, score: float) -> bool:
-        return is_better(score, None if self.best is None else self.best.score)
 
     def _stop_if_patience_is_over(self, trainer: L.Trainer) -> None:
         num_epochs = 0 if self.best is None else self._validated_epoch - self.best.epoch

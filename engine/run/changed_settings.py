@@ -1,7 +1,6 @@
-"""Resuming from a checkpoint with other settings: what cannot be right is refused, what changes the run is said.
+"""Resuming with other settings: refuses those that cannot be right, and names those that change the run.
 
-Every ``last.ckpt`` holds the settings of the run that has written it, by key. They are compared with those of the
-resumed run: see `check_settings`.
+Every ``last.ckpt`` holds the settings of its run by key; `check_settings` compares them with those of the resumed run.
 """
 
 from __future__ import annotations
@@ -15,30 +14,26 @@ from engine.run.checkpoint_io import verify_checkpoint
 
 KEY = "--ckpt_path"
 REFUSED = ("model.network", "model.optimizer.name", "model.freeze_layers")
-"""What decides which weights there are, and what the optimizer knows of each."""
+"""Settings that decide which weights exist, and what the optimizer knows of each."""
 WITHOUT_EFFECT = (
     "data.workers",
     "data.cache",
     "data.micro_batch_size",
-    "data.max_epochs",  # is trainer.max_epochs
-    "data.seed",  # is seed_everything
-    "model.weights",  # the start's, which has been
+    "data.max_epochs",  # follows from trainer.max_epochs
+    "data.seed",  # follows from seed_everything
+    "model.weights",  # only read at the start
     "model.recompute",
     "model.recompute_layers",
     "model.fused_kernels",
     "model.cuda_graphs",
     "model.max_skipped_windows",
 )
-"""Settings of the data and the model that change how, but not what is computed; all of other sections do neither."""
+"""Settings of data and model that change how a run computes, but not what. Other sections never change it."""
 COMPARED_BESIDE = ("seed_everything", "trainer.max_epochs", "trainer.limit_train_batches")
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """What decides what a run computes, as plain values by key.
-
-    Args:
-        config: A parsed configuration.
-    """
+    """Return the keys of a parsed configuration that decide the results of a run, as plain values."""
     flat = vars(config.as_flat())
     return {
         key: value if isinstance(value, bool | int | float | str | None) else str(value)
@@ -48,7 +43,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The checkpoint from which a run can resume.
+    """Read a checkpoint from which a run can resume.
 
     Raises:
         ConfigError: If it is missing, damaged, not a yolofit checkpoint, or holds weights only.
@@ -64,13 +59,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any], class_names: list[str]) -> list[str]:
-    """Compare the settings of a run with those of the checkpoint that it resumes from.
-
-    Args:
-        path: The checkpoint, for messages.
-        checkpoint: Its content.
-        ours: The run's `settings_of`.
-        class_names: Of the run's data set.
+    """Compare the `settings_of` a run, ``ours``, with those of the checkpoint that it resumes from.
 
     Returns:
         A line for each difference that is allowed.
@@ -79,7 +68,10 @@ def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any],
         ConfigError: If the run cannot resume with these settings.
     """
     about = checkpoint["yolofit"]
-    known = {"model.network": about["network"], "data.image_size": about["image_size"]}  # all that older ones know
+    known = {
+        "model.network": about["network"],
+        "data.image_size": about["image_size"],
+    }  # older checkpoints have only these
     theirs = about.get("settings", known)
     check_classes(about["class_names"], class_names, f"{KEY}: {path}")
     changed = [key for key in theirs if key in ours and theirs[key] != ours[key]]
@@ -104,7 +96,7 @@ def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any],
 
 
 def _progress(checkpoint: dict[str, Any]) -> tuple[int, bool]:
-    """Epochs that a checkpoint's run had finished, and whether it was in the middle of another."""
+    """Return the number of finished epochs of a checkpoint, and whether it is within another epoch."""
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     return epochs["processed"], epochs["processed"] < epochs["ready"]
 

@@ -1,11 +1,14 @@
-"""Checkpoints and weights from elsewhere, with messages that name the option. Reading a file never runs code.
+"""Reads checkpoints and weights of other origin. Reading a file never runs code.
 
-A yolofit checkpoint is Lightning's, plus a description of the network in plain values under ``yolofit``.
+A yolofit checkpoint is Lightning's plus a description of the network in plain values under ``yolofit``. The argument
+``key`` of these functions is the option that named the file; messages begin with it.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ EXAMPLE = "runs/fit/checkpoints/best.ckpt"
 
 
 def network_description(network: str, class_names: list[str], image_size: int) -> dict[str, Any]:
-    """What it takes to build the network again: stored in each checkpoint under ``yolofit``."""
+    """Return what is needed to build the network again; each checkpoint stores it under ``yolofit``."""
     return {
         "network": network,
         "num_classes": len(class_names),
@@ -33,14 +36,10 @@ def network_description(network: str, class_names: list[str], image_size: int) -
 
 
 def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
-    """Load a yolofit checkpoint onto the CPU, without executing anything in it.
-
-    Args:
-        path: The file.
-        key: The option that named it, for messages.
+    """Load a yolofit checkpoint onto the CPU without running code from it.
 
     Raises:
-        ConfigError: If there is no such file, or it is not a whole yolofit checkpoint.
+        ConfigError: If the file is missing or not a complete yolofit checkpoint.
     """
     if not Path(path).is_file():
         raise ConfigError(f"{key}: {path}: no such file: give a checkpoint such as {EXAMPLE}")
@@ -55,15 +54,10 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
 
 
 def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
-    """Refuse weights that tell other things apart than the data set does. Numbers count: names may be translated.
-
-    Args:
-        theirs: Names of the file's classes.
-        ours: Names of the data set's classes.
-        key: The option that named the file, for messages.
+    """Refuse weights whose classes, ``theirs``, are not the data set's. Numbers decide: names may be translated.
 
     Raises:
-        ConfigError: If there are more classes on one side, or a name stands for another number.
+        ConfigError: If the numbers of classes differ, or a name has another number.
     """
     remedy = "use the data.yaml that it was trained with"
     if len(theirs) != len(ours):
@@ -76,13 +70,7 @@ def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
 
 
 def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str) -> Transfer:
-    """Start a network from a file of any kind that `models.weights.saved_weights` reads; its classes may be others.
-
-    Args:
-        network: Takes what fits.
-        path: The file.
-        ours: The `network_description` of the network.
-        key: The option that named the file, for messages.
+    """Load what fits into a network of the description ``ours``; the classes of the file may differ.
 
     Returns:
         What was loaded and what was not; its ``table()`` is for people.
@@ -90,21 +78,26 @@ def load_weights(network: nn.Module, path: Path, ours: dict[str, Any], key: str)
     Raises:
         ConfigError: If the file cannot be read, or holds another network.
     """
-    try:
+    with _named(path, key):
         saved = _read_weights_for(path, ours["network"])
         return transfer_weights(network, saved, ours["class_names"])
-    except WeightsError as error:
-        raise ConfigError(f"{key}: {path}: {error}") from error
 
 
 def check_weights(path: Path, network: str, key: str) -> None:
-    """Refuse a file that `load_weights` could not start a network from.
+    """Check that `load_weights` could use a file.
 
     Raises:
         ConfigError: If it cannot be read, or holds another network.
     """
-    try:
+    with _named(path, key):
         _read_weights_for(path, network)
+
+
+@contextmanager
+def _named(path: Path, key: str) -> Iterator[None]:
+    """Name the file and its option in errors about weights."""
+    try:
+        yield
     except WeightsError as error:
         raise ConfigError(f"{key}: {path}: {error}") from error
 
@@ -120,35 +113,30 @@ def _read_weights_for(path: Path, network: str) -> SavedWeights:
 
 @dataclass
 class LoadedNetwork:
-    """A network as a file has it, with everything it takes to use it."""
+    """The network of a file, with everything that its use needs."""
 
     network: nn.Module
-    """In evaluation mode, FP32, on the CPU."""
+    """In evaluation mode, in FP32 on the CPU."""
     name: str
     """Such as ``yolo11l``."""
     class_names: list[str]
-    """By class number."""
+    """Names by class number."""
     image_size: int
-    """Side of its square input in pixels."""
+    """Side of the square input in pixels."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """What it takes to build the network again."""
+        """What is needed to build the network again."""
         return network_description(self.name, self.class_names, self.image_size)
 
 
 def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedNetwork:
-    """Build the very network that a file describes, of any kind that `models.weights.saved_weights` reads.
-
-    Args:
-        path: The file.
-        key: The option that named it, for messages.
-        default_image_size: Where the file does not know its own.
+    """Build the network that a file describes; ``default_image_size``, in pixels, is for files that have none.
 
     Raises:
-        ConfigError: If the file cannot be read, or does not hold all of one of our networks.
+        ConfigError: If the file cannot be read, or does not hold one of yolofit's networks completely.
     """
-    try:
+    with _named(path, key):
         saved = read_weights(path)
         if saved.network is None or saved.network not in network_names():
             known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
@@ -156,29 +144,28 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
         num_classes = _num_classes(saved)
         names = saved.class_names or [f"class {number}" for number in range(num_classes)]
         if len(names) != num_classes:
-            raise WeightsError(f"names {len(names)} classes, but its head tells {num_classes} apart")
+            raise WeightsError(f"names {len(names)} classes, but its head has {num_classes}")
         network = build_network(saved.network, len(names))
-        network.load_state_dict(saved.state)
-    except WeightsError as error:
-        raise ConfigError(f"{key}: {path}: {error}") from error
-    except RuntimeError as error:  # names or shapes that differ
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ConfigError(f"{key}: {path}: does not hold all of a {saved.network} ({reason[:200]})") from error
+        try:
+            network.load_state_dict(saved.state)
+        except RuntimeError as error:  # names or shapes that differ
+            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise WeightsError(f"does not hold all of a {saved.network} ({reason[:200]})") from error
     return LoadedNetwork(network.eval(), saved.network, names, saved.image_size or default_image_size)
 
 
 def base_network(network: str) -> str:
-    """``yolo11n`` of ``yolo11n-seg``: the same up to the head."""
+    """Return ``yolo11n`` for ``yolo11n-seg``: the two differ only in the head."""
     return network.split("-")[0]
 
 
 def _num_classes(saved: SavedWeights) -> int:
     counts = {tensor.shape[0] for name, tensor in saved.state.items() if name.endswith(".2.bias") and ".cv3." in name}
     if len(counts) != 1:
-        raise WeightsError("has no detection head: its number of classes is not to be found")
+        raise WeightsError("has no detection head: its number of classes cannot be determined")
     return counts.pop()
 
 
 def some(names: list[str], most: int = 3) -> str:
-    """The first of several names, for messages."""
+    """Join the first of several names, for messages."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

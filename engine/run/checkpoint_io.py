@@ -1,8 +1,8 @@
-"""Checkpoint files that survive: a crash or a power cut while one is written leaves the one before it whole.
+"""Checkpoint files that survive a crash or a power cut: the previous file stays complete while a new one is written.
 
-A checkpoint is written beside its place, flushed to the disk, and only then renamed onto it. The file that it replaces
+A checkpoint is written beside its place, flushed to the disk, and then renamed onto it. The file that it replaces
 stays as ``*.previous.ckpt``. The ZIP format of ``torch.save`` holds a checksum of every tensor, which is compared
-before a checkpoint is used: bits that have changed on the disk are noticed.
+before a checkpoint is used.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         super().__init__()
         self.failures: dict[str, str] = {}
-        """By file, why its newest content could not be written; those that could be are not in it."""
+        """Why the newest content of a file could not be written, by file; files that were written are not in it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; if the disk refuses, say so and let training continue: the next one may succeed."""
+        """Write a checkpoint; if the disk refuses, warn and continue training: the next one may succeed."""
         try:
             write_checkpoint(checkpoint, Path(path))
             self.failures.pop(str(path), None)
         except OSError as error:
-            failure = f"{path}: cannot be written ({error.strerror}): what was saved before is still there"
+            failure = f"{path}: cannot be written ({error.strerror}): the previous file is unchanged"
             self.failures[str(path)] = failure
             log.warning(failure)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Verify a checkpoint and read it.
+        """Verify and read a checkpoint.
 
         Raises:
             ConfigError: If it is damaged.
@@ -53,10 +53,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Put a checkpoint in the place of ``path`` in one step, and keep what was there as `previous_of` it.
+    """Replace ``path`` by a checkpoint in one step, and keep the replaced file as `previous_of` it.
 
     Raises:
-        OSError: If it cannot be written; then ``path`` is as it was.
+        OSError: If it cannot be written; ``path`` is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -69,19 +69,15 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def previous_of(path: Path) -> Path:
-    """Where the checkpoint is kept that was at ``path`` before: ``last.previous.ckpt`` for ``last.ckpt``."""
+    """Return where the replaced checkpoint is kept: ``last.previous.ckpt`` for ``last.ckpt``."""
     return path.with_suffix(f".previous{path.suffix}")
 
 
 def verify_checkpoint(path: Path, key: str) -> None:
-    """Compare a checkpoint's checksums.
-
-    Args:
-        path: The file.
-        key: The option that named it, for messages.
+    """Compare the checksums of a checkpoint; messages name the option ``key``.
 
     Raises:
-        ConfigError: If it is missing, cut off or changed; names the one before it, if that is whole.
+        ConfigError: If it is missing, cut off or changed; names the previous one if that is intact.
     """
     if path.is_file() and (damage := _damage(path)) is None:
         return
@@ -99,10 +95,10 @@ def verify_checkpoint(path: Path, key: str) -> None:
 
 
 def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    """As ``torch.save``, in whose place Ultralytics puts one that tries again, behind what is in the file already."""
+    """Save like ``torch.save``, which Ultralytics replaces by a version that retries and appends to the file."""
     try:
         torch.serialization.save(checkpoint, file)
-    except RuntimeError as error:  # of torch's ZIP writer, which hides what has stopped it
+    except RuntimeError as error:  # torch's ZIP writer hides its cause
         raise (error.__context__ or error) from None
 
 
@@ -110,7 +106,7 @@ def _keep(path: Path, previous: Path) -> None:
     previous.unlink(missing_ok=True)
     try:
         previous.hardlink_to(path)
-    except OSError:  # a file system without links
+    except OSError:  # the file system has no links
         shutil.copyfile(path, previous)
 
 
@@ -124,7 +120,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where folders can be flushed (not on Windows)."""
+    """Make a rename survive a power cut, if folders can be flushed (not on Windows)."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,11 +1,13 @@
-"""The run folder: where a run's configuration, logs and checkpoints go, and which keeps a run from spoiling another."""
+"""The run folder: holds configuration, logs and checkpoints of one run, and protects them from other runs."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
@@ -25,36 +27,31 @@ LAST = "last.ckpt"
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run goes, and when it ends early."""
+    """The folder of a run, and its early end."""
 
     folder: Path = Path("runs/fit")
-    """Receives everything the run writes. If another run is in it, ``-2``, ``-3``, ... is appended."""
+    """Receives everything the run writes. If it holds another run, ``-2``, ``-3``, ... is appended."""
     patience: int = 100
     """Epochs without a better mAP50-95 after which a validation ends training; 0 trains to the end."""
     checkpoint_minutes: float = 10.0
-    """``last.ckpt`` is written at the end of every epoch and after so many minutes; 0 for the former only."""
+    """Minutes between writes of ``last.ckpt`` within an epoch; 0 writes it only at the end of every epoch."""
 
 
 def prepare_run_folder(config: RunConfig, ckpt_path: Path | None, num_steps_behind: int = 0) -> Path:
-    """Choose, make and lock the folder of a run that starts, or of one that resumes from one of its own checkpoints.
+    """Choose, make and lock the folder of a new run, or of one that resumes from its own checkpoint ``ckpt_path``.
 
-    A run that resumes in another folder takes its best epoch and its metrics along. With several processes the first
-    one does so; the others learn of the folder in their callbacks' ``setup``.
-
-    Args:
-        config: Where to.
-        ckpt_path: The checkpoint that the run resumes from, if it does.
-        num_steps_behind: Optimizer steps that it has behind it then.
+    A run that resumes in another folder takes its best epoch and its metrics along. Of several processes, only the
+    first one does this; the others learn the folder in their callbacks' ``setup``.
 
     Raises:
-        ConfigError: If it cannot be made, or another run has it.
+        ConfigError: If the folder cannot be made, or another run uses it.
     """
     folder = config.folder
     if rank_zero_only.rank:
         return folder
     own = None if ckpt_path is None else _own_folder(folder, ckpt_path)
     try:
-        folder = _new_folder(config.folder) if own is None else own
+        folder = own or next(one for one in numbered(folder, "run.folder") if _claim(one))
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run.folder: {folder}: cannot be made ({error.strerror}): choose another") from error
@@ -67,7 +64,7 @@ def prepare_run_folder(config: RunConfig, ckpt_path: Path | None, num_steps_behi
 
 
 def _own_folder(folder: Path, ckpt_path: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, if it is the configured one, or a numbered one beside it."""
+    """Return the run folder of a checkpoint if it is the configured one, or a numbered one beside it."""
     mine = folder.resolve()
     for one in ckpt_path.resolve().parents:
         if one == mine:
@@ -77,18 +74,21 @@ def _own_folder(folder: Path, ckpt_path: Path) -> Path | None:
     return None
 
 
-def _new_folder(configured: Path) -> Path:
-    folder, number = configured, 1
-    while not _claim(folder):
-        if configured.name in ("", ".."):
-            raise ConfigError(f"run.folder: {configured}: is not empty: choose another folder")
-        number += 1
-        folder = configured.with_name(f"{configured.name}-{number}")
-    return folder
+def numbered(folder: Path, key: str) -> Iterator[Path]:
+    """Yield a folder, then ``folder-2``, ``folder-3``, ...; messages name the option ``key``.
+
+    Raises:
+        ConfigError: After the first one, if it has no name to append a number to, such as ``.`` and ``/``.
+    """
+    yield folder
+    if folder.name in ("", ".."):
+        raise ConfigError(f"{key}: {folder}: is not empty: choose another folder")
+    for number in count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
 
 
 def _take_along(ckpt_path: Path, folder: Path, num_steps_behind: int) -> None:
-    """Give a resumed run the best epoch and the metrics that belong to it."""
+    """Copy best epoch and metrics into the folder of a resumed run."""
     source, best = ckpt_path.parent, folder / CHECKPOINTS / BEST
     try:
         settle_best(best, num_steps_behind, best if source.resolve() == best.parent.resolve() else source / BEST)
@@ -101,29 +101,24 @@ def _take_along(ckpt_path: Path, folder: Path, num_steps_behind: int) -> None:
 
 
 def _claim(folder: Path) -> bool:
-    """Whether a new run may have a folder: it was empty, and no other run that starts at this moment was faster."""
+    """Whether a new run may use a folder: it was empty, and no other run that starts now has taken it."""
     if folder.exists() and any(folder.iterdir()):
         return False
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        (folder / CHECKPOINTS).mkdir()  # one of several succeeds
+        (folder / CHECKPOINTS).mkdir()  # only one of several runs succeeds
     except FileExistsError:
         return False
     return True
 
 
 def default_loggers(folder: Path, num_steps_behind: int = 0) -> list[Logger]:
-    """``metrics.csv`` in the run folder, and TensorBoard's files in a folder of their own.
-
-    Args:
-        folder: The run folder.
-        num_steps_behind: Optimizer steps that a resumed run has behind it.
-    """
+    """Return the loggers of ``metrics.csv`` in the run folder and of TensorBoard's files in a folder below it."""
     return [MetricsCsv(folder, num_steps_behind), EventFiles(folder, num_steps_behind)]
 
 
 def default_callbacks(folder: Path, config: RunConfig) -> list[Callback]:
-    """``best.ckpt`` by mAP50-95 and the end of patience, and ``last.ckpt`` of the newest state."""
+    """Return the callbacks for ``best.ckpt`` and patience, and for ``last.ckpt``."""
     checkpoints = folder / CHECKPOINTS
     return [
         BestCheckpoint(checkpoints / BEST, config.patience),

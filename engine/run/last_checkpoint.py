@@ -1,8 +1,7 @@
-"""Stopping and resuming: ``last.ckpt`` after every epoch, and within one every few minutes and when the run ends.
+"""Stopping and resuming: ``last.ckpt`` after every epoch, every few minutes within one, and when the run ends.
 
-A checkpoint falls between two windows, so a run that resumes from it takes the very steps that it would have taken: the
-weights are the same bit for bit. A run that ends in a validation, whose weights are those of before, begins with that
-validation when it resumes.
+A checkpoint falls between two windows, so a resumed run takes the same steps as a run that never stopped: the weights
+are equal bit for bit. A run that was stopped in a validation begins with that validation when it resumes.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(TrainingError):
-    """The run was asked to stop, and has saved where it was."""
+    """The run was asked to stop, and has written its checkpoint."""
 
 
 class LastCheckpoint(Checkpoint):
     """Saves ``last.ckpt`` at the end of every epoch, between two windows when it is due, and before a run ends."""
 
     def __init__(self, path: Path, minutes: float) -> None:
-        """Save to ``path``, within an epoch every so many minutes; 0 only when it must."""
+        """Save to ``path``; within an epoch every ``minutes``, 0 for never."""
         self.path = path
         self.minutes = minutes
         self._signal: int | None = None
@@ -43,29 +42,27 @@ class LastCheckpoint(Checkpoint):
         self._max_steps = -1
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Learn which folder the first process has chosen; take over ``trainer.max_steps``.
+        """Learn the run folder, which the first process has chosen; take over ``trainer.max_steps``.
 
-        A run that resumes under Lightning's own limit would count an epoch again that its checkpoint is the end of.
+        With Lightning's own limit, a resumed run would count an epoch twice if its checkpoint is of that epoch's end.
         """
         self.path = trainer.strategy.broadcast(self.path)
         loop = trainer.fit_loop.epoch_loop
         self._max_steps, loop.max_steps = loop.max_steps, -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, and start the clock."""
+        """Handle the signals, and start the clock."""
         self._saved, self._saved_step = time.monotonic(), trainer.global_step
         self._former = {number: signal.signal(number, self._ask) for number in SIGNALS}
         self._check_max_steps(trainer)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Save if it is due or the epoch ends early; stop if asked to."""
         self._check_max_steps(trainer)
         loop = trainer.fit_loop.epoch_loop
         if loop.batch_progress.is_last_batch:
             return
-        agree = pl_module.step.ranks.any  # all of them save, or none
+        agree = pl_module.step.ranks.any  # all ranks save, or none
         must_stop = agree(self._signal is not None)
         if must_stop or loop.done or agree(self._is_due()):
             self._save(trainer)
@@ -79,13 +76,13 @@ class LastCheckpoint(Checkpoint):
             self._stop()
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Stop if asked to; not one of several processes alone, each of which has its own number of batches."""
+        """Stop a single process if asked to; each of several processes has its own number of batches."""
         if _is_validating(trainer) and self._signal is not None and trainer.world_size == 1:
             self._save(trainer)
             self._stop()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """In a validation, save the loops as Lightning takes them up at its beginning."""
+        """In a validation, save the loops in the state in which Lightning starts a validation."""
         if not trainer.validating:
             return
         loops = checkpoint["loops"]["fit_loop"]
@@ -94,20 +91,20 @@ class LastCheckpoint(Checkpoint):
         validation["current"] |= {"ready": 0, "started": 0, "processed": 0, "completed": 0}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop if asked to since the checkpoint of the epoch's end was written."""
+        """Stop if a signal arrived after the checkpoint of the epoch's end."""
         if pl_module.step.ranks.any(self._signal is not None):
             self._stop()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save, unless the epoch has ended early: it can be taken up again where that was."""
+        """Save, unless the epoch has ended early: the checkpoint of that step resumes within it."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or self._saved_step != trainer.global_step:
             self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save what there is if the next window could not be had, or validated: the steps that were taken are not lost.
+        """Save the steps that were taken if the next window, or a validation, has failed.
 
-        Not after an error inside of a step, whose traces may be anywhere, and not with several processes, which would
-        all have to take part.
+        It does not save after an error within a step, whose state may be incomplete, or with several processes, which
+        would all have to take part.
         """
         progress = trainer.fit_loop.epoch_loop.batch_progress
         is_between_windows = progress.current.ready == progress.current.completed and not progress.is_last_batch
@@ -118,7 +115,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
@@ -146,5 +143,5 @@ class LastCheckpoint(Checkpoint):
 
 
 def _is_validating(trainer: L.Trainer) -> bool:
-    """Whether this is a validation of a training."""
+    """Whether this is a validation within a training."""
     return trainer.validating and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking

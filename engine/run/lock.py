@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that the operating system takes back when the process ends, however it ends."""
+"""A lock for the run folder: one run at a time. The operating system releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _held: dict[Path, FileLock] = {}
 def lock_folder(folder: Path) -> None:
     """Keep other processes on this machine out of a run folder until this one ends.
 
-    The lock file lies in the cache folder, so that nothing is left in the run folder.
+    The lock file lies in the cache folder, so that it does not remain in the run folder.
 
     Raises:
-        ConfigError: If a run that is still going has the folder.
+        ConfigError: If another run uses the folder.
     """
     folder = folder.resolve()
     if folder in _held:
@@ -37,6 +37,6 @@ def lock_folder(folder: Path) -> None:
             f"run.folder: {folder}: another run is writing into it: stop that one, or choose another folder"
         ) from None
     except (OSError, NotImplementedError) as error:
-        log.warning("%s: cannot be locked (%s): see to it that only one run writes into %s", path, error, folder)
+        log.warning("%s: cannot be locked (%s): make sure that only one run writes into %s", path, error, folder)
         return
     _held[folder] = lock

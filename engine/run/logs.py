@@ -1,7 +1,7 @@
-"""The logs in a run folder: ``metrics.csv`` and TensorBoard's files.
+"""The logs of a run folder: ``metrics.csv`` and TensorBoard's files.
 
-They survive what the run survives. A row is there before the checkpoint of its epoch; a run that resumes from an older
-checkpoint takes back what was logged after it; and a disk that is full costs rows, not the run.
+They survive what the run survives. A row is written before the checkpoint of its epoch. A run that resumes from an
+older checkpoint removes what was logged after it. A full disk costs rows, not the run.
 """
 
 from __future__ import annotations
@@ -24,30 +24,26 @@ STEP = "step"
 
 
 class MetricsCsv(Logger):
-    """``metrics.csv``, a row per epoch: a file of a few kilobytes that is replaced as a whole for every row.
+    """``metrics.csv``, one row per epoch: a few kilobytes, replaced as a whole for every row.
 
-    So it is never half written, new columns are no problem, and a row that the disk refuses comes with the next one.
+    So it is never half written, it can get new columns, and a row that the disk has refused comes with the next one.
     """
 
     def __init__(self, folder: Path, num_steps_behind: int = 0) -> None:
-        """Continue the file that is there.
-
-        Args:
-            folder: The run folder.
-            num_steps_behind: Optimizer steps that a resumed run has behind it; rows of later ones are dropped.
-        """
+        """Continue the file if it exists, without rows of steps from ``num_steps_behind`` on."""
         super().__init__()
         self._path = folder / METRICS
+        self._first_step = num_steps_behind
         self._rows = [row for row in read_rows(self._path) if int(row[STEP]) < num_steps_behind]
 
     @property
     def name(self) -> str:
-        """None is needed."""
+        """Empty: the logger needs no name."""
         return ""
 
     @property
     def version(self) -> str:
-        """None is needed."""
+        """Empty: the logger needs no version."""
         return ""
 
     @property
@@ -56,14 +52,15 @@ class MetricsCsv(Logger):
         return str(self._path.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: ``config.yaml`` has them."""
+        """Do nothing: ``config.yaml`` has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row for a step, counted from 0, or to the row that it has already."""
+        """Add a row for a step, counted from 0, or add to the row of that step."""
         row = {name: str(float(value)) for name, value in metrics.items()} | {STEP: str(step)}
         if "epoch" in row:
             row["epoch"] = str(int(metrics["epoch"]))
+            self._rows = [old for old in self._rows if not self._is_resumed(old, row["epoch"])]
         if self._rows and self._rows[-1][STEP] == row[STEP]:
             self._rows[-1] |= row
         else:
@@ -72,6 +69,10 @@ class MetricsCsv(Logger):
             self._write()
         except OSError as error:
             log.warning("%s: cannot be written (%s): the next row tries again", self._path, error.strerror)
+
+    def _is_resumed(self, row: dict[str, str], epoch: str) -> bool:
+        """Whether a row is of the part of an epoch before the resume; the row of the whole epoch replaces it."""
+        return row.get("epoch") == epoch and int(row[STEP]) < self._first_step
 
     def _write(self) -> None:
         text = io.StringIO()
@@ -83,7 +84,7 @@ class MetricsCsv(Logger):
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a ``metrics.csv``; none if it is not there."""
+    """Read the rows of a ``metrics.csv``; none if it does not exist."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -91,21 +92,21 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 class EventFiles(TensorBoardLogger):
-    """TensorBoard's files; once the disk refuses them, the rest of the run is not in them."""
+    """TensorBoard's files; once the disk has refused them, no more is written."""
 
     def __init__(self, folder: Path, num_steps_behind: int = 0) -> None:
-        """Write into ``folder / "tensorboard"``; TensorBoard shows nothing that was logged after these steps before."""
+        """Write into ``folder / "tensorboard"``; TensorBoard hides older values of steps after ``num_steps_behind``."""
         super().__init__(folder, name="tensorboard", version="", purge_step=num_steps_behind or None)
         self._has_failed = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scalars; without Lightning's way, which hides what the disk says."""
+        """Log scalars; Lightning's own method would hide the error of the disk."""
         self._attempt(lambda: [self.experiment.add_scalar(name, float(x), step) for name, x in metrics.items()])
 
     @rank_zero_only
     def save(self) -> None:
-        """Write what is waiting."""
+        """Write what is buffered."""
         self._attempt(lambda: TensorBoardLogger.save(self))
 
     @rank_zero_only
@@ -120,4 +121,4 @@ class EventFiles(TensorBoardLogger):
             write()
         except OSError as error:
             self._has_failed = True
-            log.warning("%s: cannot be written (%s): TensorBoard gets no more", self.log_dir, error.strerror)
+            log.warning("%s: cannot be written (%s): TensorBoard receives no more values", self.log_dir, error.strerror)

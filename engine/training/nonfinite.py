@@ -42,6 +42,14 @@ class NonFiniteGuard:
         self.num_skipped = 0
         self.num_in_a_row = 0
 
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of skipped windows, for a checkpoint."""
+        return {"num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue to count from `state_dict`."""
+        self.num_skipped = state["num_skipped"]
+
     def record(self, finite: bool, names: Sequence[str]) -> None:
         """Count a window.
 

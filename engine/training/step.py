@@ -260,7 +260,7 @@ class TrainingStep:
         self.settle()
         return {
             "num_steps_taken": self.num_steps_taken,
-            "num_skipped": self.guard.num_skipped,
+            **self.guard.state_dict(),
             "scaler": self.scaler.state_dict(),
             "memory": self.memory.state_dict(),
         }
@@ -268,7 +268,7 @@ class TrainingStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.num_steps_taken = state["num_steps_taken"]
-        self.guard.num_skipped = state["num_skipped"]
+        self.guard.load_state_dict(state)
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if "memory" in state:

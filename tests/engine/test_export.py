@@ -29,7 +29,7 @@ def folder(overfitted: Overfitted, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_main__says_before_it_writes_over_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [f"--ckpt_path={folder / 'best.ckpt'}", "--format=safetensors"]
     before = (folder / "best.safetensors").stat().st_mtime_ns
-    message = f"--output: {folder / 'best.safetensors'}: is there already: choose another, or add --overwrite"
+    message = f"--output: {folder / 'best.safetensors'}: exists: choose another file, or add --overwrite"
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         main(arguments)
     assert (folder / "best.safetensors").stat().st_mtime_ns == before

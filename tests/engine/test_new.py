@@ -154,10 +154,10 @@ def test_new__says_in_one_line_that_the_data_set_is_not_here(
     data_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--from-command", "yolo train data=elsewhere/data.yaml", "--output", str(tmp_path / "a.yaml")])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "is not here, so images" in line]
-    assert line.startswith("data.root: elsewhere/data.yaml: is not here")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "is missing, so images" in line]
+    assert line.startswith("data.root: elsewhere/data.yaml: is missing")
     main(["--from-command", f"yolo train data='{data_yaml}'", "--output", str(tmp_path / "b.yaml")])
-    assert "is not here, so images" not in capsys.readouterr().out
+    assert "is missing, so images" not in capsys.readouterr().out
 
 
 def test_new__uses_what_the_data_set_has_for_the_optimizer(

@@ -65,7 +65,7 @@ def test_options__that_make_no_sense_are_one_line(
         ("--conf=nan", "--conf: nan: must be between 0 and 1"),
         ("--iou=-1", "--iou: -1.0: must be between 0 and 1"),
         ("--max_detections=0", "--max_detections: 0: must be at least 1"),
-        ("--device=meta", "--device: meta: not to be had here"),
+        ("--device=meta", "--device: meta: is not available here"),
         ("--nothing", "--nothing: no such option"),
     ]:
         with pytest.raises(ConfigError, match=f"^{re.escape(message)}") as error:
@@ -130,7 +130,7 @@ class TestPredict:
         source = f"--source={overfitted.images[0]}"
         arguments = [f"--ckpt_path={overfitted.checkpoint}", source, f"--output={tmp_path}"]
         for option, message in [
-            ("--device=abacus", "--device: abacus: not to be had here"),
+            ("--device=abacus", "--device: abacus: is not available here"),
             ("--overlap=1", "--overlap: 1.0: must be at least 0 and below 1"),
             ("--tile=-1", "--tile: -1: must not be negative"),
             ("--conf=7", "--conf: 7.0: must be between 0 and 1"),

@@ -26,12 +26,10 @@ from data.loading.ram_plan import (
     WORKER_BYTES,
     Host,
     Volume,
-    change_workers,
     fit_validation,
     measure_volume,
-    next_workers,
+    most_workers,
     open_caches,
-    open_recent_images,
     plan_loading,
     reserved_bytes,
 )
@@ -157,42 +155,11 @@ def test_measure_volume__of_some_images(index: ImageIndex) -> None:
     assert measure_volume(index, 64, 6).picture_bytes > 0
 
 
-@pytest.mark.parametrize(("stall", "workers", "cores", "short", "expected"), [
-    (0.0, 4, 16, False, 4),
-    (0.04, 4, 16, False, 4),
-    (0.2, 4, 16, False, 6),
-    (0.2, 1, 16, False, 2),
-    (0.2, 12, 16, False, 16),
-    (0.9, 16, 16, False, 16),
-    (0.9, 6, 4, False, 6),
-    (0.9, 6, 16, True, 3),
-    (0.0, 1, 16, True, 1),
-    (0.9, 0, 16, True, 0),
-])  # fmt: skip
-def test_next_workers__follows_the_stall(stall: float, workers: int, cores: int, short: bool, expected: int) -> None:
-    assert next_workers(stall, workers, cores, short) == expected
-
-
-def test_change_workers__keeps_the_cache_and_makes_room_for_the_windows() -> None:
+def test_most_workers__leaves_room_for_the_cache_and_the_windows() -> None:
     plan = plan_loading(DESKTOP, FPIC, workers=4)
     left = replace(DESKTOP, ram_bytes=DESKTOP.ram_bytes - plan.ram_bytes, shm_bytes=DESKTOP.shm_bytes)
-    more = change_workers(plan, left, FPIC, 6)
-    assert (more.workers, more.cache, more.cached_images, more.cache_bytes) == (6, "ram", 6260, plan.cache_bytes)
-    assert more.window_bytes == plan.window_bytes * 6 // 4
-    assert more.ram_bytes - plan.ram_bytes == more.window_bytes - plan.window_bytes + 2 * WORKER_BYTES
-    assert change_workers(more, left, FPIC, 4) == plan
-
-
-def test_change_workers__keeps_the_cache_that_has_only_a_part_of_the_images(index: ImageIndex, tmp_path: Path) -> None:
-    volume = measure_volume(index, 64, 3)
-    host = Host(int(4 * (WORKER_BYTES + 9 * volume.window_bytes) / RAM_SHARE), cores=4)
-    many = replace(volume, num_images=1_000_000)
-    plan = plan_loading(host, many, "ram", 1)
-    assert 7 <= plan.cached_images < 1_000_000 and not plan.keeps_all_decoded
-    dataset = open_caches(make_train(index), plan, tmp_path)
-    more = change_workers(plan, host, many, 2)
-    assert more.workers == 2
-    assert open_recent_images(dataset, more).source.cache is dataset.source.cache
+    assert most_workers(plan, left, FPIC, 6) == 6
+    assert most_workers(plan, replace(left, ram_bytes=0), FPIC, 6) < 6
 
 
 def test_plan__counts_all_libraries_of_a_worker_that_is_not_forked() -> None:
@@ -205,22 +172,13 @@ def test_plan__counts_all_libraries_of_a_worker_that_is_not_forked() -> None:
     assert few.workers == 2 and few.ram_bytes <= 3 * GIB
 
 
-def test_change_workers__counts_what_the_loader_holds_as_its_own() -> None:
+def test_most_workers__counts_what_the_loader_holds_as_its_own() -> None:
     """Without free memory the loader can keep or lower its number of workers, but not raise it."""
     plan = plan_loading(DESKTOP, FPIC, "none", 8)
     full = Host(ram_bytes=0, cores=16, shm_bytes=0)
-    unlimited = replace(full, ram_bytes=100 * GIB)
-    more = change_workers(plan, unlimited, FPIC, 16)
-    assert more.window_bytes + more.cache_bytes <= (plan.window_bytes + plan.cache_bytes) * SHM_SHARE
-    assert change_workers(plan, replace(full, shm_bytes=None), FPIC, 16).ram_bytes <= plan.ram_bytes
-    assert 0 < change_workers(plan, full, FPIC, 2).workers <= 2
-
-
-def test_change_workers__keeps_as_many_recent_pictures_as_there_are_in_flight() -> None:
-    plan = plan_loading(DESKTOP, FPIC, "none", 2)
-    more = change_workers(plan, DESKTOP, FPIC, 8)
-    assert more.recent_images == plan_loading(DESKTOP, FPIC, "none", 8).recent_images > plan.recent_images
-    assert more.cache_bytes == more.recent_images * FPIC.slot_bytes
+    for without_shm in (full, replace(full, shm_bytes=None)):
+        assert 0 < most_workers(plan, without_shm, FPIC, 16) <= 8
+        assert 0 < most_workers(plan, without_shm, FPIC, 2) <= 2
 
 
 def test_plan__under_pressure_takes_fewer_windows_then_fewer_workers() -> None:

@@ -146,7 +146,7 @@ def test_command_line__names_all_wrong_keys_at_once(tmp_path: Path) -> None:
         f"{file}: data.imgsz: no such key: did you mean data.image_size?; "
         f"{file}: data.augment.mosiac: no such key: did you mean data.augment.mosaic?; "
         f"{file}: epochs: no such key: did you mean trainer.max_epochs?; "
-        "bar: options are written --key value: a list is written without blanks: --trainer.devices [0,1]"
+        "bar: options are written --key value: write a list without blanks: --trainer.devices [0,1]"
     )
 
 
@@ -160,7 +160,7 @@ def test_command_line__takes_keys_of_classes_and_maps() -> None:
 def test_command_line__refuses_a_key_that_is_there_twice(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("data:\n  root: x\nmodel: {network: yolo11n}\ndata:\n  batch_size: 8\n")
-    assert message_of(f"--config={file}").endswith("line 4: the key data is there twice: put both together")
+    assert message_of(f"--config={file}").endswith("line 4: the key data is given twice: keep one of them")
 
 
 def test_command_line__puts_home_and_variables_into_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ def test_trainer__takes_what_makes_sense(setting: str) -> None:
         ("{class_path: LearningRateFinder}", "LearningRateFinder: it needs a loop of Lightning's own"),
         ("{class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}", "GradientAccumulationSched"),
         ("{class_path: EarlyStopping, init_args: {monitor: val_loss}}",
-         f"EarlyStopping: monitor: val_loss: is not measured: there are {MEASURED}"),
+         f"EarlyStopping: monitor: val_loss: is not measured: choose one of {MEASURED}"),
         ("{class_path: EarlyStopping, init_args: {monitor: mAP50-95}}",
          "EarlyStopping: monitor: mAP50-95: is not measured: did you mean val/map50_95?"),
         ("{class_path: ModelCheckpoint, init_args: {monitor: map50}}",
@@ -158,7 +158,7 @@ def test_trainer__takes_what_makes_sense(setting: str) -> None:
         ("{class_path: EarlyStopping, init_args: {monitor: val/map50, patience: abc}}",
          "lightning.pytorch.callbacks.EarlyStopping: patience: abc: expected int"),
         ("{class_path: nope.Callback}", "nope.Callback: No module named 'nope': give the path"),
-        ("{class_path: torch.nn.Linear}", "torch.nn.Linear: is no Callback"),
+        ("{class_path: torch.nn.Linear}", "torch.nn.Linear: is not a Callback"),
         ("{class_path: NoSuchCallback}", "NoSuchCallback: there is no such class"),
     ],
 )  # fmt: skip
@@ -168,12 +168,13 @@ def test_callbacks__that_cannot_work_are_refused(callback: str, rule: str) -> No
 
 def test_callbacks__are_told_apart_in_checkpoints() -> None:
     one = "{class_path: ModelCheckpoint, init_args: {every_n_epochs: 2}}"
-    assert message_of(f"--trainer.callbacks=[{one}, {one}]").startswith("trainer.callbacks: ModelCheckpoint: is there")
+    message = message_of(f"--trainer.callbacks=[{one}, {one}]")
+    assert message.startswith("trainer.callbacks: ModelCheckpoint: is given twice")
 
 
 def test_callbacks__cannot_watch_a_validation_that_is_left_out() -> None:
     stopping = "--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: val/map50}}"
-    assert "val/map50: is not measured: there are train/" in message_of(stopping, "--trainer.limit_val_batches=0")
+    assert "val/map50: is not measured: choose one of train/" in message_of(stopping, "--trainer.limit_val_batches=0")
     assert is_accepted(stopping)
 
 

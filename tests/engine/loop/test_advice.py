@@ -77,7 +77,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-STEADY = LoaderInUse(workers=2, cores=8, cache="ram", next_workers=2, most_workers=7)
+STEADY = LoaderInUse(workers=2, cores=8, cache="ram", most_workers=7)
 
 
 class Data(L.LightningDataModule):
@@ -137,14 +137,18 @@ def test_pace_advisor__says_once_that_the_loader_sets_the_pace_and_what_to_gain(
 
 
 def test_pace_advisor__judges_a_loader_by_its_own_steps(clock: Clock) -> None:
-    """Two epochs with one worker, which training waits for; then four, which suffice."""
-    before, after = replace(STEADY, workers=1, next_workers=4), replace(STEADY, workers=4, next_workers=4)
+    """Two epochs that fill the cache, which training waits for; then the cache is full, which suffices."""
+    before, after = replace(STEADY, is_filling_cache=True), STEADY
     num_slow_steps = 2 * STEPS_PER_EPOCH
     lines = advise(clock, lambda step: 0.1 if step <= num_slow_steps else 0.002, 400, [before, before, after])
     assert len(lines) == 2
-    assert "(1 workers" in lines[0] and "data.workers is auto and becomes 4 with the next epoch" in lines[0]
-    assert "set data.workers" not in lines[0]
+    assert "the cache is being filled" in lines[0] and "set data.workers" not in lines[0]
     assert lines[1].startswith("ok: pace of training: the device sets it: training waits for data 2%")
+
+
+def test_pace_advisor__says_nothing_twice_when_free_ram_changes(clock: Clock) -> None:
+    loaders = [replace(STEADY, most_workers=most_workers) for most_workers in (7, 7, 6, 6, 6)]
+    assert len(advise(clock, lambda step: STEP_SECONDS, num_steps=400, loaders=loaders)) == 1
 
 
 def test_pace_advisor__advises_nothing_while_a_cache_fills(clock: Clock) -> None:
@@ -165,9 +169,7 @@ def test_pace_advisor__says_nothing_twice_of_a_loader_that_suffices(clock: Clock
         ({}, "set data.workers to 4", "cache to"),
         ({"most_workers": 3}, "set data.workers to 3", "cache to"),
         ({"most_workers": 2}, "lower data.image_size", "set data."),
-        ({"workers": 4, "next_workers": 4, "most_workers": 3}, "lower data.image_size", "set data."),
-        ({"next_workers": 3}, "auto and becomes 3 with the next epoch", "set data."),
-        ({"next_workers": 1}, "auto and becomes 1 with the next epoch", "set data."),
+        ({"workers": 4, "most_workers": 3}, "lower data.image_size", "set data."),
         ({"most_workers": 2, "cache": "none"}, "cache none", "set data."),
         ({"most_workers": 2, "cache": "files"}, "cache files", "set data."),
         ({"most_workers": 2, "cache": "none", "is_cache_given_up": True}, "given up as RAM ran short", "set data."),

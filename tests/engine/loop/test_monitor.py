@@ -128,6 +128,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def fit(
+    folder: Path,
     module: Steps,
     monitor: MemoryMonitor,
     *loggers: Logger,
@@ -142,7 +143,7 @@ def fit(
         max_epochs=epochs,
         callbacks=[monitor, *callbacks],
         logger=list(loggers),
-        default_root_dir=monitor.folder,
+        default_root_dir=folder,
         num_sanity_val_steps=1,
         log_every_n_steps=5,
         enable_progress_bar=False,
@@ -154,7 +155,7 @@ def fit(
 
 
 def test_monitor__writes_a_row_per_step_and_marks_validations(tmp_path: Path, clock: Clock) -> None:
-    fit(Steps(clock), MemoryMonitor(tmp_path, probe=gpu_probe))
+    fit(tmp_path, Steps(clock), MemoryMonitor(probe=gpu_probe))
     columns = read_memory_log(tmp_path / "memory.csv")
     # Per epoch a row per step, one before validation, one per validation batch and one after it; one at the end.
     assert columns[PHASE] == (["train"] * 11 + ["validation"] * 11) * 2 + ["train"]
@@ -170,7 +171,7 @@ def test_monitor__writes_a_row_per_step_and_marks_validations(tmp_path: Path, cl
 def test_monitor__ends_with_pictures_and_one_line(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(Steps(clock), MemoryMonitor(tmp_path, plan=FakePlan(), budget_bytes=15 * GIB, probe=gpu_probe))
+    fit(tmp_path, Steps(clock), MemoryMonitor(plan=FakePlan(), budget_bytes=15 * GIB, probe=gpu_probe))
     assert (tmp_path / "memory.png").stat().st_size > 10_000
     assert (tmp_path / "memory_breakdown.png").stat().st_size > 5_000
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory:")]
@@ -192,7 +193,7 @@ def test_monitor__accounts_for_the_peak_by_phase(
         peak_gib = 10.5 if len(validated) > STEPS_PER_EPOCH + 4 else 9.0
         return replace(gpu_probe(), peak_bytes=int(peak_gib * GIB))
 
-    fit(module, MemoryMonitor(tmp_path, probe=probe))
+    fit(tmp_path, module, MemoryMonitor(probe=probe))
     head, train, validation, summary = capsys.readouterr().out.splitlines()[-4:]
     assert head.split()[:3] == ["at", "most", "allocated"]
     assert train.split()[:3] == ["train", "9.0", "GiB"]
@@ -202,7 +203,7 @@ def test_monitor__accounts_for_the_peak_by_phase(
 
 def test_monitor__logs_to_all_loggers_but_csv(tmp_path: Path, clock: Clock) -> None:
     recording, csv = RecordingLogger(), MetricsCsv(tmp_path)
-    fit(Steps(clock), MemoryMonitor(tmp_path, probe=gpu_probe), csv, recording, epochs=1)
+    fit(tmp_path, Steps(clock), MemoryMonitor(probe=gpu_probe), csv, recording, epochs=1)
     rows = [(step, metrics) for step, metrics in recording.metrics if "memory/used_gib" in metrics]
     assert [step for step, _ in rows] == [1, 6]  # every `log_every_n_steps`
     assert rows[0][1] == {
@@ -226,7 +227,7 @@ def test_monitor__takes_less_than_a_hundredth_of_the_time(tmp_path: Path, clock:
         sampling.append(probe_seconds)
         return gpu_probe()
 
-    fit(Steps(clock), MemoryMonitor(tmp_path, probe=slow_probe), epochs=20)
+    fit(tmp_path, Steps(clock), MemoryMonitor(probe=slow_probe), epochs=20)
     assert sum(sampling) < 0.01 * (clock.seconds - 100)
     steps = set(read_memory_log(tmp_path / "memory.csv")[STEP])
     if probe_seconds < OVERHEAD_SHARE * 0.1:  # cheap: every step has its row
@@ -237,12 +238,12 @@ def test_monitor__takes_less_than_a_hundredth_of_the_time(tmp_path: Path, clock:
 
 
 def test_monitor__writes_marks_whatever_the_overhead(tmp_path: Path, clock: Clock) -> None:
-    monitor = MemoryMonitor(tmp_path, probe=gpu_probe)
+    monitor = MemoryMonitor(probe=gpu_probe)
     module = Steps(clock)
     module.on_step = lambda step: monitor.mark("oom recovery") if step in (3, 4) else None
     monitor_module.OVERHEAD_SHARE, share = -1.0, OVERHEAD_SHARE
     try:
-        fit(module, monitor, epochs=1)
+        fit(tmp_path, module, monitor, epochs=1)
     finally:
         monitor_module.OVERHEAD_SHARE = share
     columns = read_memory_log(tmp_path / "memory.csv")
@@ -266,13 +267,9 @@ def spilling_run(
         return step >= SPILL_STEP and module.micro_batch_size > 16
 
     module.step_seconds = lambda step: 0.1 * SLOWDOWN if spills(step) else 0.1
-    monitor = MemoryMonitor(
-        tmp_path,
-        config,
-        probe=lambda: SPILLING if spills(module.global_step - 1) else gpu_probe(),
-        adapt=None if adapt is None else lambda: adapt(module),
-    )
-    fit(module, monitor, epochs=4)
+    module.ask_for_less = lambda cause: adapt(module)
+    monitor = MemoryMonitor(config, probe=lambda: SPILLING if spills(module.global_step - 1) else gpu_probe())
+    fit(tmp_path, module, monitor, epochs=4)
     return monitor
 
 
@@ -353,8 +350,9 @@ def test_monitor__takes_no_pause_for_a_spill(
     slow_files = Images(clock, lambda index: 1.0 if clock.seconds > 115 else 0.0)  # from the third epoch on
     with caplog.at_level(logging.WARNING, logger="engine.loop.monitor"):
         fit(
+            tmp_path,
             Steps(clock),
-            MemoryMonitor(tmp_path, MemoryConfig(on_spill="stop"), probe=lambda: FULL),
+            MemoryMonitor(MemoryConfig(on_spill="stop"), probe=lambda: FULL),
             epochs=5,
             images=slow_files if cause == "loader" else None,
             callbacks=[Checkpoints(clock)] if cause == "checkpoint" else [],
@@ -371,7 +369,7 @@ def test_monitor__draws_after_an_error_too(tmp_path: Path, clock: Clock) -> None
     module = Steps(clock)
     module.on_step = fail
     with pytest.raises(torch.OutOfMemoryError):
-        fit(module, MemoryMonitor(tmp_path, probe=gpu_probe))
+        fit(tmp_path, module, MemoryMonitor(probe=gpu_probe))
     assert read_memory_log(tmp_path / "memory.csv")[EVENT][-1] == "out of memory"
     assert (tmp_path / "memory.png").is_file()
 
@@ -380,10 +378,10 @@ def test_monitor__goes_on_in_the_log_of_a_resumed_run(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     larger = replace(gpu_probe(), peak_bytes=14 * GIB, reserved_bytes=15 * GIB)
-    first = fit(Steps(clock), MemoryMonitor(tmp_path, probe=lambda: larger), epochs=1)
+    first = fit(tmp_path, Steps(clock), MemoryMonitor(probe=lambda: larger), epochs=1)
     first.save_checkpoint(tmp_path / "last.ckpt")
     capsys.readouterr()
-    fit(Steps(clock), MemoryMonitor(tmp_path, probe=gpu_probe), epochs=2, ckpt_path=tmp_path / "last.ckpt")
+    fit(tmp_path, Steps(clock), MemoryMonitor(probe=gpu_probe), epochs=2, ckpt_path=tmp_path / "last.ckpt")
     text = (tmp_path / "memory.csv").read_text()
     assert text.count("timestamp") == 1
     columns = read_memory_log(tmp_path / "memory.csv")
@@ -402,7 +400,7 @@ def test_monitor__trains_on_when_the_disk_is_full(
     module, append = Steps(clock), MemoryLog._append
     monkeypatch.setattr(MemoryLog, "_append", lambda *args: fail() if module.global_step > 5 else append(*args))
     with caplog.at_level(logging.WARNING, logger="engine.loop.monitor"):
-        trainer = fit(module, MemoryMonitor(tmp_path, probe=gpu_probe))
+        trainer = fit(tmp_path, module, MemoryMonitor(probe=gpu_probe))
     assert trainer.global_step == 20
     (message,) = caplog.messages
     assert "memory.csv: cannot be written (No space left on device): no more rows" in message
@@ -414,7 +412,7 @@ def test_monitor__trains_on_when_the_log_cannot_be_begun(
 ) -> None:
     (tmp_path / "memory.csv").mkdir()
     with caplog.at_level(logging.WARNING, logger="engine.loop.monitor"):
-        trainer = fit(Steps(clock), MemoryMonitor(tmp_path, probe=gpu_probe), epochs=1)
+        trainer = fit(tmp_path, Steps(clock), MemoryMonitor(probe=gpu_probe), epochs=1)
     assert trainer.global_step == STEPS_PER_EPOCH
     assert len(caplog.messages) == 1 and "no rows are written" in caplog.messages[0]
 
@@ -427,10 +425,13 @@ def test_monitor__leaves_a_snapshot_of_each_out_of_memory(
     monkeypatch.setattr(monitor_module, "dump_snapshot", lambda path: dumped.append(path.name))
     monkeypatch.setattr(Steps, "device", torch.device("cuda", 0))
     monkeypatch.setattr(monitor_module, "context_bytes", lambda device: GIB)
-    monitor = MemoryMonitor(tmp_path, MemoryConfig(snapshot_on_oom=True), probe=gpu_probe)
+    monitor = MemoryMonitor(MemoryConfig(snapshot_on_oom=True), probe=gpu_probe)
     module = Steps(clock)
     module.on_step = lambda step: monitor.mark("oom recovery") if step == 3 else None
-    monitor.on_train_start(SimpleNamespace(is_global_zero=True, global_step=0), module)
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer = SimpleNamespace(is_global_zero=True, global_step=0, strategy=strategy, default_root_dir=tmp_path)
+    monitor.setup(trainer, module, "fit")
+    monitor.on_train_start(trainer, module)
     monitor.mark("validation")
     assert dumped == ["recording"]
     monitor.mark("oom recovery")
@@ -450,17 +451,17 @@ def test_monitor__shows_the_error_of_a_device_that_is_lost(tmp_path: Path, clock
         return gpu_probe()
 
     module.on_step = fail
-    monitor = MemoryMonitor(tmp_path, probe=lambda: gpu_probe())
+    monitor = MemoryMonitor(probe=lambda: gpu_probe())
     module.on_step = lambda step: (setattr(monitor, "probe", probe), fail(step)) if step == 5 else None
     with pytest.raises(torch.AcceleratorError, match="device-side assert"):
-        fit(module, monitor)
+        fit(tmp_path, module, monitor)
     assert (tmp_path / "memory.png").is_file()
 
 
 def test_monitor__logs_the_process_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = Steps(Clock())
-    monitor = MemoryMonitor(tmp_path, plan=FakePlan(), budget_bytes=15 * GIB)
-    fit(module, monitor, epochs=1)
+    monitor = MemoryMonitor(plan=FakePlan(), budget_bytes=15 * GIB)
+    fit(tmp_path, module, monitor, epochs=1)
     columns = read_memory_log(tmp_path / "memory.csv")
     assert min(columns[USED]) > 100  # MiB: torch alone takes more
     output = capsys.readouterr().out

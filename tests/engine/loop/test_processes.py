@@ -10,13 +10,11 @@ import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from engine.errors import TrainingError
-from engine.loop import processes
 from engine.loop.processes import WindowParallel, meet, strategy_for
 
 
-def test_meet__does_not_wait_for_a_process_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meet__does_not_wait_for_a_process_that_has_ended() -> None:
     """One that Lightning has started, and that died before it could say why."""
-    monkeypatch.setattr(processes, "_store", None)
     environment = LightningEnvironment()
     environment.set_world_size(2)
     child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from rich.text import Text
 
@@ -32,9 +33,11 @@ class Clock:
 class Run:
     """What the callbacks see of a trainer and its module, without either."""
 
-    def __init__(self, width: int, is_terminal: bool = True) -> None:
+    def __init__(self, width: int, is_terminal: bool = True, max_steps: int = -1) -> None:
         self.trainer = SimpleNamespace(
             current_epoch=0,
+            global_step=0,
+            callbacks=[],
             max_epochs=NUM_EPOCHS,
             num_training_batches=STEPS_PER_EPOCH,
             num_val_batches=[5],
@@ -48,7 +51,7 @@ class Run:
             epoch_statistics=SimpleNamespace(summary=lambda: losses),
         )
         self.throughput = Throughput()
-        self.progress = TrainingProgress(self.throughput)
+        self.progress = TrainingProgress(self.throughput, max_steps)
         self.console = Console(file=io.StringIO(), force_terminal=is_terminal, width=width)
         self.progress.console = self.console
 
@@ -67,6 +70,7 @@ class Run:
             for callback in callbacks:
                 callback.on_train_batch_start(self.trainer, self.module, None, step)
             clock.seconds += STEP_SECONDS
+            self.trainer.global_step += 1
             for callback in callbacks:
                 callback.on_train_batch_end(self.trainer, self.module, None, [None] * 16, step)
             self.module.last_outcome = SimpleNamespace(box_loss=1.25, cls_loss=0.75, dfl_loss=1.0)
@@ -106,6 +110,20 @@ def test_progress__counts_validations_into_the_time_left(clock: Clock) -> None:
     assert any(text.endswith("ETA 0:01:20") for text in run.texts())  # at the end of its steps: two validations
     run.epoch(clock, 2)
     assert run.texts()[-1].endswith("0:00:00")
+
+
+def test_progress__ends_with_max_steps(clock: Clock) -> None:
+    run = Run(width=120, max_steps=STEPS_PER_EPOCH + 5)
+    run.epoch(clock, 0)
+    assert run.texts()[-1].endswith(" 0:00:40")  # five more steps of 2 s, and a validation of 30 s
+
+
+def test_progress__ends_with_max_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(width=120)
+    run.trainer.callbacks = [timer := Timer("00:00:01:00")]
+    monkeypatch.setattr(timer, "time_remaining", lambda: 12.0)
+    run.epoch(clock, 0)
+    assert run.texts()[-1].endswith(" 0:00:12")
 
 
 def test_progress__of_a_run_that_goes_on_within_an_epoch(clock: Clock) -> None:

@@ -141,7 +141,7 @@ def test_reporter__says_which_epoch_best_ckpt_holds(folder: Path, index: object)
     torch.save(content, folder / "checkpoints" / "best.ckpt")
     run(folder, make_trainer(index, current_epoch=4), make_module(0.3))
     text = (folder / "report.html").read_text()
-    assert "Epoch 5, the best one by mAP50-95 since the run resumed" in text
+    assert "Epoch 5, the best one by mAP50-95 since the run was resumed" in text
     assert "best.ckpt holds epoch 3, mAP50-95 0.9000" in text
 
 

@@ -20,7 +20,7 @@ def test_check_needs__a_gpu_that_is_not_there_is_a_problem() -> None:
 
 
 def test_diagnose_throughput__tells_waiting_from_computing() -> None:
-    loader = LoaderInUse(workers=2, cores=8, cache="none", next_workers=2, most_workers=7)
+    loader = LoaderInUse(workers=2, cores=8, cache="none", most_workers=7)
     waiting, computing = diagnose_throughput(0.5, loader), diagnose_throughput(0.01, loader)
     assert waiting.severity != "ok" and "workers" in waiting.remedy
     assert computing.severity == "ok"

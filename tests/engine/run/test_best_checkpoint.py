@@ -245,7 +245,7 @@ class TestBest:
         self, every: int, limit: float, is_said: bool, run: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         train(run, [0.1, 0.2], check_val_every_n_epoch=every, limit_val_batches=limit)
-        assert ("is not written, as no epoch" in caplog.text) == is_said
+        assert ("is not written, because no epoch" in caplog.text) == is_said
         assert (run / "checkpoints" / "best.ckpt").exists() != is_said
 
 

@@ -58,7 +58,7 @@ def test_load_weights__rejects_another_network(checkpoint: Path) -> None:
         ({"network": "yolov8n"}, "holds a yolov8n: give a yolofit checkpoint or an Ultralytics file"),
         ({"network": None}, "does not say which network it holds: give"),
         ({"network": "yolo11s"}, r"does not hold all of a yolo11s \("),
-        ({"class_names": ["a"] * 10**5}, "names 100000 classes, but its head tells 3 apart"),
+        ({"class_names": ["a"] * 10**5}, "names 100000 classes, but its head has 3"),
     ],
 )
 def test_load_network__rejects_what_does_not_fit(checkpoint: Path, about: dict, message: str) -> None:

@@ -73,7 +73,7 @@ def test_save__with_a_full_disk_warns_and_keeps_what_was_there(
     io.save_checkpoint(checkpoint(1), path)
     with full_disk(at_bytes=2000):
         io.save_checkpoint(checkpoint(2), path)
-    assert caplog.messages == [f"{path}: cannot be written ({FULL}): what was saved before is still there"]
+    assert caplog.messages == [f"{path}: cannot be written ({FULL}): the previous file is unchanged"]
     assert list(io.failures.values()) == caplog.messages
     assert read(path) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]

@@ -91,7 +91,8 @@ def test_disk__that_refuses_from_the_second_epoch_on(
     """Full, or mounted read-only by the system after an error: training ends, and what was saved is there."""
     folder = tmp_path / "run"
     in_second_epoch(lambda: refuse_writing(monkeypatch, folder, number))
-    with pytest.raises(TrainingError, match=rf"\.ckpt: cannot be written \({os.strerror(number)}\): what was saved"):
+    message = rf"\.ckpt: cannot be written \({os.strerror(number)}\): the previous file is unchanged"
+    with pytest.raises(TrainingError, match=message):
         fit(arguments(data_yaml, folder))
     assert f"metrics.csv: cannot be written ({os.strerror(number)}): the next row tries again" in caplog.text
     monkeypatch.undo()
@@ -136,6 +137,18 @@ def test_metrics_csv__goes_on_behind_the_checkpoint(tmp_path: Path) -> None:
     ]
 
 
+def test_metrics_csv__has_one_row_of_an_epoch_that_was_resumed_within(tmp_path: Path) -> None:
+    log = MetricsCsv(tmp_path)
+    log.log_metrics({"epoch": 0, "a": 0.0}, 2)
+    log.log_metrics({"epoch": 1, "a": 1.0}, 3)  # where trainer.max_steps has ended the run
+    resumed = MetricsCsv(tmp_path, num_steps_behind=4)
+    resumed.log_metrics({"epoch": 1, "a": 2.0}, 5)
+    assert [(row["epoch"], row["step"], row["a"]) for row in read_rows(tmp_path / "metrics.csv")] == [
+        ("0", "2", "0.0"),
+        ("1", "5", "2.0"),
+    ]
+
+
 def test_event_files__that_the_disk_refuses_are_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,7 +165,9 @@ def test_event_files__that_the_disk_refuses_are_given_up(
     log.save()
     log.finalize("success")
     (message,) = caplog.messages
-    assert message.endswith("tensorboard/: cannot be written (No space left on device): TensorBoard gets no more")
+    assert message.endswith(
+        "tensorboard/: cannot be written (No space left on device): TensorBoard receives no more values"
+    )
 
 
 @pytest.mark.slow

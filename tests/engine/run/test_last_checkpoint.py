@@ -119,6 +119,18 @@ def test_resume__extends_a_finished_run(data_yaml: Path, tmp_path: Path) -> None
     assert cli.model.step.num_steps_taken == EPOCHS * WINDOWS
 
 
+@pytest.mark.slow
+def test_resume__within_an_epoch_that_max_steps_has_ended_logs_it_once(
+    data_yaml: Path, tmp_path: Path, undisturbed
+) -> None:
+    folder = tmp_path / "run"
+    fit(arguments(data_yaml, folder, f"--trainer.max_steps={WINDOWS + 1}"))
+    assert [row["epoch"] for row in rows_of(folder)] == ["0", "1"]
+    fit(arguments(data_yaml, folder, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"))
+    assert_same(final_state(folder), undisturbed[1])
+    assert rows_of(folder) == rows_of(undisturbed[0])
+
+
 @pytest.mark.parametrize(("name", "shown"), [("run", "{}/run/last.ckpt"), ("my run", "'{}/my run/last.ckpt'")])
 def test_stop__names_a_checkpoint_only_if_it_is_there(name: str, shown: str, tmp_path: Path) -> None:
     """The disk may have refused it."""
