@@ -157,7 +157,7 @@ def test_findings__strong_imbalance_and_tiny_objects_have_a_remedy(
 def test_main__writes_pictures_only_where_it_is_told(root: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "put"
     main([f"--root={root}", f"--output={output}", "--workers=1", "--json"])
-    names = {"inspect.json", "classes.png", "boxes.png", "examples_train.png", "examples_val.png"}
+    names = {"inspect.json", "labels_train.png", "labels_val.png", "examples_train.png", "examples_val.png"}
     assert {file.name for file in output.iterdir()} == names
     for name in names - {"inspect.json"}:
         image = cv2.imread(str(output / name))
@@ -173,7 +173,7 @@ def test_main__data_set_of_one_empty_image_has_pictures_too(tmp_path: Path) -> N
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [부품, b]\n")
     with pytest.raises(DataError, match="no object in any of the 1 train images"):
         main([f"--root={tmp_path / 'data.yaml'}", f"--output={tmp_path / 'out'}", "--workers=1", "--json"])
-    assert (tmp_path / "out/classes.png").is_file()
+    assert (tmp_path / "out/labels_train.png").is_file()
 
 
 def set_up(root: Path) -> str | None:
