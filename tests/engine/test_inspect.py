@@ -84,7 +84,7 @@ def test_main__tells_what_is_good_and_what_is_missing(root: Path, capsys: pytest
     assert "no image is in two splits" in text and "6 images and their labels can be read" in text
     assert "without any object: rare, unseen (2 of 3)" in text and "without any object: unseen (1 of 3)" in text
     assert "in fewer than 10 images: common (6), rare (1)" in text
-    assert "14.3% of the objects are below 8 px at 640" not in text  # 12.8 px there
+    assert "14.3% of the objects are below 8 px at image size 640" not in text  # 12.8 px there
 
 
 def test_main__leakage_duplicates_and_copies_by_roboflow(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
