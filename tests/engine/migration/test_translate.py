@@ -225,17 +225,17 @@ def test_translate__says_what_is_not_known_without_running_the_code() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch": "auto"}, "P: batch is auto: give a number"),
-        ({"imgsz": [640, "x"]}, "P: imgsz is .640, x.: give a number"),
-        ({"imgsz": []}, r"P: imgsz is \[\]: give a number"),
-        ({"accumulate": True}, "P: accumulate is true: give a number"),
-        ({"time": "long"}, "P: time is long: give a number"),
-        ({"amp": "banana"}, "P: amp is banana: give one of true, false, fp16, bf16, fp32"),
-        ({"optimizer": "Lion"}, "P: optimizer is Lion: give one of auto, adamw, sgd"),
-        ({"batch": 2.5}, "P: batch is 2.5: give a whole number"),
-        ({"epochs": 0}, "P: epochs is 0: must be at least 1"),
-        ({"nbs": 0}, "P: nbs is 0: must be at least 1"),
-        ({"lr0": float("nan")}, "P: lr0 is .nan: give a number"),
+        ({"batch": "auto"}, "P: batch: auto: not a number. Give a number."),
+        ({"imgsz": [640, "x"]}, "P: imgsz: .640, x.: not a number"),
+        ({"imgsz": []}, r"P: imgsz: \[\]: not a number"),
+        ({"accumulate": True}, "P: accumulate: true: not a number"),
+        ({"time": "long"}, "P: time: long: not a number"),
+        ({"amp": "banana"}, "P: amp: banana: not supported. Give one of true, false, fp16, bf16, fp32"),
+        ({"optimizer": "Lion"}, "P: optimizer: Lion: not supported. Give one of auto, adamw, sgd"),
+        ({"batch": 2.5}, "P: batch: 2.5: not a whole number"),
+        ({"epochs": 0}, "P: epochs: 0: out of range. Give at least 1"),
+        ({"nbs": 0}, "P: nbs: 0: out of range. Give at least 1"),
+        ({"lr0": float("nan")}, "P: lr0: .nan: not a number"),
     ],
 )
 def test_translate__rejects_values_that_ultralytics_would_not_take(arguments: dict, message: str) -> None:
