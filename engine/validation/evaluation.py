@@ -49,8 +49,8 @@ class Evaluation:
         self.nms = self.nms.for_crowds(most_objects)
         if not most_objects:
             log.warning(
-                "validation: no object in any of %d images: there is nothing to measure. The newest epoch counts as the "
-                "best one, and run.patience has no effect. Add labels to the validation images.",
+                "validation: no object in any of %d images: there is nothing to measure. The newest epoch counts as "
+                "the best one, and run.patience has no effect. Add labels to the validation images.",
                 len(index),
             )
         elif most_objects > self.nms.limit:

@@ -57,9 +57,9 @@ def overlapping_pairs(found: Sequence[Tensor], true: Sequence[Tensor], min_iou: 
 def _near(detections: Tensor, truth: Tensor, min_iou: float) -> tuple[Tensor, Tensor]:
     """Pairs in ascending order whose left edges and widths allow an IoU of ``min_iou``.
 
-    The IoU of two boxes is at most that of their projections on the x axis. Let the detection be ``w`` wide. If the true
-    box begins ``d`` further left, this IoU is at most w / (w + d). If it begins ``d`` further right, it is at most
-    (w - d) / w.
+    The IoU of two boxes is at most that of their projections on the x axis. Let the detection be ``w`` wide. If the
+    true box begins ``d`` further left, this IoU is at most w / (w + d). If it begins ``d`` further right, the IoU is at
+    most (w - d) / w.
     """
     edges, order = truth[:, 0].nan_to_num(nan=torch.inf).sort()  # searchsorted needs sorted values without NaN
     left = detections[:, 0]

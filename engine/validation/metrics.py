@@ -311,7 +311,7 @@ def _confusion(
     """Counts [predicted, true] of matches, unmatched detections and missed true boxes."""
     background = num_classes
     confusion = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    matched_classes = np.append(truth_classes_N, background)[match_D[shown_D]]  # no match is -1, which selects the background
+    matched_classes = np.append(truth_classes_N, background)[match_D[shown_D]]  # -1, no match, is the background
     np.add.at(confusion, (classes_D[shown_D], matched_classes), 1)
     missed = np.setdiff1d(np.arange(len(truth_classes_N)), match_D)
     np.add.at(confusion, (background, truth_classes_N[missed]), 1)
