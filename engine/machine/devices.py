@@ -32,17 +32,12 @@ def cluster_environment() -> ClusterEnvironment:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
-def local_rank() -> int:
-    """The number of this process among the processes on this machine, from 0."""
-    return cluster_environment().local_rank()
-
-
 def device_of(trainer: Any) -> torch.device:
     """The device on which this process trains, from the ``trainer`` section of a configuration."""
     if trainer.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return torch.device("cpu")
-    devices = trainer.devices
-    return torch.device("cuda", devices[local_rank()] if isinstance(devices, list) else local_rank())
+    devices, local_rank = trainer.devices, cluster_environment().local_rank()
+    return torch.device("cuda", devices[local_rank] if isinstance(devices, list) else local_rank)
 
 
 def count_devices(trainer: Any) -> int:

@@ -11,18 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from engine.report.style import (
-    BAD,
-    INK,
-    MUTED,
-    SHADE,
-    chart_color,
-    legend_below,
-    new_figure,
-    short_names,
-    tidy,
-    title,
-)
+from engine.report.style import BAD, INK, MUTED, SHADE, chart_color, legend_below, new_figure, short_names, tidy, title
 from engine.validation.metrics import COCO_RECALLS, CONFIDENCES, CONFUSION_CONFIDENCE, CONFUSION_IOU, DetectionResults
 
 MAX_NAMED_CLASSES = 16
@@ -84,9 +73,7 @@ def _draw_classes(axes: Axes, results: DetectionResults, x: NDArray, curve: NDAr
 
 def _save(axes: Axes, x: str, y: str, path: Path) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_xlabel(x, color=MUTED)
-    axes.set_ylabel(y, color=MUTED)
-    tidy(axes, "both")
+    tidy(axes, x, y, grid="both")
     legend_below(axes)
     axes.figure.savefig(path)
 

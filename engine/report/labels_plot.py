@@ -66,9 +66,7 @@ def _draw_counts(axes: Axes, boxes_per_image: np.ndarray) -> None:
     axes.hist(boxes_per_image, bins=edges.tolist(), color=PALETTE[0])
     empty = int((boxes_per_image == 0).sum())
     title(axes, "Boxes per image", f"median {np.median(boxes_per_image):.0f}, most {most}; {empty:,} images have none")
-    axes.set_xlabel("boxes", color=MUTED)
-    axes.set_ylabel("images", color=MUTED)
-    tidy(axes)
+    tidy(axes, "boxes", "images")
 
 
 def _draw_sizes(axes: Axes, sizes_wh_px: np.ndarray, image_size: int) -> None:
@@ -80,16 +78,14 @@ def _draw_sizes(axes: Axes, sizes_wh_px: np.ndarray, image_size: int) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, [str(tick) for tick in ticks])
         axis.set_ticks([], minor=True)
-    axes.set_xlabel("width (px)", color=MUTED)
-    axes.set_ylabel("height (px)", color=MUTED)
+    tidy(axes, "width (px)", "height (px)", grid="both")
     title(axes, "Sizes of the boxes", f"in pixels of the network's input at image size {image_size}")
 
 
 def _draw_centers(axes: Axes, centers: np.ndarray) -> None:
     _draw_density(axes, centers, np.linspace(0, 1, BINS + 1))
     axes.invert_yaxis()
-    axes.set_xlabel("x", color=MUTED)
-    axes.set_ylabel("y", color=MUTED)
+    tidy(axes, "x", "y", grid="both")
     title(axes, "Centers of the boxes", "as shares of the image's width and height")
 
 
@@ -99,4 +95,3 @@ def _draw_density(axes: Axes, points: np.ndarray, edges: np.ndarray) -> None:
     colors = LogNorm(0.5, max(density.max(), 1))
     axes.pcolormesh(edges, edges, np.where(density > 0, density, np.nan).T, cmap="Blues", norm=colors)
     axes.set_aspect("equal")
-    tidy(axes, "both")

@@ -11,38 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from engine.memory.units import GIB, MIB, format_bytes
-from engine.report.memory_log import (
-    ALLOCATED,
-    OOM_RECOVERY,
-    OUT_OF_MEMORY,
-    PEAK,
-    PHASE,
-    RESERVED,
-    RESUMED,
-    SPEED,
-    SPILL,
-    TIME,
-    TOTAL,
-    USED,
-    Columns,
-    has_event,
-    is_gpu,
-    largest_bytes,
-)
-from engine.report.style import INK, MUTED, PALETTE, SHADE, legend_below, new_figure, tidy, title
+from engine.report import memory_log
+from engine.report.memory_log import Columns, has_event, is_gpu, largest_bytes
+from engine.report.style import INK, PALETTE, SHADE, legend_below, new_figure, tidy, title
 
 LINES = {  # label, color, opacity of the area below
-    USED: ("used (driver, all programs)", "#57606a", 0.12),
-    RESERVED: ("reserved (torch's cache)", "#0969da", 0.16),
-    PEAK: ("allocated, highest so far", "#8250df", 0.0),
-    ALLOCATED: ("allocated between steps", "#c297ff", 0.4),
+    memory_log.USED: ("used (driver, all programs)", "#57606a", 0.12),
+    memory_log.RESERVED: ("reserved (torch's cache)", "#0969da", 0.16),
+    memory_log.PEAK: ("allocated, highest so far", "#8250df", 0.0),
+    memory_log.ALLOCATED: ("allocated between steps", "#c297ff", 0.4),
 }
-PROCESS_LINES = {USED: ("RAM of the process, without its loader's workers", "#0969da", 0.16)}
+PROCESS_LINES = {memory_log.USED: ("RAM of the process, without its loader's workers", "#0969da", 0.16)}
 EVENTS = {
-    OOM_RECOVERY: ("recovery from out of memory", "#bc4c00", "v"),
-    OUT_OF_MEMORY: ("out of memory", "#cf222e", "X"),
-    SPILL: ("spill into system RAM", "#bf3989", "D"),
-    RESUMED: ("resumed", "#57606a", ">"),
+    memory_log.OOM_RECOVERY: ("recovery from out of memory", "#bc4c00", "v"),
+    memory_log.OUT_OF_MEMORY: ("out of memory", "#cf222e", "X"),
+    memory_log.SPILL: ("spill into system RAM", "#bf3989", "D"),
+    memory_log.RESUMED: ("resumed", "#57606a", ">"),
 }
 BUDGET_COLOR, PLAN_COLOR, SPEED_COLOR = "#cf222e", "#bf8700", "#1a7f37"
 MAX_POINTS = 2000
@@ -62,7 +46,7 @@ def draw_timeline(
         budget_bytes: Drawn as a line; None draws no line.
         planned_peak_bytes: Drawn as a line; None draws no line.
     """
-    seconds = np.array(columns[TIME])
+    seconds = np.array(columns[memory_log.TIME])
     divisor, unit = _time_unit(seconds)
     times = seconds / divisor
     figure = new_figure(11, 5.6)
@@ -70,20 +54,17 @@ def draw_timeline(
 
     _draw_memory(memory, times, columns)
     if is_gpu(columns):
-        _draw_limits(memory, columns[TOTAL], budget_bytes, planned_peak_bytes)
+        _draw_limits(memory, columns[memory_log.TOTAL], budget_bytes, planned_peak_bytes)
     _draw_speed(speed, times, columns)
     for axes in (memory, speed):
-        _draw_validations(axes, times, columns[PHASE])
+        _draw_validations(axes, times, columns[memory_log.PHASE])
         _draw_events(axes, times, columns)
         axes.set_xlim(0, times[-1] or 1)
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
-        tidy(axes)
-
+    tidy(memory, y="GiB")
+    tidy(speed, f"{unit} since the start", "images/s")
     title(memory, *_title(columns))
-    memory.set_ylabel("GiB", color=MUTED)
     memory.yaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 4, 5, 8, 10]))
-    speed.set_ylabel("images/s", color=MUTED)
-    speed.set_xlabel(f"{unit} since the start", color=MUTED)
     legend_below(memory)
     figure.savefig(path)
 
@@ -120,8 +101,7 @@ def draw_breakdown(components: Mapping[str, int], path: Path, budget_bytes: int 
     title(axes, heading)
     axes.set_xlim(0, 1.04 * max(left_gib, (budget_bytes or 0) / GIB))
     axes.set_yticks([])
-    axes.set_xlabel("GiB", color=MUTED)
-    tidy(axes)
+    tidy(axes, "GiB")
     legend_below(axes)
     figure.savefig(path)
 
@@ -137,8 +117,8 @@ def _draw_memory(axes: Axes, times: np.ndarray, columns: Columns) -> None:
 
 
 def _draw_speed(axes: Axes, times: np.ndarray, columns: Columns) -> None:
-    in_training = np.array(columns[PHASE]) == "train"
-    speeds = np.array(columns[SPEED])
+    in_training = np.array(columns[memory_log.PHASE]) == "train"
+    speeds = np.array(columns[memory_log.SPEED])
     shown_times, shown_speeds = _thin(times[in_training], speeds[in_training], np.median)
     axes.plot(shown_times, shown_speeds, color=SPEED_COLOR, linewidth=1.2)
 
@@ -198,8 +178,8 @@ def _time_unit(seconds: np.ndarray) -> tuple[int, str]:
 
 def _title(columns: Columns) -> tuple[str, str]:
     if not is_gpu(columns):
-        return f"Memory of the process: at most {_largest(columns[USED])} of RAM", ""
-    used, total, peak = (_largest(columns[name]) for name in (USED, TOTAL, PEAK))
+        return f"Memory of the process: at most {_largest(columns[memory_log.USED])} of RAM", ""
+    used, total, peak = (_largest(columns[name]) for name in (memory_log.USED, memory_log.TOTAL, memory_log.PEAK))
     return f"GPU memory: at most {used} of {total} in use", f"training allocated at most {peak}"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from engine.report.style import GOOD, INK, MUTED, PALETTE, log_scale, new_figure, tidy, title
+from engine.report.style import GOOD, INK, PALETTE, log_scale, new_figure, tidy, title
 
 History = dict[str, np.ndarray]
 EPOCH = "epoch"
@@ -125,10 +125,9 @@ def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
     margin = 0.02 * (last - first)
     axes.set_xlim(first - margin, last + margin)  # marks at the ends need room
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch" if best is None else f"epoch (dotted: best, {best})", color=MUTED, fontsize=9)
     if len(axes.lines) - (best is not None) > 1:
         axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
-    tidy(axes)
+    tidy(axes, "epoch" if best is None else f"epoch (dotted: best, {best})")
 
 
 def _top(columns: Iterable[str], history: History) -> float:

@@ -125,8 +125,10 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return figure
 
 
-def tidy(axes: Axes, grid: Any = "y") -> None:
-    """Draw axes without a box and with thin grid lines behind the data."""
+def tidy(axes: Axes, x: str = "", y: str = "", grid: Any = "y") -> None:
+    """Draw axes with the labels ``x`` and ``y``, without a box and with thin grid lines behind the data."""
+    axes.set_xlabel(x, color=MUTED, fontsize=9)
+    axes.set_ylabel(y, color=MUTED, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
     axes.tick_params(colors=MUTED, labelsize=9)
