@@ -13,6 +13,7 @@ import numpy as np
 from engine.errors import ConfigError
 from engine.inference.sources import RESULTS, Frame
 from engine.report.drawing import draw_detections
+from engine.report.style import without_middle
 from models.detection.postprocess import Detections
 
 MAX_JPEG_SIDE_PX = 65_500  # limit of libjpeg
@@ -42,21 +43,20 @@ class PredictionFolder:
             (self.folder / f"{frame.stem}{suffix}").write_bytes(content)  # under Windows, imwrite refuses some names
         else:
             self._write_frame(frame, drawn)
-        boxes, classes, scores = found.boxes_xyxy_px.tolist(), found.classes.tolist(), found.scores.tolist()
-        lines = [
-            f"{c} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} "
-            f"{(x2 - x1) / width:.6f} {(y2 - y1) / height:.6f} {score:.6f}\n"
-            for (x1, y1, x2, y2), c, score in zip(boxes, classes, scores, strict=True)
-        ]
-        (self.folder / "labels" / f"{frame.stem}.txt").write_text("".join(lines))
         image_id = len(self.images) + 1
         about = {"id": image_id, "file_name": str(frame.path), "width": width, "height": height}
         self.images.append(about if frame.number is None else about | {"frame": frame.number})
+        lines = []
+        boxes, classes, scores = found.boxes_xyxy_px.tolist(), found.classes.tolist(), found.scores.tolist()
         for (x1, y1, x2, y2), c, score in zip(boxes, classes, scores, strict=True):
-            box = [round(x1, 3), round(y1, 3), round(x2 - x1, 3), round(y2 - y1, 3)]
+            w, h = x2 - x1, y2 - y1
+            center = f"{(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f}"
+            lines.append(f"{c} {center} {w / width:.6f} {h / height:.6f} {score:.6f}\n")
+            box = [round(x1, 3), round(y1, 3), round(w, 3), round(h, 3)]
             annotation = {"id": len(self.annotations) + 1, "image_id": image_id, "category_id": c, "bbox": box}
-            annotation |= {"area": round((x2 - x1) * (y2 - y1), 3), "iscrowd": 0, "score": round(score, 6)}
+            annotation |= {"area": round(w * h, 3), "iscrowd": 0, "score": round(score, 6)}
             self.annotations.append(annotation)
+        (self.folder / "labels" / f"{frame.stem}.txt").write_text("".join(lines))
 
     def close(self) -> None:
         """Complete the last video and write the JSON file."""
@@ -104,11 +104,7 @@ def summary_line(image: str, classes: list[int], class_names: list[str], width: 
 def _printable(text: str, most: int) -> str:
     """A name on one line, with escapes for characters that cannot be printed, and without its middle if it is long."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.strip())
-    shown, half = text, len(text) // 2
-    while _num_columns(shown) > most and half > 1:
-        half -= 1
-        shown = f"{text[:half]}…{text[-half:]}"
-    return shown
+    return without_middle(text, lambda shown: _num_columns(shown) <= most)
 
 
 def _num_columns(text: str) -> int:

@@ -61,10 +61,14 @@ class Needs:
     folder: Path
 
     @property
+    def num_workers(self) -> int:
+        """Workers of training and validation together."""
+        return self.workers + min(self.workers, VALIDATION_WORKERS)
+
+    @property
     def loader_bytes(self) -> int:
-        """Bytes of all windows that the workers of training and validation prepare ahead."""
-        num_windows = blocks_per_worker(PREFETCH) * (self.workers + min(self.workers, VALIDATION_WORKERS))
-        return num_windows * self.batch_size * 3 * self.image_size**2
+        """Bytes of all windows that these workers prepare ahead."""
+        return blocks_per_worker(PREFETCH) * self.num_workers * self.batch_size * 3 * self.image_size**2
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def check_needs(machine: Machine, needs: Needs) -> list[Finding]:
         _check_cores(machine, needs),
         _check_ram(machine, needs),
         _check_shared_memory(machine, needs),
-        _check_disk(free_disk_bytes(needs.folder), needs.folder),
+        _check_disk(needs),
     ]
 
 
@@ -253,8 +257,7 @@ def _check_cores(machine: Machine, needs: Needs) -> Finding:
 
 def _check_ram(machine: Machine, needs: Needs) -> Finding:
     worker_bytes = WORKER_BYTES if machine.platform in FORKING_PLATFORMS else SPAWNED_WORKER_BYTES
-    num_workers = needs.workers + min(needs.workers, VALIDATION_WORKERS)
-    needed_bytes = needs.loader_bytes + num_workers * worker_bytes
+    needed_bytes = needs.loader_bytes + needs.num_workers * worker_bytes
     evidence = f"the loader needs {format_bytes(needed_bytes)}; {format_bytes(machine.ram_available_bytes)} free"
     if needed_bytes <= machine.ram_available_bytes:
         return Finding("RAM", evidence)
@@ -274,8 +277,9 @@ def _check_shared_memory(machine: Machine, needs: Needs) -> Finding:
     return Finding(what, evidence, f"start the container with --shm-size={gib}g, or lower data.workers", "problem")
 
 
-def _check_disk(free_bytes: int, folder: Path) -> Finding:
-    evidence = f"{format_bytes(free_bytes)} free for {folder}"
+def _check_disk(needs: Needs) -> Finding:
+    free_bytes = free_disk_bytes(needs.folder)
+    evidence = f"{format_bytes(free_bytes)} free for {needs.folder}"
     if free_bytes >= RUN_BYTES:
         return Finding("disk", evidence)
     remedy = f"choose another run.folder; the checkpoints of YOLO11x need up to {format_bytes(RUN_BYTES)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -111,19 +112,23 @@ def _yolo_words(text: str, place: str) -> list[str]:
     A line may end with a backslash, a comment, or both.
     """
     kept: list[str] = []
-    goes_on = has_command = False
+    is_continued = has_command = False
     for line in text.splitlines():
         end = LINE_END.search(line)
         bare = line[: end.start()] if end else line
-        if has_command and not goes_on and not re.match(r"\s*[\w-]+\s*=", bare):
+        if has_command and not is_continued and not re.match(r"\s*[\w-]+\s*=", bare):
             break
         kept.append(bare)
-        goes_on = bool(end and end[1]) or (goes_on and not bare.strip())
+        is_continued = bool(end and end[1]) or (is_continued and not bare.strip())
         has_command = has_command or bool(re.search(r"\b(yolo|ultralytics|train)\b", bare))
     words = _split(" ".join(kept), place)
-    starts = [number + 1 for number, word in enumerate(words) if PROGRAM.fullmatch(word)]
-    words = words[next((at for at in starts if not END.match((words[at:] or ["&"])[0])), (starts or [0])[-1]) :]
-    return words[: next((number for number, word in enumerate(words) if END.match(word)), len(words))]
+    start = 0
+    for number, word in enumerate(words, 1):
+        if PROGRAM.fullmatch(word):
+            start = number
+            if start < len(words) and not END.match(words[start]):
+                break
+    return list(takewhile(lambda word: not END.match(word), words[start:]))
 
 
 def _split(text: str, place: str) -> list[str]:

@@ -163,10 +163,6 @@ def _training_data(facts: RunFacts) -> str:
     return _picture(facts.folder / "labels.png", wide=True) + note + _first_open(batches, "More training images")
 
 
-def _environment(facts: RunFacts) -> str:
-    return _rows(environment_rows())
-
-
 def _configuration(facts: RunFacts) -> str:
     path = facts.folder / "config.yaml"
     if not path.is_file():
@@ -188,7 +184,7 @@ SECTIONS: Sequence[Section] = (
     ("Predictions", _predictions),
     ("Memory", _memory),
     ("Training data", _training_data),
-    ("Environment", _environment),
+    ("Environment", lambda _: _rows(environment_rows())),
     ("Configuration", _configuration),
 )
 

@@ -16,7 +16,7 @@ from data.indexing.index import ImageIndex
 from data.loading.batch import Batch
 from engine.report.drawing import PAPER, Labels, Legend, draw_boxes, draw_legend, text_font
 from engine.report.mistakes import FALSE, MISSED, RIGHT, ImageRecord, judge
-from engine.report.style import INK, SHADE, class_color, drawable_text, short_names
+from engine.report.style import INK, SHADE, class_color, drawable_text, short_names, without_middle
 
 TILE_PX = 400
 COLUMNS = 4
@@ -172,8 +172,9 @@ def _draw_tile(tile: Tile, tile_px: int) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(tile.image)).resize(size, Image.Resampling.BILINEAR)
     _draw_marks(ImageDraw.Draw(picture), tile.marks, gain, size)
     cell.paste(picture, ((tile_px - size[0]) // 2, (tile_px - size[1]) // 2))
-    caption = _fitted(tile.caption, tile_px - 4)
-    ImageDraw.Draw(cell).text((2, tile_px + 2), caption, fill=INK, font=text_font(caption, FONT_PX))
+    font = text_font(tile.caption, FONT_PX)
+    caption = without_middle(tile.caption, lambda shown: font.getlength(shown) <= tile_px - 4)
+    ImageDraw.Draw(cell).text((2, tile_px + 2), caption, fill=INK, font=font)
     return cell
 
 
@@ -194,12 +195,3 @@ def _read(path: str) -> tuple[NDArray, str]:
         return read_image(path), caption
     except DataError:
         return np.full((TILE_PX, TILE_PX, 3), 200, np.uint8), f"{caption} cannot be read"
-
-
-def _fitted(text: str, width_px: int) -> str:
-    """A text whose middle is replaced by an ellipsis if the text is too wide."""
-    font, shown = text_font(text, FONT_PX), text
-    while font.getlength(shown) > width_px and len(text) > 8:
-        text = text[: len(text) // 2 - 1] + text[len(text) // 2 + 1 :]
-        shown = f"{text[: len(text) // 2]}…{text[len(text) // 2 :]}"
-    return shown

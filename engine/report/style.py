@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
@@ -94,6 +94,15 @@ def _visible(name: str) -> str:
 def shortened(name: str, max_characters: int = 24) -> str:
     """A name whose end is replaced by an ellipsis if the name is too long."""
     return name if len(name) <= max_characters else f"{name[: max_characters - 1]}…"
+
+
+def without_middle(text: str, fits: Callable[[str], bool]) -> str:
+    """A text in whose middle an ellipsis replaces as many characters as needed until the text fits."""
+    shown, half = text, len(text) // 2
+    while not fits(shown) and half > 1:
+        half -= 1
+        shown = f"{text[:half]}…{text[-half:]}"
+    return shown
 
 
 def class_color(class_id: int) -> str:
