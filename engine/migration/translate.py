@@ -276,13 +276,13 @@ def _network(model: str, uses_weights: bool) -> tuple[dict[str, Any], str]:
 def _own_weights(path: Path, uses_weights: bool) -> tuple[dict[str, Any], str]:
     """Settings for a file of weights whose name does not say which network it contains. Reads the file if it exists."""
     weights = {"model.weights": str(path)} if uses_weights else {}
-    remedy = "Please set model.network to the network of the file"
+    remedy = "Set model.network to the network of the file"
     if not path.is_file():
         return weights, f"its network cannot be told from its name, and the file is not here. {remedy}"
     try:
         network = read_weights(path).network
     except WeightsError as error:
-        return weights, f"{error} {remedy}"
+        return weights, f"{str(error).rstrip('.')}. {remedy}"
     if network in get_args(NetworkName):
         return {"model.network": network} | weights, f"the file contains a {network}"
     return weights, f"the file contains {'a ' + network if network else 'a network without a name'}. {remedy}"
@@ -388,7 +388,7 @@ def _auto_optimizer(given: dict[str, Any], run: Run, result: Translation) -> Non
             settings["model.optimizer.lr"] = round(0.002 * 5 / (4 + run.num_classes), 6)
             remark += f", at a rate of 0.01 / (4 + {run.num_classes} classes)"
         else:
-            remark += ". Please set model.optimizer.lr to its rate, 0.01 / (4 + number of classes)"
+            remark += ". Set model.optimizer.lr to its rate, 0.01 / (4 + number of classes)"
     result.becomes("optimizer=auto" if "optimizer" in given else "optimizer (auto by default)", settings, remark)
     for key, default in (("lr0", LR), ("momentum", MOMENTUM), ("warmup_bias_lr", BIAS_LR)):
         if run.is_news(key, default) and not (key == "momentum" and steps > ADAMW_STEPS):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import matplotlib
 from matplotlib import font_manager
@@ -134,7 +134,7 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return figure
 
 
-def tidy(axes: Axes, x: str = "", y: str = "", grid: Any = "y") -> None:
+def tidy(axes: Axes, x: str = "", y: str = "", grid: Literal["y", "both"] = "y") -> None:
     """Draw axes with the labels ``x`` and ``y``, without a box and with thin grid lines behind the data."""
     axes.set_xlabel(x, color=MUTED, fontsize=9)
     axes.set_ylabel(y, color=MUTED, fontsize=9)

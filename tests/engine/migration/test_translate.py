@@ -91,7 +91,7 @@ def test_translate__a_share_of_the_memory_is_a_budget() -> None:
         ("model=best.onnx", {}, "no file to train from"),
         ("model=yolov8m.pt", {"model.network": "yolo11m"}, "yolov8m.pt is not supported: only yolo11n,"),
         ("model=yolo26n.pt", {"model.network": "yolo11n"}, "not supported"),
-        ("model=yolo11l-pcb.pt", {"model.weights": "yolo11l-pcb.pt"}, "set model.network"),
+        ("model=yolo11l-pcb.pt", {"model.weights": "yolo11l-pcb.pt"}, "Set model.network"),
         ("model=runs/a/weights/best.pt", {"model.weights": "runs/a/weights/best.pt"}, "its network cannot be told"),
         ("imgsz=650", {"data.image_size": 672}, "multiple of 32"),
         ("imgsz=[640,800]", {"data.image_size": 800}, "the larger side"),
@@ -180,7 +180,7 @@ def test_translate__auto_says_what_cannot_be_told_without_the_data_set() -> None
     translation = translated("yolo train data=x")
     remark = remark_on(translation, "optimizer")
     assert "cannot be told without the data set" in remark and "MuSGD" in remark
-    assert "set model.optimizer.lr to its rate, 0.01 / (4 + number of classes)" in remark
+    assert "Set model.optimizer.lr to its rate, 0.01 / (4 + number of classes)" in remark
     assert "model.optimizer.lr" not in translation.settings
 
 
