@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +69,7 @@ class Evaluation:
     def reset(self) -> None:
         """Remove everything that was added."""
         self.metrics.reset()
-        self._totals: Any = 0.0  # (4,): sums of box, cls and dfl loss with gains, and of the normaliser
+        self._totals: Tensor | float = 0.0  # (4,): sums of box, cls and dfl loss with gains, and of the normaliser
 
     @torch.inference_mode()
     def update(self, network: nn.Module, batch: Batch, precision: Precision) -> list[Detections]:
