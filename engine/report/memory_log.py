@@ -66,13 +66,16 @@ class MemoryLog:
         mib = ["" if num_bytes is None else f"{num_bytes / MIB:.1f}" for num_bytes in memory]
         speed = "" if images_per_second is None else f"{images_per_second:.1f}"
         device = (sample.utilization_percent, sample.temperature_c)  # csv writes None as an empty cell
-        row = _line((now, f"{seconds:.3f}", step, phase, *mib, *device, speed, EVENT_SEPARATOR.join(events)))
-        if self._file.write(row) < len(row):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._append((now, f"{seconds:.3f}", step, phase, *mib, *device, speed, EVENT_SEPARATOR.join(events)))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _append(self, cells: tuple) -> None:
+        row = _line(cells)
+        if self._file.write(row) < len(row):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_memory_log(path: Path) -> Columns:
