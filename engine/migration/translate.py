@@ -320,7 +320,7 @@ def _batch(given: dict[str, Any], run: Run, result: Translation) -> None:
         per_step = max(round(nominal / batch), 1) if batch >= 1 else 1
         remark = (
             "in data.batch_size; never an argument of Ultralytics, which ends with a SyntaxError. "
-            f"Because of nbs={nominal} it would have accumulated {per_step} x {batch}"
+            f"Because of nbs={nominal} it would have accumulated {per_step} micro-batches"
         )
         result.becomes(f"accumulate={accumulate}", {}, remark)
     if nominal != NOMINAL_BATCH:
@@ -382,7 +382,7 @@ def _auto_optimizer(given: dict[str, Any], run: Run, result: Translation) -> Non
         settings = {"model.optimizer.name": "adamw", "model.optimizer.momentum": 0.9}
         remark = f"Ultralytics takes AdamW up to {ADAMW_STEPS:,} steps"
         remark += f" ({steps:,} here)" if steps else (
-            f", else MuSGD, to which sgd at {LR} is the nearest; which one cannot be told without the data set"
+            f" and MuSGD for more; which one cannot be told without the data set. The nearest to MuSGD is sgd at {LR}"
         )  # fmt: skip
         if run.num_classes is not None:
             settings["model.optimizer.lr"] = round(0.002 * 5 / (4 + run.num_classes), 6)
