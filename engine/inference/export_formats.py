@@ -1,4 +1,4 @@
-"""Writes a network into a file of another program's format: Ultralytics' .pt, ONNX, TorchScript, safetensors."""
+"""Writes a network into a file of another program: Ultralytics' .pt, ONNX, TorchScript or safetensors."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ ONNX_OPSET = 17
 
 
 class InferenceNetwork(nn.Module):
-    """Images to boxes and scores in one tensor, for any batch and size: what Ultralytics' exports return.
+    """A network with the inputs and outputs of Ultralytics' exports, for any batch and size.
 
     Input: (B, 3, H, W), RGB in [0, 1], H and W multiples of 32. Output: (B, 4 + C, A): center x, center y, width and
-    height of each anchor's box in pixels of the input, then its C scores in [0, 1].
+    height of the box of each anchor in pixels of the input, then its C scores in [0, 1].
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -41,25 +41,23 @@ class InferenceNetwork(nn.Module):
         head.export = head.dynamic = True
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
+        """Boxes and scores of images; the class describes both."""
         return self.network(images)
 
 
 def export(loaded: LoadedNetwork, file_format: str, output: Path, nms: NmsConfig | None = None) -> None:
-    """Write a network into a file of one of the formats `SUFFIXES`, whole or not at all.
+    """Write a network into a complete file, or leave an existing file as it is.
 
     Args:
-        loaded: The network; changed by the export, so not to be used afterwards.
-        file_format: Which.
-        output: The file; one that is there is replaced.
-        nms: Also reduce overlapping boxes within the file (``onnx`` only), with these limits.
+        loaded: The network. Do not use it afterwards, because the export changes it.
+        file_format: A key of `SUFFIXES`.
+        output: The file. An existing file is replaced.
+        nms: Limits of a non-maximum suppression within the file (``onnx`` only); None adds none.
 
     Raises:
-        ConfigError: If a package is missing, or the file cannot be written.
+        ConfigError: If a package is missing or the file cannot be written.
     """
-    if file_format == "onnx":
-        _require_onnx()
-    contents: dict[str, Callable[[], bytes]] = {  # in memory: of a full disk, the libraries say little, or crash
+    contents: dict[str, Callable[[], bytes]] = {  # in memory, because the libraries can crash if the disk is full
         "ultralytics": lambda: _ultralytics(loaded),
         "onnx": lambda: _onnx(loaded, nms),
         "torchscript": lambda: _torchscript(loaded),
@@ -70,11 +68,11 @@ def export(loaded: LoadedNetwork, file_format: str, output: Path, nms: NmsConfig
         with replacing(output) as file:
             file.write(content)
     except OSError as error:
-        raise ConfigError(f"--output: {output}: cannot be written ({error.strerror}): choose another") from error
+        raise ConfigError(f"--output: {output}: cannot be written ({error.strerror}). Choose another file.") from error
 
 
 def _ultralytics(loaded: LoadedNetwork) -> bytes:
-    """What ``ultralytics.YOLO`` expects of a ``.pt``: the pickled model, its names, and the training's arguments."""
+    """The content that ``ultralytics.YOLO`` expects: the pickled model, its class names and training arguments."""
     model: Any = loaded.network.requires_grad_(True)
     model.names = dict(enumerate(loaded.class_names))
     model.task = "detect"
@@ -100,9 +98,9 @@ def _safetensors(loaded: LoadedNetwork) -> bytes:
 
 
 def _torchscript(loaded: LoadedNetwork) -> bytes:
-    extra = {"config.txt": json.dumps(_metadata(loaded))}  # where Ultralytics looks for it
+    extra = {"config.txt": json.dumps(_metadata(loaded))}  # Ultralytics reads this entry
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about tracing, and that torch would rather have torch.export
+        warnings.simplefilter("ignore")  # tracing warns, and recommends torch.export
         traced = torch.jit.trace(InferenceNetwork(loaded.network), _example(loaded), check_trace=False)
         file = io.BytesIO()
         torch.jit.save(traced, file, _extra_files=extra)
@@ -110,23 +108,27 @@ def _torchscript(loaded: LoadedNetwork) -> bytes:
 
 
 def _onnx(loaded: LoadedNetwork, nms: NmsConfig | None) -> bytes:
-    import onnx
+    try:
+        import onnx
 
-    from engine.inference.onnx_nms import append_nms
+        from engine.inference.onnx_nms import append_nms
+    except ImportError as error:
+        rule = "the package onnx is not installed. Run pip install 'yolofit[export]'."
+        raise ConfigError(f"--format: onnx: {rule}") from error
 
     axes = {INPUT: {0: "batch", 2: "height", 3: "width"}, OUTPUT: {0: "batch", 2: "anchors"}}
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about tracing, and that this exporter is the older one
+        warnings.simplefilter("ignore")  # tracing warns, and recommends the newer exporter
         torch.onnx.export(
             InferenceNetwork(loaded.network),
             (_example(loaded),),
-            file,  # type: ignore[arg-type]  # this exporter takes it
+            file,  # type: ignore[arg-type]  # this exporter accepts open files
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes=axes,
             opset_version=ONNX_OPSET,
-            dynamo=False,  # needs no further package
+            dynamo=False,  # the newer exporter needs another package
         )
     model = onnx.load_from_string(file.getvalue())
     if nms is not None:
@@ -138,13 +140,13 @@ def _onnx(loaded: LoadedNetwork, nms: NmsConfig | None) -> bytes:
 
 
 def _example(loaded: LoadedNetwork) -> Tensor:
-    """Images to trace with: sides that differ, so that none is taken for the other."""
+    """Images for tracing. Their sides differ, so that the graph cannot confuse height and width."""
     side = max(loaded.image_size, 64)
     return torch.rand(2, 3, side, side - 32, generator=torch.Generator().manual_seed(0))
 
 
 def _metadata(loaded: LoadedNetwork) -> dict:
-    """What Ultralytics writes into its exports, so that ``YOLO("best.onnx")`` knows what it reads."""
+    """The entries that ``YOLO("best.onnx")`` reads from an export."""
     return {
         "description": f"{loaded.name}, exported by yolofit",
         "task": "detect",
@@ -155,10 +157,3 @@ def _metadata(loaded: LoadedNetwork) -> dict:
         "args": {"dynamic": True, "nms": False, "half": False},
         "channels": 3,
     }
-
-
-def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("--format: onnx: the package onnx is missing: pip install 'yolofit[export]'") from error

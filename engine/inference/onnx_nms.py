@@ -1,4 +1,4 @@
-"""Non-maximum suppression appended to an exported ONNX graph, with ONNX's own operators."""
+"""Appends non-maximum suppression to an exported ONNX graph, with ONNX's own operators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from models.detection.postprocess import NmsConfig
 if TYPE_CHECKING:
     import onnx
 
-DETECTIONS = "detections"  # the output instead: (n, 7) rows of image, x1, y1, x2, y2, score, class
+DETECTIONS = "detections"
+"""Name of the output: (N, 7) rows of image, x1, y1, x2, y2, score, class."""
 
 GRAPH = """
 <ir_version: 8, opset_import: ["" : {opset}]>
@@ -45,12 +46,12 @@ nms (float[batch, channels, anchors] predictions) => (float[n, 7] detections)
 
 
 def append_nms(model: onnx.ModelProto, output: str, nms: NmsConfig) -> onnx.ModelProto:
-    """The model with suppression behind it: its output is `DETECTIONS` instead.
+    """The model with suppression, whose output is `DETECTIONS`.
 
     Args:
-        model: Its output is (B, 4 + C, A): center boxes and scores, as `engine.export.InferenceNetwork` gives it.
-        output: The name of that output.
-        nms: Limits. Its ``limit`` of detections here counts for each class; a box may have several classes.
+        model: An export of `engine.inference.export_formats.InferenceNetwork`.
+        output: The name of its output.
+        nms: Limits. ``limit`` is the most detections of each class. A box may have several classes.
     """
     import onnx
 

@@ -1,4 +1,4 @@
-"""A network that takes pictures of any size, whole or in tiles."""
+"""A network that detects in images of any size, whole or in tiles."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from models.detection.boxes import decode_boxes
 from models.detection.postprocess import Detections, NmsConfig, detections
 from models.network import head_strides
 
-MAX_BATCH = 8  # tiles in one forward pass
-MAX_TILES = 10_000  # of a picture: 50,000 x 50,000 px in tiles of 640; more is a slip that would run for hours
+MAX_BATCH = 8
+"""Most tiles in one forward pass."""
+MAX_TILES = 10_000
+"""Most tiles of an image, as of 50,000 x 50,000 px in tiles of 640. More are a mistake that would run for hours."""
 
 
 class Predictor:
-    """A network that takes pictures of any size."""
+    """A network that detects in images of any size."""
 
     def __init__(
         self, loaded: LoadedNetwork, nms: NmsConfig, device: torch.device, tile_px: int = 0, overlap: float = 0.2
@@ -29,10 +31,10 @@ class Predictor:
 
         Args:
             loaded: The network.
-            nms: Which predictions count.
-            device: Where to run.
-            tile_px: Side of the tiles in pixels of the picture; 0 looks at the picture as a whole.
-            overlap: Of neighboring tiles, as a share of a tile.
+            nms: Limits of non-maximum suppression.
+            device: The device to run on.
+            tile_px: Side of the tiles in pixels of the image; 0 takes each image as a whole.
+            overlap: Overlap of neighboring tiles, as a share of a tile.
         """
         self.network = loaded.network.to(device)
         self.image_size = loaded.image_size
@@ -42,17 +44,17 @@ class Predictor:
         self.overlap = overlap
 
     def detect(self, image: np.ndarray) -> Detections:
-        """What is in a picture, uint8 (height, width, 3) RGB; boxes in its pixels, on the CPU.
+        """Detections on the CPU, in pixels of an image that is uint8 (height, width, 3), RGB.
 
         Raises:
-            ConfigError: If its tiles would be more than `MAX_TILES`.
+            ConfigError: If the image would have more than `MAX_TILES` tiles.
         """
         height, width = image.shape[:2]
         if not self.tile_px:
             return self._detect_batch([image])[0]
         if (number := num_tiles(height, width, self.tile_px, self.overlap)) > MAX_TILES:
-            rule = f"would look at {width} x {height} pixels in {number:,} pieces, more than {MAX_TILES:,}"
-            raise ConfigError(f"--tile: {self.tile_px}: {rule}: give a larger --tile or a smaller --overlap")
+            rule = f"cuts {width} x {height} pixels into {number:,} tiles, more than {MAX_TILES:,}"
+            raise ConfigError(f"--tile: {self.tile_px}: {rule}. Give a larger --tile or a smaller --overlap.")
         tiles = cover(height, width, self.tile_px, self.overlap)
         found: list[Detections] = []
         for start in range(0, len(tiles), MAX_BATCH):

@@ -1,4 +1,4 @@
-"""What there is to predict on: pictures, folders, lists, glob patterns and videos, frame by frame."""
+"""The images to predict on: from files, folders, lists, glob patterns and videos, one frame at a time."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from engine.errors import ConfigError
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"})
 LIST_SUFFIX = ".txt"
 RESULTS = "predictions.json"
-"""A folder that holds it holds drawn copies: its pictures are none to predict on."""
+"""A folder with this file has the images of an earlier prediction, which are not sources."""
 OnError = Callable[[DataError], None]
-"""Takes what is wrong with a file that cannot be read."""
+"""Receives the error of a file that cannot be read. The file is then left out."""
 
 
 @dataclass
 class Frame:
-    """One picture to predict on."""
+    """One image to predict on."""
 
     image: np.ndarray
     """uint8 (height, width, 3), RGB."""
     path: Path
-    """The file that it is from."""
+    """The file of the image."""
     stem: str
-    """What to call what is written about it; no two frames of a source share it, whatever their case."""
+    """Name of the results. No two frames have the same one, not even in another case."""
     number: int | None = None
-    """Of a frame in a video, from 1."""
+    """Number of the frame in its video, from 1; None for an image file."""
     fps: float = 0.0
-    """Of the video."""
+    """Frames per second of the video."""
 
 
 def find_files(*sources: str, on_error: OnError | None = None) -> list[Path]:
-    """Pictures and videos that some sources mean, each once, in order of their names within a source.
+    """The images and videos of all sources, each once, sorted by name within a source.
 
-    A folder is searched to its depth, without hidden files (macOS leaves ``._x.jpg``) and linked folders, as in
-    training, and without folders of earlier predictions. A list file names one a line, relative to itself.
+    A folder is searched with its subfolders, without hidden files (macOS leaves ``._x.jpg``), linked folders and
+    earlier predictions. A list file has one path per line, relative to the list file.
 
     Args:
-        sources: A picture, a folder, a list file, a glob pattern or a video each.
-        on_error: Takes what is wrong with a folder that is passed over; it is raised without.
+        sources: Each an image, a folder, a list file, a glob pattern or a video.
+        on_error: Receives the error of a folder that is left out; None raises the error.
 
     Raises:
-        ConfigError: If a source holds none.
+        ConfigError: If a source has no image or video.
     """
     found = [file for source in sources for file in _find(source, on_error or _raise)]
     return list(dict.fromkeys(found))
@@ -66,20 +66,20 @@ def _find(source: str, on_error: OnError) -> list[Path]:
     elif source and os.path.isdir(path):  # noqa: PTH112  Path raises for what cannot be a name
         files = _in_folder(path, on_error)
     elif source.isdecimal() or "://" in source:
-        rule = "cameras and streams are not supported"
-        raise ConfigError(f"--source: {source}: {rule}: record a video or pictures first, and give these")
+        rule = "cameras and streams are not supported. Record a video or images, and give these."
+        raise ConfigError(f"--source: {source}: {rule}")
     else:
         names = [] if "\0" in source else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  may be absolute
         files = [Path(name) for name in names if _is_known(Path(name)) and is_file(Path(name))]
     if not files:
         kinds = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-        raise ConfigError(f"--source: {source}: no picture or video there: give a file, folder or pattern of {kinds}")
+        raise ConfigError(f"--source: {source}: no image or video. Give a file, folder or pattern of {kinds}")
     return files
 
 
 def _in_folder(folder: Path, on_error: OnError) -> list[Path]:
     def refuse(error: OSError) -> None:
-        on_error(DataError(f"{error.filename}: cannot be read ({error.strerror}): allow reading it"))
+        on_error(DataError(f"{error.filename}: cannot be read ({error.strerror}). Allow reading it."))
 
     files: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=refuse):
@@ -88,30 +88,30 @@ def _in_folder(folder: Path, on_error: OnError) -> list[Path]:
             continue
         files += [Path(place, name) for name in names if name[0] != "." and _is_known(Path(name))]
         for link in (path for name in folders if (path := Path(place, name)).is_symlink()):
-            on_error(DataError(f"{link}: a linked folder is not followed: name it with --source, too"))
+            on_error(DataError(f"{link}: a linked folder is not followed. Give it with --source as well."))
     return sorted(files)
 
 
 def _listed(file: Path) -> list[Path]:
-    """What a list file names, there or not; nothing if it names no picture at all, as the labels of one."""
+    """The paths in a list file; none if no line is an image or video, as in a label file."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--source: {file}: cannot be read ({error}): give a list of paths in UTF-8") from None
+        raise ConfigError(f"--source: {file}: cannot be read ({error}). Give a list of paths in UTF-8.") from None
     paths = [file.parent / line for line in lines if line]
     return paths if any(map(_is_known, paths)) else []
 
 
 def read_frames(files: list[Path], on_error: OnError | None = None) -> Iterator[Frame]:
-    """Every frame of every video, and every picture, decoded one at a time.
+    """Every frame of every video and every image, decoded one at a time.
 
     Args:
         files: From `find_files`.
-        on_error: Takes what is wrong with a file that cannot be read, and it is passed over; it is raised without.
+        on_error: Receives the error of a file that is left out; None raises the error.
     """
     on_error = on_error or _raise
     used: set[str] = set()
-    for path in sorted(files, key=lambda path: not _is_video(path)):  # what they were cut into may lie beside them
+    for path in sorted(files, key=lambda path: not _is_video(path)):  # videos keep their names before images do
         stem = path.stem if _key(path.stem) not in used else f"{path.stem}_{path.suffix[1:]}"
         number = 2
         while _key(stem) in used:
@@ -138,7 +138,7 @@ def _read_video(path: Path, stem: str) -> Iterator[Frame]:
     finally:
         video.release()
     if number == 0:
-        raise DataError(f"{path}: no frame of it can be read: convert it to MP4 with H.264")
+        raise DataError(f"{path}: no frame can be read. Convert the video to MP4 with H.264.")
 
 
 def _raise(error: DataError) -> None:
@@ -146,7 +146,7 @@ def _raise(error: DataError) -> None:
 
 
 def _key(stem: str) -> str:
-    """The same for names that are one on some file systems: ``A`` and ``a``, and both forms of ``é``."""
+    """A key that is equal for names that some file systems do not distinguish: ``A`` and ``a``, two forms of ``é``."""
     return unicodedata.normalize("NFC", stem).casefold()
 
 

@@ -1,9 +1,9 @@
-"""Large pictures in pieces: where the tiles lie, and how what was found in each becomes one list.
+"""Prediction in tiles: the places of the tiles in a large image, and the merging of their detections into one list.
 
-A tile's border cuts objects, so tiles overlap, and an object narrower than the overlap is whole in at least one of
-them. What touches a border that another tile continues is "cut". A cut box that mostly coincides with another one of
-its class is the same object seen twice: it goes if the other is whole, and the two become one if both are cut. Whole
-boxes are never changed, and only near copies of them go, as everywhere (IoU above ``max_iou``).
+The border of a tile cuts objects. Tiles therefore overlap, and an object narrower than the overlap is complete in at
+least one tile. A box is "cut" if it touches a border of its tile inside the image. A cut box that mostly coincides with
+another box of its class is the same object. It is removed if the other box is whole. If both are cut, they become one
+box. Whole boxes are never changed, and two of them are one object only if their IoU is above ``max_iou``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torchvision.ops import box_area
 
 from models.detection.postprocess import Detections
 
-BORDER_SHARE = 1 / 64  # of the tile: a box that ends this close to a border is taken for cut; networks err
-MIN_SHARE = 0.5  # of the smaller box that must lie in the other for a cut box to be the same object
+BORDER_SHARE = 1 / 64
+"""A box that ends within this share of a tile from its border counts as cut, because networks are not exact."""
+MIN_SHARE = 0.5
+"""A cut box is the same object as another one if this share of the smaller box lies in the larger one."""
 
 
 class Tile(NamedTuple):
-    """A part of a picture, in its pixels."""
+    """A part of an image, in pixels of the image."""
 
     left: int
     top: int
@@ -31,9 +33,9 @@ class Tile(NamedTuple):
 
 
 def cover(height: int, width: int, tile_px: int, overlap: float) -> list[Tile]:
-    """Tiles of ``tile_px`` (or the picture's side, if shorter) that cover a picture, row by row.
+    """Tiles that cover an image, row by row, with sides of ``tile_px`` or of the image if it is smaller.
 
-    Neighbors overlap by ``overlap`` of a tile or more: they are spread evenly, so that the last ends with the picture.
+    They are spread evenly and overlap by at least the share ``overlap`` of a tile. The last ends with the image.
     """
     return [
         Tile(left, top, min(left + tile_px, width), min(top + tile_px, height))
@@ -43,12 +45,12 @@ def cover(height: int, width: int, tile_px: int, overlap: float) -> list[Tile]:
 
 
 def num_tiles(height: int, width: int, tile_px: int, overlap: float) -> int:
-    """How many `cover` would give."""
+    """The number of tiles that `cover` returns."""
     return (_num_steps(height, tile_px, overlap) + 1) * (_num_steps(width, tile_px, overlap) + 1)
 
 
 def _num_steps(side: int, tile_px: int, overlap: float) -> int:
-    """From the first tile to the last, along one side of a picture."""
+    """The number of tiles after the first one along a side of an image."""
     return math.ceil(max(side - tile_px, 0) / max(tile_px * (1 - overlap), 1))
 
 
@@ -60,17 +62,15 @@ def _starts(side: int, tile_px: int, overlap: float) -> list[int]:
 def merge(
     found: list[Detections], tiles: list[Tile], height: int, width: int, max_iou: float, max_detections: int
 ) -> Detections:
-    """What was found in the tiles of one picture, as one list by descending score.
+    """The detections of all tiles of an image as one list by descending score.
 
     Args:
-        found: The detections of each tile, in its own pixels, on the CPU.
-        tiles: As `cover` gives them.
-        height: Of the picture.
-        width: Of the picture.
-        max_iou: Two whole boxes of a class that overlap by more are one object.
-        max_detections: Of the picture.
-
-    Memory: for each class, 16 bytes times the square of its detections.
+        found: The detections of each tile, in pixels of the tile, on the CPU.
+        tiles: From `cover`.
+        height: Of the image in pixels.
+        width: Of the image in pixels.
+        max_iou: Two whole boxes of a class are one object if their IoU is larger.
+        max_detections: Most detections in the image.
     """
     pairs = list(zip(found, tiles, strict=True))
     boxes = torch.cat([one.boxes_xyxy_px + torch.tensor([tile.left, tile.top] * 2) for one, tile in pairs])
@@ -80,7 +80,7 @@ def merge(
     for c in classes.unique().tolist():
         of_class = (classes == c).nonzero().squeeze(1)
         order = of_class[scores[of_class].argsort(descending=True, stable=True)]
-        order = torch.cat([order[~cut[order]], order[cut[order]]])  # whole ones first
+        order = torch.cat([order[~cut[order]], order[cut[order]]])  # whole boxes first
         merged, rows = _merge_class(boxes[order], cut[order], max_iou)
         kept_boxes.append(merged)
         kept.append(order[rows])
@@ -90,7 +90,7 @@ def merge(
 
 
 def _is_cut(boxes_N4: Tensor, tile: Tile, height: int, width: int) -> Tensor:
-    """Whether each box, in pixels of its tile, ends at a side of the tile that is not the picture's."""
+    """Whether each box, in pixels of its tile, ends at a side of the tile that is inside the image."""
     left, top, right, bottom = boxes_N4.unbind(1)
     tile_width, tile_height = tile.right - tile.left, tile.bottom - tile.top
     border_px = max(tile_width, tile_height) * BORDER_SHARE
@@ -99,7 +99,7 @@ def _is_cut(boxes_N4: Tensor, tile: Tile, height: int, width: int) -> Tensor:
 
 
 def _merge_class(boxes_N4: Tensor, cut_N: Tensor, max_iou: float) -> tuple[Tensor, Tensor]:
-    """Boxes of one class, best first, to those that remain and their rows; a cut one grows by what it takes in."""
+    """The boxes of one class that remain, and their rows. A cut box grows to include the boxes merged into it."""
     boxes_N4 = boxes_N4.clone()
     alive_N = torch.ones_like(cut_N)
     for row in range(len(boxes_N4)):

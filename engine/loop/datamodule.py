@@ -80,7 +80,7 @@ class DetectionData(L.LightningDataModule):
                 square: less work and never more VRAM. Metrics change a little because there is less gray padding, but
                 do not depend on the batch size. No effect on training.
             workers: Processes that prepare images; 0 prepares them in the training process. Each takes about 150 MiB of
-                RAM and three windows. Where workers are not forked, each takes 600 MiB, and the windows lie in /dev/shm.
+                RAM and three windows. Where workers are not forked, it is 600 MiB, and the windows lie in /dev/shm.
                 ``auto`` takes one for each core but one, up to 8, as far as RAM allows.
             cache: Where images are kept for the next epoch: ``ram`` decoded, as many as fit, up to 3 * image_size**2
                 bytes each, once for all workers; ``disk`` decoded, as much in the cache folder; ``none``; ``auto`` what

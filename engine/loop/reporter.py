@@ -74,7 +74,8 @@ class RunReporter(L.Callback):
         self._has_begun, self._first_epoch = True, trainer.current_epoch + 1
         index = _train_index(trainer)
         if trainer.is_global_zero and index is not None:
-            self._draw("labels.png", lambda path: draw_labels(index, pl_module.class_names, path))
+            draw = partial(draw_labels, index, pl_module.class_names, pl_module.image_size, "train")
+            self._draw("labels.png", draw)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int

@@ -1,6 +1,6 @@
-"""What the facts about a machine (`engine.machine`) mean for training: findings with evidence and remedy.
+"""What the facts about a machine mean for training: findings with evidence and remedy.
 
-Nothing here reads or prints; ``python -m engine.doctor`` and training itself show the findings.
+This file reads facts and prints nothing. ``python -m engine.doctor`` and ``engine.fit`` show the findings.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ PLATFORM_NAMES: dict[Platform, str] = {
     "other": "neither Linux nor Windows",
 }
 BUSY_SHARE = 0.1
-"""Part of a GPU's memory that other programs may hold without a remark."""
+"""Other programs may hold this share of a GPU's memory without a remark."""
 FORKING_PLATFORMS: tuple[Platform, ...] = ("linux", "wsl")
 RUN_BYTES = 3 * GIB
-"""Disk space of a run: three checkpoints of the largest network."""
+"""Disk space of a run, which are three checkpoints of the largest network."""
 CACHE_GAIN = 1.2
-"""Speed of a loader with images in RAM, against JPEG files on disk; measured: 117 images/s against 97."""
+"""How much faster a loader is with images in RAM than with JPEG files on disk: 117 images/s against 97, measured."""
 DATA_BOUND_SHARE = 0.1
+"""The loader sets the pace if training waits for it in at least this share of the time."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     evidence: str
@@ -48,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a configuration asks of the machine."""
+    """What a configuration needs from the machine."""
 
     accelerator: str
     precision: str
@@ -58,33 +59,37 @@ class Needs:
     folder: Path
 
     @property
+    def num_workers(self) -> int:
+        """Workers of training and validation together."""
+        return self.workers + min(self.workers, VALIDATION_WORKERS)
+
+    @property
     def loader_bytes(self) -> int:
-        """Bytes of all windows that the workers of training and validation keep ready."""
-        num_windows = blocks_per_worker(PREFETCH) * (self.workers + min(self.workers, VALIDATION_WORKERS))
-        return num_windows * self.batch_size * 3 * self.image_size**2
+        """Bytes of all windows that these workers prepare ahead."""
+        return blocks_per_worker(PREFETCH) * self.num_workers * self.batch_size * 3 * self.image_size**2
 
 
 @dataclass(frozen=True)
 class LoaderInUse:
-    """What prepares the training images of a process at the moment, and what it could be."""
+    """What prepares the training images of a process now, and what it could use instead."""
 
     workers: int
-    """That are at work."""
+    """Workers in use."""
     cores: int
-    """That this process may use."""
+    """Cores that this process may use."""
     cache: Cache
-    """In use: none where it was not wanted, had no room, or was given up."""
+    """The cache in use; ``none`` if it is switched off, does not fit, or was given up."""
     most_workers: int
-    """For which there are cores and RAM."""
+    """The most workers for which there are cores and RAM."""
     is_cache_given_up: bool = False
-    """Whether RAM ran so short that the cache was dropped."""
+    """Whether the cache was dropped because RAM ran short."""
     is_filling_cache: bool = False
-    """Whether this is the epoch in which images are read for the first time."""
+    """Whether this epoch reads the images for the first time."""
     cache_that_fits: Literal["ram", "disk", ""] = ""
-    """What would hold all images decoded, where the user has switched the cache off."""
+    """The cache that would hold all decoded images, if the user has switched the cache off."""
 
     def text(self) -> str:
-        """In one line."""
+        """The loader in one line."""
         given_up = ", given up as RAM ran short" if self.is_cache_given_up else ""
         return f"{self.workers} workers, {self.cores} cores, cache {self.cache}{given_up}"
 
@@ -102,7 +107,7 @@ def needs_of(config: Any) -> Needs:
 
 
 def check_machine(machine: Machine) -> list[Finding]:
-    """Findings that hold for every configuration."""
+    """Check what matters for every configuration."""
     findings = [_check_torch(machine), _check_host(machine)]
     for gpu in machine.gpus:
         findings += [_check_gpu(gpu), _check_free_memory(gpu)]
@@ -112,26 +117,26 @@ def check_machine(machine: Machine) -> list[Finding]:
 
 
 def check_needs(machine: Machine, needs: Needs) -> list[Finding]:
-    """Findings about one configuration on this machine."""
+    """Check whether one configuration can run on this machine."""
     return [
         _check_device(machine, needs),
         _check_cores(machine, needs),
         _check_ram(machine, needs),
         _check_shared_memory(machine, needs),
-        _check_disk(free_disk_bytes(needs.folder), needs.folder),
+        _check_disk(needs),
     ]
 
 
 def diagnose_throughput(data_wait_share: float, loader: LoaderInUse) -> Finding:
-    """Whether the loader or the device sets the pace, and what would help by how much.
+    """Whether the loader or the device sets the pace, and which change would help by how much.
 
-    A step takes as long as the slower of the two: the loader, whose speed is in proportion to its workers,
-    and the device, which was busy while training did not wait. Without workers the two take turns. What happens
-    without the user is told, never advised.
+    A step takes as long as the slower of the two. The speed of the loader is in proportion to its workers. The device
+    was busy while training did not wait. Without workers the loader and the device take turns. The finding does not
+    advise what happens without the user.
 
     Args:
-        data_wait_share: Part of the training time, 0 to 1, spent waiting for the loader.
-        loader: What prepares the images now.
+        data_wait_share: Share of the training time, 0 to 1, in which training waited for the loader.
+        loader: The loader in use.
     """
     what = "pace of training"
     evidence = f"training waits for data {data_wait_share:.0%} of the time ({loader.text()})"
@@ -139,7 +144,7 @@ def diagnose_throughput(data_wait_share: float, loader: LoaderInUse) -> Finding:
         return Finding(what, f"the device sets it: {evidence}")
     evidence = f"the loader sets it: {evidence}"
     if loader.is_filling_cache:
-        return Finding(what, f"{evidence}; nothing to set: the cache is being filled, later epochs find images there")
+        return Finding(what, f"{evidence}; nothing to set: the cache is being filled, and later epochs read from it")
     device_share = max(1 - data_wait_share, 0.01)
     loader_share = 1.0 if loader.workers else data_wait_share
     enough_workers = ceil(loader_share * max(loader.workers, 1) / device_share)
@@ -149,7 +154,7 @@ def diagnose_throughput(data_wait_share: float, loader: LoaderInUse) -> Finding:
         room = "for which there are cores and RAM"
         remedy = f"set data.workers to {best_workers}, {room}: about {1 / step_share:.1f} times as fast"
         return Finding(what, evidence, remedy, "note")
-    remedy = "lower data.image_size, or train where there are more cores"
+    remedy = "lower data.image_size, or train on a machine with more cores"
     if loader.cache_that_fits:
         gain = 1 / max(device_share, loader_share / CACHE_GAIN)
         place = {"ram": "in RAM", "disk": "on the disk"}[loader.cache_that_fits]
@@ -162,20 +167,20 @@ def _check_torch(machine: Machine) -> Finding:
     build = f"CUDA {machine.torch_cuda}" if machine.torch_cuda else "CPUs only"
     torch_built = f"torch {machine.torch_version}, built for {build}"
     if machine.driver is None or machine.driver_cuda is None:
-        evidence = f"{torch_built}; no NVIDIA driver: training runs on the CPU"
-        return Finding("torch", evidence, "for large networks use a machine with an NVIDIA GPU", "note")
+        evidence = f"{torch_built}; there is no NVIDIA driver, so training runs on the CPU"
+        return Finding("torch", evidence, "use a machine with an NVIDIA GPU for large networks", "note")
     latest = "{}.{}".format(*machine.driver_cuda)
     evidence = f"{torch_built}; driver {machine.driver}, for CUDA up to {latest}"
     if machine.gpus:
         return Finding("torch", evidence)
     if machine.torch_cuda is None:
-        remedy = "install a build for CUDA: https://pytorch.org/get-started/locally"
+        remedy = "install a torch that is built for CUDA: https://pytorch.org/get-started/locally"
     elif int(machine.torch_cuda.split(".")[0]) > machine.driver_cuda[0]:
         remedy = f"update the NVIDIA driver, or install a torch for CUDA {machine.driver_cuda[0]}"
     else:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        remedy = f"look at CUDA_VISIBLE_DEVICES ({visible}) and at what nvidia-smi says"
-    return Finding("torch", f"{evidence}; yet torch can use no GPU", remedy, "problem")
+        remedy = f"check CUDA_VISIBLE_DEVICES ({visible}) and the output of nvidia-smi"
+    return Finding("torch", f"{evidence}; but torch cannot use a GPU", remedy, "problem")
 
 
 def _check_host(machine: Machine) -> Finding:
@@ -189,7 +194,7 @@ def _check_gpu(gpu: Gpu) -> Finding:
     generation = "{}.{}".format(*gpu.capability)
     evidence = f"{gpu.name}, {format_bytes(gpu.total_bytes)}, compute capability {generation}"
     if gpu.capability < BF16_CAPABILITY:
-        return Finding("GPU", f"{evidence}, no bf16", "use model.precision fp16", "note")
+        return Finding("GPU", f"{evidence}, no bf16", "set model.precision to fp16", "note")
     return Finding("GPU", f"{evidence}, bf16 and fp16")
 
 
@@ -205,17 +210,17 @@ def _check_free_memory(gpu: Gpu) -> Finding:
         evidence += f"; other programs: {', '.join(holders)}"
     if gpu.free_bytes >= (1 - BUSY_SHARE) * gpu.total_bytes:
         return Finding("VRAM", evidence)
-    remedy = "close what is not needed (browsers and desktops use VRAM too); memory.budget auto takes the rest"
+    remedy = "close programs that you do not need, such as browsers; memory.budget auto uses the VRAM that is free"
     return Finding("VRAM", evidence, remedy, "note")
 
 
 def _check_spilling(machine: Machine) -> Finding:
     if machine.platform not in ("windows", "wsl"):
-        return Finding("spill policy", "none on this system: too large a request is an error")
-    evidence = "when the card is full, the driver serves system RAM instead: no error, but very slow steps"
+        return Finding("spill policy", "this system does not spill: an allocation that does not fit is an error")
+    evidence = "if the card is full, the driver uses system RAM without an error, and steps become very slow"
     remedy = (
-        "in Windows, NVIDIA Control Panel > Manage 3D settings > CUDA - Sysmem Fallback Policy: choose "
-        "Prefer No Sysmem Fallback (driver 546.01 or later; WSL may ignore it); memory.budget helps anyway"
+        "in Windows, set NVIDIA Control Panel > Manage 3D settings > CUDA - Sysmem Fallback Policy to Prefer No Sysmem "
+        "Fallback (driver 546.01 or later; WSL may ignore it); memory.budget helps in any case"
     )
     return Finding("spill policy", evidence, remedy, "note")
 
@@ -225,11 +230,11 @@ def _check_device(machine: Machine, needs: Needs) -> Finding:
     wanted = f"trainer.accelerator {needs.accelerator}, model.precision {needs.precision}"
     remedy = ""
     if needs.accelerator in ("gpu", "cuda") and not machine.gpus:
-        remedy = "torch can use no GPU: use trainer.accelerator cpu, or see above"
+        remedy = "set trainer.accelerator to cpu, or make the GPU usable (see torch above)"
     elif needs.precision == "fp16" and not on_gpu:
-        remedy = "a CPU has no fast fp16: use model.precision fp32"
+        remedy = "set model.precision to fp32, because a CPU has no fast fp16"
     elif needs.precision == "bf16" and on_gpu and machine.gpus[0].capability < BF16_CAPABILITY:
-        remedy = "this GPU has no bf16: use model.precision fp16"
+        remedy = "set model.precision to fp16, because this GPU has no bf16"
     return Finding("device", wanted, remedy, "problem" if remedy else "ok")
 
 
@@ -238,29 +243,24 @@ def _check_cores(machine: Machine, needs: Needs) -> Finding:
     if needs.workers > machine.cores:
         return Finding("CPU", evidence, f"lower data.workers to {max(machine.cores - 1, 1)}", "note")
     if needs.workers == 0:
-        remedy = f"set data.workers to {max(machine.cores - 1, 1)}: now training and loading take turns"
+        remedy = f"set data.workers to {max(machine.cores - 1, 1)}, because without workers training waits for data"
         return Finding("CPU", evidence, remedy, "note")
     return Finding("CPU", evidence)
 
 
 def _check_ram(machine: Machine, needs: Needs) -> Finding:
-    num_workers = needs.workers + min(needs.workers, VALIDATION_WORKERS)
-    needed_bytes = needs.loader_bytes + num_workers * worker_bytes(machine.platform in FORKING_PLATFORMS)
+    needed_bytes = needs.loader_bytes + needs.num_workers * worker_bytes(machine.platform in FORKING_PLATFORMS)
     evidence = f"the loader needs {format_bytes(needed_bytes)}; {format_bytes(machine.ram_available_bytes)} free"
     if needed_bytes <= machine.ram_available_bytes:
         return Finding("RAM", evidence)
-    return Finding(
-        "RAM",
-        evidence,
-        f"lower data.workers (each keeps {blocks_per_worker(PREFETCH)} windows of data.batch_size)",
-        "problem",
-    )
+    remedy = f"lower data.workers (each prepares {blocks_per_worker(PREFETCH)} windows of data.batch_size images)"
+    return Finding("RAM", evidence, remedy, "problem")
 
 
 def _check_shared_memory(machine: Machine, needs: Needs) -> Finding:
     what = "shared memory"
     if machine.shm_free_bytes is None or needs.workers == 0:
-        return Finding(what, "not needed")
+        return Finding(what, "the loader does not need it")
     free = f"{format_bytes(machine.shm_free_bytes)} free in /dev/shm"
     evidence = f"the loader needs {format_bytes(needs.loader_bytes)}; {free}"
     if needs.loader_bytes <= machine.shm_free_bytes:
@@ -269,9 +269,10 @@ def _check_shared_memory(machine: Machine, needs: Needs) -> Finding:
     return Finding(what, evidence, f"start the container with --shm-size={gib}g, or lower data.workers", "problem")
 
 
-def _check_disk(free_bytes: int, folder: Path) -> Finding:
-    evidence = f"{format_bytes(free_bytes)} free for {folder}"
+def _check_disk(needs: Needs) -> Finding:
+    free_bytes = free_disk_bytes(needs.folder)
+    evidence = f"{format_bytes(free_bytes)} free for {needs.folder}"
     if free_bytes >= RUN_BYTES:
         return Finding("disk", evidence)
-    remedy = f"choose another run.folder: the checkpoints of YOLO11x take up to {format_bytes(RUN_BYTES)}"
+    remedy = f"choose another run.folder; the checkpoints of YOLO11x need up to {format_bytes(RUN_BYTES)}"
     return Finding("disk", evidence, remedy, "note" if free_bytes >= RUN_BYTES / 10 else "problem")

@@ -31,7 +31,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is."""
+    """Facts about this machine."""
 
     platform: Platform
     torch_version: str
@@ -45,14 +45,14 @@ class Machine:
     ram_available_bytes: int
     cores: int
     shm_free_bytes: int | None
-    """Free space in /dev/shm, if workers hand over their windows through it: see `shm_free_bytes`."""
+    """See `shm_free_bytes`."""
 
 
 def examine_machine(devices: Sequence[torch.device] | None = None) -> Machine:
-    """Read the facts.
+    """Collect the facts.
 
     Args:
-        devices: GPUs to look at, on each of which that opens a CUDA context of this process; None for all.
+        devices: GPUs to examine; None for all. Examining a GPU opens a CUDA context of this process on it.
     """
     driver, driver_cuda = _driver_versions()
     if devices is None:
@@ -72,14 +72,14 @@ def examine_machine(devices: Sequence[torch.device] | None = None) -> Machine:
 
 
 def shm_free_bytes() -> int | None:
-    """Free space in /dev/shm; None without one, or where workers are forked: their windows are not in it."""
-    # To ask for the method alone would settle it.
+    """Free space in /dev/shm; None if it is missing or workers do not need it, because they are forked."""
+    # get_start_method() without allow_none would fix the method for the whole process.
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() and method != "fork" else None
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """Free space where ``folder`` is, or would be made."""
+    """Free space on the disk of ``folder``, which need not exist yet."""
     folder = folder.absolute()
     existing = next(candidate for candidate in (folder, *folder.parents) if candidate.exists())
     return shutil.disk_usage(existing).free

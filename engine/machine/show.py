@@ -1,4 +1,4 @@
-"""Shows findings to people: colors by severity, and the list that the doctor prints."""
+"""Prints findings in the colors of their severity."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 def print_findings(findings: Iterable[Finding], console: Console | None = None) -> None:
-    """Show findings as a list, each remedy below its evidence."""
+    """Print findings as a list, each remedy below its evidence."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")  # whole file names
+    table.add_column(overflow="fold")  # never shorten file names
     for finding in findings:
         text = Text(finding.evidence)
         if finding.remedy:

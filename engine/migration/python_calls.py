@@ -1,7 +1,7 @@
-"""Finds the call of Ultralytics' training in Python code, and reads its arguments without running anything.
+"""Finds the call of Ultralytics' training in Python code and reads its arguments without running the code.
 
-Literals are read, and names that were given a literal before the call, unless a condition or a loop decides about them.
-Everything else is kept as its source text, for a person to look at.
+It reads literals, and names that hold a literal, unless a condition or a loop sets them. Every other value is kept as
+its source text, for people to read.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 LIKELY_KEYS = {"data", "epochs", "imgsz", "batch", "cfg"}
-"""A call of ``train`` with one of these is Ultralytics', whatever it is called on."""
+"""A call of ``train`` with one of these keywords is a call of Ultralytics, whatever object it is called on."""
 OTHER_MODELS = ("RTDETR", "YOLOWorld", "YOLOE", "NAS", "SAM", "FastSAM")
 UNCERTAIN = (ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.Match)
-"""Statements after which it is open what a name holds, beside ``if``."""
+"""Statements whose names have no known value afterwards. ``if`` is another one."""
 
 
 class PythonError(ValueError):
-    """The code holds no single call of training; one line: what is wrong, and what to do."""
+    """The code does not have exactly one call of training."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class Unread:
     """An argument that cannot be known without running the code."""
 
     source: str
-    """Its text."""
 
     def __str__(self) -> str:
         return self.source
@@ -35,7 +34,7 @@ class Unread:
 
 @dataclass(frozen=True)
 class _Model:
-    """What ``YOLO(...)`` makes: the arguments that it gives to training."""
+    """The result of ``YOLO(...)``, with the arguments that it passes to training."""
 
     maker: str
     arguments: dict[str, Any]
@@ -48,37 +47,37 @@ def training_arguments(code: str) -> dict[str, Any]:
         code: A script, or a part of one.
 
     Returns:
-        Value by name, ``model`` among them; `Unread` where it cannot be known.
+        Values by name, including ``model``. A value that cannot be known is `Unread`.
 
     Raises:
-        PythonError: If the code is no Python, or holds no such call, or several.
+        PythonError: If the code is not valid Python, or has no such call, or several.
     """
     try:
         tree = ast.parse(textwrap.dedent(code).strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
         where = f", line {line}" if line else ""
-        raise PythonError(f"is no valid Python{where} ({getattr(error, 'msg', error)}): give whole lines") from error
+        raise PythonError(f"not valid Python{where} ({getattr(error, 'msg', error)}). Give whole lines.") from error
     reader = _Reader()
     reader.read(tree, is_certain=True)
     if not reader.calls:
-        raise PythonError("has no call such as YOLO('yolo11l.pt').train(data='data.yaml'): give one")
+        raise PythonError("no call of training. Give code such as YOLO('yolo11l.pt').train(data='data.yaml').")
     if len(reader.calls) > 1:
         lines = ", ".join(str(line) for line, _ in reader.calls)
-        raise PythonError(f"has {len(reader.calls)} calls of training (lines {lines}): give the code of one of them")
+        raise PythonError(f"{len(reader.calls)} calls of training (lines {lines}). Give the code of one of them.")
     return reader.calls[0][1]
 
 
 class _Reader:
-    """Goes through the code from top to bottom; knows what each name holds at that point."""
+    """Reads the code from top to bottom and knows the value of each name at that point."""
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {}
-        self.makers = {"YOLO": "YOLO", **{name: name for name in OTHER_MODELS}}  # classes by the names they have here
+        self.makers = {"YOLO": "YOLO", **{name: name for name in OTHER_MODELS}}  # class by its name in the code
         self.calls: list[tuple[int, dict[str, Any]]] = []
 
     def read(self, node: ast.AST, is_certain: bool) -> None:
-        """Read a statement or an expression, and what is in it."""
+        """Read a statement or an expression and everything in it."""
         if isinstance(node, ast.ImportFrom):
             self.makers |= {one.asname or one.name: one.name for one in node.names if one.name in self.makers}
         below_is_certain = is_certain and not isinstance(node, UNCERTAIN) and not _is_condition(node)
@@ -94,7 +93,7 @@ class _Reader:
             self._call(node)
 
     def _assign(self, node: ast.Assign | ast.AnnAssign | ast.AugAssign, is_certain: bool) -> None:
-        """Note what a name holds from here on; what cannot be known is `Unread`."""
+        """Note the value of a name from here on; `Unread` if it cannot be known."""
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for target in targets:
             is_known = is_certain and not isinstance(node, ast.AugAssign)
@@ -109,7 +108,7 @@ class _Reader:
                 self.names[one.id] = Unread(one.id)
 
     def _call(self, node: ast.Call) -> None:
-        """Take a call of training; a call that changes a dictionary makes it unknown."""
+        """Note a call of training. A call that changes a dictionary makes the dictionary `Unread`."""
         keywords = {keyword.arg for keyword in node.keywords}
         if _name_of(node.func).endswith("Trainer") and "overrides" in keywords:
             overrides = next(keyword.value for keyword in node.keywords if keyword.arg == "overrides")
@@ -122,7 +121,7 @@ class _Reader:
         is_model = isinstance(owner, _Model)
         if node.func.attr == "train" and (is_model or keywords & LIKELY_KEYS or (None in keywords and node.keywords)):
             if is_model and owner.maker != "YOLO":
-                raise PythonError(f"line {node.lineno}: {owner.maker}: not supported: only YOLO11 detectors are")
+                raise PythonError(f"line {node.lineno}: {owner.maker}: not supported. Use a YOLO11 detector.")
             arguments = dict(owner.arguments) if is_model else {"model": Unread(ast.unparse(node.func.value))}
             if node.args:
                 arguments["trainer"] = Unread(ast.unparse(node.args[0]))
@@ -138,7 +137,7 @@ class _Reader:
         return value if is_known else {f"**{ast.unparse(node)}": Unread(ast.unparse(node))}
 
     def value(self, node: ast.expr) -> Any:
-        """What an expression is: plain values, a `_Model`, or `Unread`."""
+        """The value of an expression: a plain value, a `_Model`, or `Unread`."""
         unread = Unread(" ".join(ast.unparse(node).split()))
         if isinstance(node, ast.Constant):
             return node.value
@@ -157,7 +156,7 @@ class _Reader:
         return self._made(node, unread) if isinstance(node, ast.Call) else unread
 
     def _made(self, node: ast.Call, unread: Unread) -> Any:
-        """What a call makes: ``YOLO(...)``, one of its methods that return it, or ``dict(...)``."""
+        """The value of a call: of ``YOLO(...)``, of a method that returns the model, or of ``dict(...)``."""
         keywords = {keyword.arg: self.value(keyword.value) for keyword in node.keywords if keyword.arg}
         name = _name_of(node.func)
         if name == "dict" and len(keywords) == len(node.keywords) and not node.args:
@@ -174,7 +173,7 @@ class _Reader:
 
 
 def _is_condition(node: ast.AST) -> bool:
-    """Whether what is in a node may not happen: in an ``if``, but for ``if __name__ == "__main__"``."""
+    """Whether a node is an ``if``, except ``if __name__ == "__main__"``."""
     return isinstance(node, ast.If) and "__name__" not in ast.unparse(node.test)
 
 

@@ -1,4 +1,4 @@
-"""Pictures small enough to be embedded in a report, or sent to a logger."""
+"""Pictures small enough to embed in a report or to send to a logger."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL.PngImagePlugin import PngImageFile
 
 MAX_BYTES = 200_000
 STEPS = ((1400, 80), (1400, 65), (1200, 60), (1000, 50), (800, 40), (600, 30))
-"""Longest width in pixels and quality, one after the other until the picture is small enough."""
-KINDS = {".png": PngImageFile, ".jpg": JpegImageFile}  # by name: importing Ultralytics replaces ``Image.open``
+"""Largest width in pixels and quality, tried in this order until the picture is small enough."""
+KINDS = {".png": PngImageFile, ".jpg": JpegImageFile}  # not Image.open: importing Ultralytics replaces it
 
 
 class Picture(NamedTuple):
@@ -25,7 +25,7 @@ class Picture(NamedTuple):
 
 
 def compact(path: Path, kind: Literal["JPEG", "WEBP"]) -> Picture:
-    """A PNG or JPEG file as it is, if it has at most `MAX_BYTES`; else narrower, and encoded anew in this way.
+    """The content of a PNG or JPEG file; made narrower and encoded as ``kind`` if it has more than `MAX_BYTES`.
 
     Raises:
         OSError: If the file cannot be read.

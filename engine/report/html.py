@@ -1,6 +1,6 @@
-"""``report.html``: a whole run in one file that needs no network, no script and nothing beside it.
+"""``report.html``: a whole run in one file that needs no network, no script and no other file.
 
-What comes from users (names of classes and files, configurations, messages) is escaped, and the page's own policy
+Text from users (names of classes and files, configurations, messages) is escaped. The page's content security policy
 forbids browsers to load or run anything.
 """
 
@@ -25,45 +25,30 @@ from engine.report.style import drawing, new_figure
 log = logging.getLogger(__name__)
 REPORT = "report.html"
 MAX_NARROW_CLASSES = 12
-"""With more classes, a confusion matrix is too fine for the width of a phone, and is scrolled there."""
+"""If there are more classes, a confusion matrix is too fine for the width of a phone and can be scrolled there."""
 SHOWN_KEYS = (
-    "data.root",
-    "data.image_size",
-    "data.batch_size",
-    "data.micro_batch_size",
-    "data.workers",
-    "model.network",
-    "model.weights",
-    "model.precision",
-    "model.recompute",
-    "model.optimizer.name",
-    "model.optimizer.lr",
-    "model.schedule.decay",
-    "trainer.max_epochs",
-    "trainer.accelerator",
-    "trainer.devices",
-    "memory.budget",
-    "run.patience",
-    "seed_everything",
-)
+    "data.root", "data.image_size", "data.batch_size", "data.micro_batch_size", "data.workers", "model.network",
+    "model.weights", "model.precision", "model.recompute", "model.optimizer.name", "model.optimizer.lr",
+    "model.schedule.decay", "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "memory.budget",
+    "run.patience", "seed_everything",
+)  # fmt: skip
+"""The keys of the configuration that the report shows at once."""
 Section = tuple[str, Callable[[RunFacts], str]]
 
 
 def write_report(facts: RunFacts) -> Path:
-    """Write ``report.html`` into the run folder, from what the run has left there.
+    """Write ``report.html`` from the files of the run folder, and return its path.
 
-    A part that cannot be made says so in its place, and in a warning.
-
-    Returns:
-        The file.
+    A part that cannot be made is replaced by a message, and gives a warning.
     """
     parts, contents = [], []
     for title, section in SECTIONS:
         try:
             body = section(facts)
-        except Exception as error:  # a report with a gap is worth more than none
-            log.warning("%s: the part '%s' cannot be made (%s: %s)", REPORT, title, type(error).__name__, error)
-            body = f'<p class="problem">This part cannot be made: {escape(f"{type(error).__name__}: {error}")}</p>'
+        except Exception as error:  # the other parts are still of use
+            cause = f"{type(error).__name__}: {error}"
+            log.warning("%s: the part '%s' cannot be made (%s)", REPORT, title, cause)
+            body = f'<p class="problem">This part cannot be made: {escape(cause)}</p>'
         if body:
             anchor = title.lower().replace(" ", "-")
             contents.append(f'<a href="#{anchor}">{escape(title)}</a>')
@@ -76,22 +61,18 @@ def write_report(facts: RunFacts) -> Path:
         sections="\n".join(parts),
     )
     path = facts.folder / REPORT
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a file name may hold what is no UTF-8
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")  # file names may hold bytes that are not UTF-8
     return path
 
 
 def _summary(facts: RunFacts) -> str:
-    tiles = [("epochs", f"{facts.num_epochs} of {facts.max_epochs}")]
-    if facts.results is not None:
-        results = facts.results
-        tiles = [
-            ("mAP50-95", f"{results.map50_95:.3f}"),
-            ("mAP50", f"{results.map50:.3f}"),
-            ("precision", f"{results.precision:.3f}"),
-            ("recall", f"{results.recall:.3f}"),
-            *tiles,
-        ]
-    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in tiles)
+    tiles = {}
+    if (results := facts.results) is not None:
+        means = {"mAP50-95": results.map50_95, "mAP50": results.map50}
+        means |= {"precision": results.precision, "recall": results.recall}
+        tiles = {name: f"{value:.3f}" for name, value in means.items()}
+    tiles["epochs"] = f"{facts.num_epochs} of {facts.max_epochs}"
+    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in tiles.items())
     return f'<div class="tiles">{cells}</div>{_note(facts.about_results) if facts.about_results else ""}'
 
 
@@ -103,14 +84,9 @@ def _warnings(facts: RunFacts) -> str:
 
 
 def _memory(facts: RunFacts) -> str:
-    comparison = _rows(plan_rows(facts.folder) + memory_rows(facts.folder))
-    return comparison + "".join(
-        _picture(facts.folder / name, caption, wide=True)
-        for name, caption in (
-            ("memory.png", "Memory over the run."),
-            ("memory_breakdown.png", "Who holds the bytes at the planned peak."),
-        )
-    )
+    timeline = _picture(facts.folder / "memory.png", "Memory over the run.", wide=True)
+    breakdown = _picture(facts.folder / "memory_breakdown.png", "The parts of the planned peak.", wide=True)
+    return _rows(plan_rows(facts.folder) + memory_rows(facts.folder)) + timeline + breakdown
 
 
 def _curves(facts: RunFacts) -> str:
@@ -133,7 +109,7 @@ def _classes(facts: RunFacts) -> str:
     results = facts.results
     if results is None:
         return ""
-    head = ("class", "AP50-95", "AP50", "P", "R", "F1", "true boxes", "training boxes")  # a phone shows the first
+    head = ("class", "AP50-95", "AP50", "P", "R", "F1", "true boxes", "training boxes")
     shares = (results.ap50_95_C, results.ap50_C, results.precision_C, results.recall_C, results.f1_C)
     means = (results.map50_95, results.map50, results.precision, results.recall, results.f1)
     trained = facts.num_train_boxes_C
@@ -142,7 +118,7 @@ def _classes(facts: RunFacts) -> str:
         count = None if trained is None else trained[c]
         rows.append(_class_row(name, count, results.num_truth_C[c], [share[c] for share in shares]))
     header = "".join(f"<th>{name}</th>" for name in head)
-    note = f"True boxes are of validation. P, R and F1 at confidence {results.confidence:.3f}."
+    note = f"True boxes are those of validation. P, R and F1 are at confidence {results.confidence:.3f}."
     return f'<div class="scroll"><table class="classes"><tr>{header}</tr>{"".join(rows)}</table></div>{_note(note)}'
 
 
@@ -168,27 +144,23 @@ def _predictions(facts: RunFacts) -> str:
     pairs = []
     for truth in sorted(facts.folder.glob("val_batch*_labels.jpg")):
         found = truth.with_name(truth.name.replace("_labels", "_pred"))
-        pair = _picture(truth, "What is true.", wide=True)
-        pairs.append(pair + _picture(found, f"Found above confidence {facts.confidence:.2f}.", wide=True))
+        pair = _picture(truth, "True boxes.", wide=True)
+        pairs.append(pair + _picture(found, f"Detections above confidence {facts.confidence:.2f}.", wide=True))
     return _first_open(pairs, "More validation images")
 
 
 def _mistakes(facts: RunFacts) -> str:
     caption = (
-        f"{facts.num_wrong_images} images have mistakes at confidence {facts.confidence:.2f}; the worst first. "
-        "Red: missed. Orange: false. Green: right. Where the picture is right and the label wrong, mend the label."
+        f"{facts.num_wrong_images} images have mistakes at confidence {facts.confidence:.2f}. The worst come first. "
+        "Red: missed. Orange: false. Green: right. If a detection is right and the label is wrong, correct the label."
     )
     return _picture(facts.folder / "worst_mistakes.jpg", caption, wide=True)
 
 
 def _training_data(facts: RunFacts) -> str:
     batches = [_picture(path, wide=True) for path in sorted(facts.folder.glob("train_batch*.jpg"))]
-    note = _note("Training images as the network gets them.") if batches else ""
+    note = _note("Training images as the network gets them, after augmentation.") if batches else ""
     return _picture(facts.folder / "labels.png", wide=True) + note + _first_open(batches, "More training images")
-
-
-def _environment(facts: RunFacts) -> str:
-    return _rows(environment_rows())
 
 
 def _configuration(facts: RunFacts) -> str:
@@ -199,7 +171,7 @@ def _configuration(facts: RunFacts) -> str:
     config = yaml.safe_load(text)
     found = [(key, _lookup(config, key)) for key in SHOWN_KEYS]
     table = _rows([(key, str(value)) for key, value in found if value is not None])
-    return f"{table}<details><summary>config.yaml, complete</summary><pre>{escape(text)}</pre></details>"
+    return f"{table}<details><summary>The complete config.yaml</summary><pre>{escape(text)}</pre></details>"
 
 
 SECTIONS: Sequence[Section] = (
@@ -212,7 +184,7 @@ SECTIONS: Sequence[Section] = (
     ("Predictions", _predictions),
     ("Memory", _memory),
     ("Training data", _training_data),
-    ("Environment", _environment),
+    ("Environment", lambda _: _rows(environment_rows())),
     ("Configuration", _configuration),
 )
 
@@ -230,7 +202,7 @@ def _rows(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def _first_open(parts: Sequence[str], rest: str) -> str:
-    """The first of some parts in full width, where names can be read, and the rest to be opened."""
+    """The first part, and the others folded below it, so that each can have the full width of the page."""
     if len(parts) < 2:
         return "".join(parts)
     return f"{parts[0]}<details><summary>{escape(rest)}</summary>{''.join(parts[1:])}</details>"
@@ -241,7 +213,7 @@ def _note(text: str) -> str:
 
 
 def _picture(path: Path, caption: str = "", wide: bool = False) -> str:
-    """A picture of the run folder; nothing if it is not there. On a phone, wide ones are scrolled."""
+    """A picture of the run folder; empty if the file is missing. On a phone, wide pictures can be scrolled."""
     if not path.is_file():
         return ""
     picture = compact(path, "WEBP")

@@ -1,4 +1,4 @@
-"""``memory.csv``: one row per sample of a run's memory, in the column names of ``nvidia-smi --query-gpu``."""
+"""``memory.csv``: one row per sample of a run's memory, with the column names of ``nvidia-smi --query-gpu``."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ EVENT_SEPARATOR = "; "
 
 
 class MemoryLog:
-    """Appends to ``memory.csv``, row by row; the clock of a resumed run continues from its last row."""
+    """Appends rows to ``memory.csv``. The clock of a resumed run continues from its last row."""
 
     def __init__(self, path: Path, num_steps_behind: int = 0) -> None:
-        """Open the file, or the one that an earlier part of the run has left.
+        """Open the file and keep the rows of the checkpoint that a run resumes from.
 
         Args:
             path: The file.
-            num_steps_behind: Optimizer steps that a resumed run has behind it; rows of later ones are dropped.
+            num_steps_behind: Optimizer steps of that checkpoint. Rows of later steps are dropped.
 
         Raises:
-            OSError: If it cannot be opened.
+            OSError: If the file cannot be opened.
         """
         earlier = [row for row in _whole_rows(path) if float(row[STEP]) <= num_steps_behind]
         self.num_earlier_rows = len(earlier)
         self._clock_start = time.monotonic() - (float(earlier[-1][TIME]) if earlier else 0.0)
         with replacing(path) as file:
             file.writelines(_line(row) for row in (COLUMNS, *(row.values() for row in earlier)))
-        # Without a buffer: a row that the disk refuses is not tried again when the file is closed.
+        # No buffer, because closing a buffered file would write a row again that the disk has refused.
         self._file = path.open("ab", buffering=0)
 
     def write(
         self, step: int, phase: Phase, sample: MemorySample, images_per_second: float | None, events: list[str]
     ) -> None:
-        """Append one row; what is None stays empty.
+        """Append one row, with an empty cell for each value that is None.
 
         Raises:
             OSError: If the disk is full.
@@ -65,11 +65,11 @@ class MemoryLog:
         memory = [getattr(sample, f"{kind}_bytes") for kind in KINDS]
         mib = ["" if num_bytes is None else f"{num_bytes / MIB:.1f}" for num_bytes in memory]
         speed = "" if images_per_second is None else f"{images_per_second:.1f}"
-        device = (sample.utilization_percent, sample.temperature_c)  # csv writes None as nothing
+        device = (sample.utilization_percent, sample.temperature_c)  # csv writes None as an empty cell
         self._append((now, f"{seconds:.3f}", step, phase, *mib, *device, speed, EVENT_SEPARATOR.join(events)))
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Close the file."""
         self._file.close()
 
     def _append(self, cells: tuple) -> None:
@@ -79,7 +79,7 @@ class MemoryLog:
 
 
 def read_memory_log(path: Path) -> Columns:
-    """The columns of a ``memory.csv`` by name: texts, or numbers as floats, NaN where nothing stands."""
+    """The columns of a ``memory.csv`` by name: texts for `TEXT_COLUMNS`, floats for the others, NaN for empty cells."""
     columns: Columns = {name: [] for name in COLUMNS}
     for row in _whole_rows(path):
         for name in COLUMNS:
@@ -88,7 +88,7 @@ def read_memory_log(path: Path) -> Columns:
 
 
 def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """Every row as text, without one that was cut off when the run was killed; none if there is no file."""
+    """Every complete row as text, without a last row that was cut off when the run was killed."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -102,19 +102,20 @@ def _line(cells: Iterable[object]) -> bytes:
 
 
 def has_event(columns: Columns, event: str) -> list[bool]:
-    """For each row, whether ``event`` is noted there."""
+    """Whether ``event`` is noted, for each row."""
     return [event in noted.split(EVENT_SEPARATOR) for noted in columns[EVENT]]
 
 
 def is_gpu(columns: Columns) -> bool:
-    """Whether the rows are about a GPU; else they are about the RAM of the process."""
+    """Whether the rows describe a GPU and not the RAM of the process."""
     return largest_bytes(columns[PEAK]) is not None
 
 
 def phase_table(columns: Columns) -> list[str]:
-    """What training and validation took at most, and what others held, as lines of a table.
+    """The most memory that training and validation used, and that other programs held, as lines of a table.
 
-    Torch's peak only ever rises, so that of a phase is known if it rose there; else it is below the other's.
+    torch's peak never falls. The peak of a phase is therefore known if it rose in that phase. If it did not rise, the
+    phase stayed below the peak of the other phase.
     """
     lines = [f"{'at most':12}{'allocated':>12}{'reserved':>12}{'used':>12}{'beside torch':>14}"]
     own_peaks: dict[str, float] = {}
@@ -138,8 +139,8 @@ def summary_line(columns: Columns, planned_bytes: int | None, context_bytes: int
 
     Args:
         columns: From `read_memory_log`.
-        planned_bytes: The predicted peak, CUDA's context included; None if there was no plan.
-        context_bytes: What the process holds beside torch's allocator.
+        planned_bytes: The predicted peak including CUDA's context; None if there was no plan.
+        context_bytes: Bytes that the process holds outside torch's allocator.
     """
     allocated, reserved, used = (largest_bytes(columns[name]) for name in (PEAK, RESERVED, USED))
     if allocated is None or reserved is None:
@@ -156,6 +157,6 @@ def summary_line(columns: Columns, planned_bytes: int | None, context_bytes: int
 
 
 def largest_bytes(mib: list[float]) -> int | None:
-    """Of a column in MiB; None if it is empty."""
+    """The largest value of a column that is in MiB, in bytes; None if the column is empty."""
     known = [value for value in mib if not math.isnan(value)]
     return round(max(known) * MIB) if known else None

@@ -1,106 +1,85 @@
-"""Pictures of a run's memory: the timeline from ``memory.csv``, and the breakdown of a plan."""
+"""Pictures of a run's memory: the timeline from ``memory.csv``, and the parts of a planned peak."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from engine.memory.units import GIB, MIB, format_bytes
-from engine.report.memory_log import (
-    ALLOCATED,
-    OOM_RECOVERY,
-    OUT_OF_MEMORY,
-    PEAK,
-    PHASE,
-    RESERVED,
-    RESUMED,
-    SPEED,
-    SPILL,
-    TIME,
-    TOTAL,
-    USED,
-    Columns,
-    has_event,
-    is_gpu,
-)
-from engine.report.style import INK, MUTED, PALETTE, RULE, SHADE
+from engine.report import memory_log
+from engine.report.memory_log import Columns, has_event, is_gpu, largest_bytes
+from engine.report.style import INK, PALETTE, SHADE, legend_below, new_figure, tidy, title
 
-LINES = {  # label, color, strength of the area below
-    USED: ("used (driver, all programs)", "#57606a", 0.12),
-    RESERVED: ("reserved (torch's cache)", "#0969da", 0.16),
-    PEAK: ("allocated, highest so far", "#8250df", 0.0),
-    ALLOCATED: ("allocated between steps", "#c297ff", 0.4),
+LINES = {  # label, color, opacity of the area below
+    memory_log.USED: ("used (driver, all programs)", "#57606a", 0.12),
+    memory_log.RESERVED: ("reserved (torch's cache)", "#0969da", 0.16),
+    memory_log.PEAK: ("allocated, highest so far", "#8250df", 0.0),
+    memory_log.ALLOCATED: ("allocated between steps", "#c297ff", 0.4),
 }
-PROCESS_LINES = {USED: ("RAM of the process, without its loader's workers", "#0969da", 0.16)}
+PROCESS_LINES = {memory_log.USED: ("RAM of the process, without its loader's workers", "#0969da", 0.16)}
 EVENTS = {
-    OOM_RECOVERY: ("recovery from out of memory", "#bc4c00", "v"),
-    OUT_OF_MEMORY: ("out of memory", "#cf222e", "X"),
-    SPILL: ("spill into system RAM", "#bf3989", "D"),
-    RESUMED: ("resumed", "#57606a", ">"),
+    memory_log.OOM_RECOVERY: ("recovery from out of memory", "#bc4c00", "v"),
+    memory_log.OUT_OF_MEMORY: ("out of memory", "#cf222e", "X"),
+    memory_log.SPILL: ("spill into system RAM", "#bf3989", "D"),
+    memory_log.RESUMED: ("resumed", "#57606a", ">"),
 }
 BUDGET_COLOR, PLAN_COLOR, SPEED_COLOR = "#cf222e", "#bf8700", "#1a7f37"
 MAX_POINTS = 2000
-"""More could not be told apart in the picture."""
+"""Most points of a line; the picture cannot show more."""
 MIN_LABELED_SHARE = 0.05
-"""Part of the bar from which on a component's size has room inside it."""
+"""A part of the bar with at least this share has its share written inside."""
 
 
 def draw_timeline(
     columns: Columns, path: Path, budget_bytes: int | None = None, planned_peak_bytes: int | None = None
 ) -> None:
-    """Draw ``memory.png``: memory over time with validations, events, budget and plan; images/s below.
+    """Draw ``memory.png``: memory over time with validations, events, budget and plan; images per second below.
 
     Args:
         columns: From `engine.report.memory_log.read_memory_log`.
-        path: Where the picture goes.
-        budget_bytes: Drawn as a line, if known.
-        planned_peak_bytes: Drawn as a line, if there was a plan.
+        path: The file to write.
+        budget_bytes: Drawn as a line; None draws no line.
+        planned_peak_bytes: Drawn as a line; None draws no line.
     """
-    seconds = np.array(columns[TIME])
+    seconds = np.array(columns[memory_log.TIME])
     divisor, unit = _time_unit(seconds)
     times = seconds / divisor
-    figure = Figure(figsize=(11, 5.6), dpi=150, layout="constrained")
+    figure = new_figure(11, 5.6)
     memory, speed = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
 
     _draw_memory(memory, times, columns)
     if is_gpu(columns):
-        _draw_limits(memory, columns[TOTAL], budget_bytes, planned_peak_bytes)
+        _draw_limits(memory, columns[memory_log.TOTAL], budget_bytes, planned_peak_bytes)
     _draw_speed(speed, times, columns)
     for axes in (memory, speed):
-        _draw_validations(axes, times, columns[PHASE])
+        _draw_validations(axes, times, columns[memory_log.PHASE])
         _draw_events(axes, times, columns)
-
-    memory.set_title(_title(columns), loc="left", color=INK, fontweight="bold", fontsize=12, pad=14)
-    memory.set_ylabel("GiB", color=MUTED)
-    memory.yaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 4, 5, 8, 10]))
-    speed.set_ylabel("images/s", color=MUTED)
-    speed.set_xlabel(f"{unit} since the start", color=MUTED)
-    for axes in (memory, speed):
         axes.set_xlim(0, times[-1] or 1)
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
-        _tidy(axes)
-    _draw_legend(figure, memory, ncols=3)
+    tidy(memory, y="GiB")
+    tidy(speed, f"{unit} since the start", "images/s")
+    title(memory, *_title(columns))
+    memory.yaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 4, 5, 8, 10]))
+    legend_below(memory)
     figure.savefig(path)
 
 
 def draw_breakdown(components: Mapping[str, int], path: Path, budget_bytes: int | None = None) -> None:
-    """Draw ``memory_breakdown.png``: who holds the bytes at the planned peak, as one stacked bar.
+    """Draw ``memory_breakdown.png``: the parts of the planned peak as one stacked bar.
 
     Args:
         components: Bytes by name; they add up to the peak.
-        path: Where the picture goes.
-        budget_bytes: Drawn as a line, if known.
+        path: The file to write.
+        budget_bytes: Drawn as a line; None draws no line.
     """
-    total_bytes = sum(components.values())
-    figure = Figure(figsize=(11, 2.9), dpi=150, layout="constrained")
+    figure = new_figure(11, 3.6)
     axes = figure.subplots()
+    total_bytes = sum(components.values())
     left_gib = 0.0
     held = [(name.replace("_", " "), num_bytes) for name, num_bytes in components.items() if num_bytes > 0]
     for index, (name, num_bytes) in enumerate(sorted(held, key=lambda item: item[1], reverse=True)):
@@ -112,20 +91,18 @@ def draw_breakdown(components: Mapping[str, int], path: Path, budget_bytes: int 
             inside = f"{name}\n{share:.0%}" if share >= 4 * MIN_LABELED_SHARE else f"{share:.0%}"
             axes.text(left_gib + gib / 2, 0, inside, ha="center", va="center", color="white", fontsize=10)
         left_gib += gib
-    title = f"Planned peak of memory: {format_bytes(total_bytes)}"
+    heading = f"Planned peak of memory: {format_bytes(total_bytes)}"
     if budget_bytes is not None:
         axes.axvline(budget_bytes / GIB, color=BUDGET_COLOR, linestyle="--")
-        beside: dict[str, Any] = {"rotation": 90, "ha": "left", "va": "center", "fontsize": 10}
-        axes.text(budget_bytes / GIB, 0, " budget", color=BUDGET_COLOR, **beside)
+        axes.text(budget_bytes / GIB, 0, " budget", color=BUDGET_COLOR, rotation=90, ha="left", va="center")
         left_bytes = budget_bytes - total_bytes
         verdict = f"{format_bytes(abs(left_bytes))} {'left' if left_bytes >= 0 else 'too much'}"
-        title += f", of a budget of {format_bytes(budget_bytes)} ({verdict})"
-    axes.set_title(title, loc="left", color=INK, fontweight="bold", fontsize=12)
+        heading += f", of a budget of {format_bytes(budget_bytes)} ({verdict})"
+    title(axes, heading)
     axes.set_xlim(0, 1.04 * max(left_gib, (budget_bytes or 0) / GIB))
     axes.set_yticks([])
-    axes.set_xlabel("GiB", color=MUTED)
-    _tidy(axes)
-    _draw_legend(figure, axes, ncols=3)
+    tidy(axes, "GiB")
+    legend_below(axes)
     figure.savefig(path)
 
 
@@ -140,11 +117,9 @@ def _draw_memory(axes: Axes, times: np.ndarray, columns: Columns) -> None:
 
 
 def _draw_speed(axes: Axes, times: np.ndarray, columns: Columns) -> None:
-    in_training = np.array(columns[PHASE]) == "train"
-    speeds = np.array(columns[SPEED])
-    # A line through training only: in validation it pauses.
-    is_drawn = in_training & ~np.isnan(speeds)
-    shown_times, shown_speeds = _thin(times[is_drawn], speeds[is_drawn], np.median)
+    in_training = np.array(columns[memory_log.PHASE]) == "train"
+    speeds = np.array(columns[memory_log.SPEED])
+    shown_times, shown_speeds = _thin(times[in_training], speeds[in_training], np.median)
     axes.plot(shown_times, shown_speeds, color=SPEED_COLOR, linewidth=1.2)
 
 
@@ -168,25 +143,24 @@ def _draw_events(axes: Axes, times: np.ndarray, columns: Columns) -> None:
             label = f"{label} ({moments.size})"
             axes.vlines(moments, 0, 1, transform=top, color=color, linewidth=1, zorder=3)
             heights = np.ones_like(moments)
-            style: dict[str, Any] = {"transform": top, "color": color, "clip_on": False, "markersize": 7}
-            axes.plot(moments, heights, marker, label=label, **style)
+            axes.plot(moments, heights, marker, transform=top, color=color, clip_on=False, markersize=7, label=label)
 
 
 def _draw_validations(axes: Axes, times: np.ndarray, phases: list[str]) -> None:
-    """Shade each validation, from the last sample of training on."""
+    """Shade each validation, beginning at the last sample before it."""
     label: str | None = "validation"
     for phase, group in groupby(range(len(phases)), key=phases.__getitem__):
         rows = list(group)
         if phase == "validation":
             start, end = times[max(rows[0] - 1, 0)], times[rows[-1]]
             axes.axvspan(start, end, color=SHADE, zorder=0, linewidth=0, label=label)
-            label = None  # one entry in the legend
+            label = None  # only one entry in the legend
 
 
 def _thin(
     times: np.ndarray, values: np.ndarray, reduce: Callable[[np.ndarray], float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """At most `MAX_POINTS` of them: each the last time of a group of rows, and its maximum or median."""
+    """At most `MAX_POINTS` points: for each group of rows its last time, and ``reduce`` of its values."""
     is_known = ~np.isnan(values)
     times, values = times[is_known], values[is_known]
     if values.size <= MAX_POINTS:
@@ -202,25 +176,12 @@ def _time_unit(seconds: np.ndarray) -> tuple[int, str]:
     return (60, "minutes") if duration > 3 * 60 else (1, "seconds")
 
 
-def _title(columns: Columns) -> str:
+def _title(columns: Columns) -> tuple[str, str]:
     if not is_gpu(columns):
-        return f"Memory of the process: at most {_largest(columns[USED])} of RAM"
-    used, total, peak = (_largest(columns[name]) for name in (USED, TOTAL, PEAK))
-    return f"GPU memory: at most {used} of {total} in use; training allocated up to {peak}"
+        return f"Memory of the process: at most {_largest(columns[memory_log.USED])} of RAM", ""
+    used, total, peak = (_largest(columns[name]) for name in (memory_log.USED, memory_log.TOTAL, memory_log.PEAK))
+    return f"GPU memory: at most {used} of {total} in use", f"training allocated at most {peak}"
 
 
 def _largest(mib: list[float]) -> str:
-    return format_bytes(int(np.nanmax(mib) * MIB))
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(RULE)
-    axes.tick_params(colors=MUTED)
-    axes.grid(axis="y", color=RULE, linewidth=0.5)
-    axes.set_axisbelow(True)
-
-
-def _draw_legend(figure: Figure, axes: Axes, ncols: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=ncols, frameon=False, fontsize=9.5, labelcolor=INK)
+    return format_bytes(largest_bytes(mib) or 0)

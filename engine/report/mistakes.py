@@ -1,8 +1,8 @@
-"""What a network found in each validation image, what is true, and which of it is wrong."""
+"""Detections and true boxes of each validation image, and which of the detections are mistakes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +18,17 @@ MISSED, FALSE, RIGHT = "missed", "false", "right"
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One validation image; boxes are corners in pixels of the original picture."""
+    """One validation image. Boxes are corners in pixels of the original image."""
 
     path: str
     detections: NDArray
-    """float32 (n, 6): box, class, score."""
+    """float32 (N, 6): box, class, score."""
     truth: NDArray
-    """float32 (m, 5): box, class."""
+    """float32 (M, 5): box, class."""
+
+    def above(self, confidence: float) -> NDArray:
+        """The detections whose score is above ``confidence``."""
+        return self.detections[self.detections[:, 5] > confidence]
 
 
 @dataclass(frozen=True)
@@ -57,28 +61,28 @@ class Verdict:
 
     @property
     def severity(self) -> float:
-        """1 for each missed box and its confidence for each false detection: what is wrong, and how surely."""
+        """The sum of 1 for each missed box and of the confidence of each false detection."""
         return sum(item.score for item in self.items if item.kind != RIGHT)
 
 
 def collect_records(metrics: DetectionMetrics, paths: Sequence[str]) -> list[ImageRecord]:
-    """What this process has added to the metrics, image by image, in the order of ``paths``.
+    """The records of all images that this process has added to the metrics, in the order of ``paths``.
 
     Raises:
         ValueError: If there are not as many images as paths.
     """
-    columns = ((metrics.detections, 6), (metrics.truth, 5), (metrics.counts, 2))
-    detections, truth, counts = (_rows(state, width) for state, width in columns)
+    states = ((metrics.detections, 6), (metrics.truth, 5), (metrics.counts, 2))
+    detections, truth, counts = (torch.cat([torch.empty(0), *rows]).view(-1, width).numpy() for rows, width in states)
     if len(counts) != len(paths):
         raise ValueError(f"{len(counts)} images in the metrics, {len(paths)} paths")
-    num_found, num_true = counts.astype(int).T if len(counts) else np.zeros((2, 0), int)
-    found_of, true_of = _parts(detections, num_found), _parts(truth, num_true)
-    return [ImageRecord(*parts) for parts in zip(paths, found_of, true_of, strict=True)]
+    ends = counts.astype(int).cumsum(axis=0)  # np.split at all ends gives one more part, which is empty
+    parts = np.split(detections, ends[:, 0])[:-1], np.split(truth, ends[:, 1])[:-1]
+    return [ImageRecord(*record) for record in zip(paths, *parts, strict=True)]
 
 
 def judge(record: ImageRecord, confidence: float) -> Verdict:
-    """Match detections above ``confidence`` with true boxes of their class at IoU 0.5, the surest first."""
-    found = record.detections[record.detections[:, 5] > confidence]
+    """Match detections above ``confidence`` with true boxes of their class at IoU 0.5, the highest score first."""
+    found = record.above(confidence)
     overlap = box_iou(torch.from_numpy(found[:, :4]), torch.from_numpy(record.truth[:, :4])).numpy()
     same_class = found[:, None, 4] == record.truth[None, :, 4]
     rows, columns = np.nonzero((overlap >= MATCH_IOU) & same_class)
@@ -89,11 +93,3 @@ def judge(record: ImageRecord, confidence: float) -> Verdict:
     missed = np.setdiff1d(np.arange(len(record.truth)), match)
     items += [Judged(MISSED, record.truth[i, :4], int(record.truth[i, 4]), 1.0) for i in missed]
     return Verdict(items)
-
-
-def _rows(state: list[torch.Tensor], width: int) -> NDArray:
-    return torch.cat([torch.empty(0), *state]).view(-1, width).numpy()
-
-
-def _parts(rows: NDArray, counts: NDArray) -> Iterator[NDArray]:
-    return iter(np.split(rows, np.cumsum(counts)[:-1])) if len(counts) else iter(())

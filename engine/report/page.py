@@ -1,4 +1,4 @@
-"""The frame of ``report.html`` and its style sheet: one column on a phone, more where there is room."""
+"""The frame of ``report.html`` and its style sheet, with one column on a phone and more on a wide screen."""
 
 from __future__ import annotations
 

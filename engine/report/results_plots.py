@@ -1,10 +1,10 @@
-"""``results.png``: losses and metrics over the epochs, from ``metrics.csv``."""
+"""``results.png``: losses and metrics of each epoch, from ``metrics.csv``."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,26 +12,26 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from engine.report.style import GOOD, INK, MUTED, PALETTE, log_scale, new_figure, tidy, title
+from engine.report.style import GOOD, INK, PALETTE, log_scale, new_figure, tidy, title
 
 History = dict[str, np.ndarray]
 EPOCH = "epoch"
 MONITOR = "val/map50_95"
 BLUE, PURPLE, GREEN, YELLOW = PALETTE[:4]
 MANY_EPOCHS = 40
-"""From here on, lines without a mark at each epoch."""
+"""With this many epochs or more, lines have no marks."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: which columns of ``metrics.csv`` it shows, and how."""
+    """One chart of columns of ``metrics.csv``."""
 
     name: str
     about: str
     columns: dict[str, tuple[str, str]]
     """Label and color by column."""
     is_share: bool = False
-    """Between 0 and 1."""
+    """Whether the values are between 0 and 1."""
     is_log: bool = False
 
 
@@ -44,10 +44,10 @@ PANELS = (
     _loss("box", "where the boxes are"),
     _loss("cls", "which class they are"),
     _loss("dfl", "how exact their sides are"),
-    Panel("learning rate", "of the last step of each epoch", {"train/lr": ("learning rate", YELLOW)}),
+    Panel("learning rate", "at the last step of each epoch", {"train/lr": ("learning rate", YELLOW)}),
     Panel(
         "mAP",
-        "COCO's average precision, mean over classes",
+        "mean over classes of COCO's average precision",
         {"val/map50": ("mAP50", BLUE), MONITOR: ("mAP50-95", PURPLE)},
         is_share=True,
     ),
@@ -59,20 +59,16 @@ PANELS = (
     ),
     Panel(
         "mAP50-95 by size",
-        "sides of 32 and 96 px divide them",
-        {
-            "val/map_small": ("small", BLUE),
-            "val/map_medium": ("medium", PURPLE),
-            "val/map_large": ("large", GREEN),
-        },
+        "limits: 32 x 32 px and 96 x 96 px",
+        {"val/map_small": ("small", BLUE), "val/map_medium": ("medium", PURPLE), "val/map_large": ("large", GREEN)},
         is_share=True,
     ),
-    Panel("norm of the gradient", "before clipping, mean", {"train/grad_norm": ("norm", YELLOW)}, is_log=True),
+    Panel("norm of the gradient", "epoch mean, before clipping", {"train/grad_norm": ("norm", YELLOW)}, is_log=True),
 )
 
 
 def read_history(path: Path) -> History:
-    """The columns of a ``metrics.csv`` as floats, a row per epoch; NaN where nothing stands.
+    """The columns of a ``metrics.csv`` as floats, one row per epoch, NaN for empty cells.
 
     Raises:
         OSError: If there is no such file.
@@ -84,7 +80,7 @@ def read_history(path: Path) -> History:
 
 
 def best_epoch(history: History) -> int | None:
-    """The epoch, counted from 1, with the best mAP50-95; None if there is none."""
+    """The epoch with the best mAP50-95, counted from 1; None if no epoch was validated."""
     scores = history.get(MONITOR, np.empty(0))
     if not np.isfinite(scores).any():
         return None
@@ -92,7 +88,7 @@ def best_epoch(history: History) -> int | None:
 
 
 def shown_panels(history: History) -> list[Panel]:
-    """The panels for which there is anything to show."""
+    """The panels that have at least one value in the history."""
     return [panel for panel in PANELS if any(np.isfinite(history.get(name, [])).any() for name in panel.columns)]
 
 
@@ -123,21 +119,21 @@ def draw_panel(axes: Axes, panel: Panel, history: History) -> None:
     if panel.is_log:
         log_scale(axes)
     else:
-        axes.set_ylim(0, None if not panel.is_share else max(_top(panel.columns, history), 0.05))
-        axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's own puts a power of ten over the title
+        axes.set_ylim(0, _top(panel.columns, history) if panel.is_share else None)
+        axes.yaxis.set_major_formatter("{x:g}")  # matplotlib's default writes a power of ten over the title
     first, last = min(epochs[0], 1), max(epochs[-1], 2)
     margin = 0.02 * (last - first)
-    axes.set_xlim(first - margin, last + margin)  # or the ends would be cut in half
+    axes.set_xlim(first - margin, last + margin)  # marks at the ends need room
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    axes.set_xlabel("epoch" if best is None else f"epoch (dotted: best, {best})", color=MUTED, fontsize=9)
     if len(axes.lines) - (best is not None) > 1:
         axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
-    tidy(axes)
+    tidy(axes, "epoch" if best is None else f"epoch (dotted: best, {best})")
 
 
-def _top(columns: Sequence[str] | dict, history: History) -> float:
+def _top(columns: Iterable[str], history: History) -> float:
+    """Upper end of the axis for shares: somewhat above the largest value."""
     values = np.concatenate([history[name] for name in columns if name in history])
-    return min(1.0, 1.15 * float(np.nanmax(values)))
+    return max(min(1.0, 1.15 * float(np.nanmax(values))), 0.05)
 
 
 def _number(text: str | None) -> float:

@@ -1,7 +1,7 @@
-"""COCO's precision, computed by faster-coco-eval on boxes that stay in arrays.
+"""COCO's precision, computed by faster-coco-eval on boxes in arrays.
 
-COCO's own way in is a dictionary for each box, indexed and looked up several times over: more work than the evaluation
-itself. Here it gets what it needs of each box (image, class, area, score), and IoUs from slices of the arrays.
+The usual input of COCO's evaluation is a dictionary for each box. Building and indexing these takes longer than the
+evaluation itself. Here each dictionary has only what the evaluation reads, and IoUs come from slices of arrays.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ COCO_RECALLS = np.linspace(0, 1, 101)
 
 
 class CocoBoxes:
-    """As much of a COCO data set as its evaluation asks for, the boxes of an image and class side by side.
+    """The part of a COCO data set that its evaluation reads. Boxes are sorted by image and class.
 
-    Memory: about 1 KB a box, with what faster-coco-eval makes of it.
+    Memory: about 1 KB for each box, including the results of faster-coco-eval.
     """
 
     def __init__(self, rows: NDArray, image: NDArray, num_images: int, num_classes: int) -> None:
         """Sort the boxes.
 
         Args:
-            rows: (n, 5) or (n, 6): x1, y1, x2, y2 in pixels, class and, for detections, score.
-            image: (n,) the image of each.
-            num_images: Of the whole set.
-            num_classes: Of the whole set.
+            rows: (N, 5) or (N, 6): x1, y1, x2, y2 in pixels, class and, for detections, score.
+            image: (N,) the image of each box.
+            num_images: Images of the whole set.
+            num_classes: Classes of the whole set.
         """
         self.num_images, self.num_classes = num_images, num_classes
         scores = rows[:, 5].astype(np.float64) if rows.shape[1] > 5 else np.ones(len(rows))
@@ -48,16 +48,16 @@ class CocoBoxes:
         ]
 
     def of(self, image: int, category: int) -> NDArray:
-        """Boxes (n, 4) of an image and class, left, top, width and height, by descending score."""
+        """Boxes (N, 4) of an image and class: left, top, width and height in pixels, by descending score."""
         group = image * self.num_classes + category
         return self._boxes_xywh[self._starts[group] : self._starts[group + 1]]
 
     @property
     def most_of_a_class(self) -> int:
-        """Boxes of the class and image that have the most."""
+        """The largest number of boxes of one class in one image."""
         return int(np.diff(self._starts).max(initial=0))
 
-    # What COCO's evaluation calls; the names are its.
+    # COCO's evaluation calls these methods by these names.
 
     def getImgIds(self) -> list[int]:  # noqa: D102
         return list(range(self.num_images))
@@ -73,7 +73,7 @@ class CocoBoxes:
 
 
 class _Evaluation(COCOeval_faster):
-    """COCO's evaluation, with IoUs from arrays."""
+    """COCO's evaluation with IoUs from arrays."""
 
     def computeIoU(self, imgId: int, catId: int) -> NDArray:
         """IoUs (detections, truth) of an image and class."""
@@ -82,13 +82,13 @@ class _Evaluation(COCOeval_faster):
 
 
 def coco_precision(truth: CocoBoxes, found: CocoBoxes) -> NDArray:
-    """Interpolated precision (IoU, recall, class, size of object); NaN where there is no truth.
+    """Interpolated precision, float64 (IoU, recall, class, size of object); NaN for a class without true boxes.
 
-    Sizes are COCO's: any, small (up to 32 x 32 px), medium, large (from 96 x 96 px).
+    The sizes are COCO's: any, small (up to 32 x 32 px), medium, large (from 96 x 96 px).
 
     Args:
-        truth: At least one box.
-        found: Of the same images and classes; all of them count.
+        truth: The true boxes, at least one.
+        found: All detections in the same images.
     """
     evaluation = _Evaluation(truth, found, "bbox", print_function=lambda *_: None)
     evaluation.params.iouThrs, evaluation.params.recThrs = COCO_IOUS, COCO_RECALLS
@@ -96,12 +96,12 @@ def coco_precision(truth: CocoBoxes, found: CocoBoxes) -> NDArray:
     evaluation.evaluate()
     evaluation.accumulate()
     precision = evaluation.eval["precision"][..., 0]
-    return np.where(precision < 0, np.nan, precision)  # -1 is COCO's mark for no truth
+    return np.where(precision < 0, np.nan, precision)  # COCO marks a missing value with -1
 
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """A dictionary for each box makes Python look for cycles again and again."""
+    """Switch Python's garbage collection off, because many new dictionaries would start it again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,9 +1,8 @@
-"""Validation of a network: predictions to detections to metrics, with the loss over the whole validation set."""
+"""Validation of a network: from predictions to detections, metrics and the loss of the whole validation set."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +32,8 @@ def predict_raw(
 class Evaluation:
     """Runs a network over a validation set and collects metrics and losses.
 
-    Detections and truth are compared in pixels of the original pictures, so that sizes and scores are those that COCO
-    tools report.
+    Detections are compared with true boxes in pixels of the original images, so that the results equal those of COCO's
+    tools.
     """
 
     def __init__(self, loss: DetectionLoss, gains: LossGains, nms: NmsConfig, class_names: list[str]) -> None:
@@ -45,39 +44,39 @@ class Evaluation:
         self.reset()
 
     def prepare(self, index: ImageIndex) -> None:
-        """Keep as many detections as the most crowded image needs, and warn of what cannot be measured."""
+        """Keep as many detections as the most crowded image needs, and warn if something cannot be measured."""
         most_objects = int(np.diff(index.box_offsets).max(initial=0))
         is_given = self.nms.max_detections != "auto"
         self.nms = self.nms.for_crowds(most_objects)
         if not most_objects:
             log.warning(
-                "validation: no object in any of %d images: there is nothing to measure; training takes its newest "
-                "epoch for the best, and patience does not end it",
+                "validation: no object in any of %d images: there is nothing to measure. The newest epoch counts as "
+                "the best one, and run.patience has no effect. Add labels to the validation images.",
                 len(index),
             )
         elif most_objects > self.nms.limit:
             log.warning(
-                "model.nms.max_detections: %d: an image has %d objects, which cannot all be found: leave it out",
+                "model.nms.max_detections: %d: an image has %d objects, which cannot all be found. Leave the key out.",
                 self.nms.limit,
                 most_objects,
             )
         elif self.nms.limit > FEWEST_KEPT and not is_given:
             log.warning(
-                "model.nms.max_detections: auto: %d detections of an image count instead of %d: one has %d objects",
+                "model.nms.max_detections: auto: %d detections of an image count instead of %d: one has %d objects.",
                 self.nms.limit,
                 FEWEST_KEPT,
                 most_objects,
             )
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove everything that was added."""
         self.metrics.reset()
-        self._totals: Any = 0.0  # (4,): box, cls, dfl sums with gains, and the normaliser
+        self._totals: Tensor | float = 0.0  # (4,): sums of box, cls and dfl loss with gains, and of the normaliser
 
     @torch.inference_mode()
     def update(self, network: nn.Module, batch: Batch, precision: Precision) -> list[Detections]:
-        """Add one batch, which lies on the network's device, and return its detections in original pixels."""
-        assert batch.geometry is not None, "a training batch"
+        """Add a batch that is on the network's device, and return its detections in pixels of the original images."""
+        assert batch.geometry is not None, "training batches have no geometry"
         predictions = predict_raw(network, batch.images, precision, self.loss.fused_kernels)
         sums = self.loss(predictions, batch.boxes_xyxy_px, batch.classes, batch.image_index)
 
@@ -90,19 +89,19 @@ class Evaluation:
         truth_xyxy_px = to_original_px(batch.boxes_xyxy_px, batch.geometry[batch.image_index])
         totals = self._totals + torch.cat([self.gains.apply(sums), sums.normaliser.view(1)])
 
-        # All or nothing: memory that runs out above leaves no trace, and the batch can be tried again in parts.
+        # Nothing was added if memory has run out above, so that the caller can repeat the batch in parts.
         self.metrics.update(found, truth_xyxy_px, batch.classes, batch.image_index)
         self._totals = totals
         return found
 
     def losses(self) -> dict[str, float]:
-        """Box, cls and dfl loss over all images of all ranks, normalised once."""
-        totals = Ranks().sum(torch.as_tensor(self._totals).expand(4)).tolist()  # zeros on a rank without images
+        """Box, cls and dfl loss of all images of all ranks, divided once by the sum of all normalisers."""
+        totals = Ranks().sum(torch.as_tensor(self._totals).expand(4)).tolist()  # a rank without images has zeros
         normaliser = max(totals[3], MIN_NORMALISER)
         return {f"{name}_loss": total / normaliser for name, total in zip(("box", "cls", "dfl"), totals, strict=False)}
 
     def compute(self) -> DetectionResults:
-        """The metrics over everything added, on any rank; all must ask."""
+        """The results of all images of all ranks. Every rank must call this."""
         self.metrics.process_group = Ranks().group
         with all_present():
             return self.metrics.compute()

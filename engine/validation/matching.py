@@ -1,6 +1,6 @@
-"""Which detection finds which truth box: greedy matching by score, of all images at once.
+"""Matches detections with true boxes: greedily by score, in all images at once.
 
-Shapes: D detections and N truth boxes of all images, P overlapping pairs of these.
+Shapes: D detections and N true boxes of all images, P overlapping pairs of them.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from torch import Tensor
 from torchvision.ops import box_area
 
 ROUNDING = 1e-3
+"""Relative margin for rounding, so that the search by edges misses no pair."""
 
 
 @dataclass
 class Pairs:
-    """Pairs of a detection and a truth box of the same image that overlap."""
+    """Pairs of a detection and a true box that overlap in the same image."""
 
     detection_P: NDArray
     truth_P: NDArray
     iou_P: NDArray
 
     def where(self, mask_P: NDArray) -> Pairs:
-        """Some of them."""
+        """The pairs for which the mask is True."""
         return Pairs(self.detection_P[mask_P], self.truth_P[mask_P], self.iou_P[mask_P])
 
 
 def overlapping_pairs(found: Sequence[Tensor], true: Sequence[Tensor], min_iou: float) -> Pairs:
-    """The pairs of all images with at least ``min_iou``; indices run through all images.
+    """The pairs of all images whose IoU is at least ``min_iou``. Indices count through all images.
 
     Args:
-        found: For each image rows that begin with a box, x1, y1, x2, y2.
-        true: The same for the truth.
-        min_iou: Least overlap, above 0.
+        found: The detections of each image, as rows that begin with x1, y1, x2, y2.
+        true: The true boxes of each image, in the same form.
+        min_iou: Smallest IoU, above 0.
 
-    Memory: some 100 bytes for each pair of an image whose left edges are near each other, of one image at a time.
+    Memory: about 100 bytes for each pair with near left edges, of one image at a time.
     """
     nothing = torch.empty(0, dtype=torch.long)
     columns = [(nothing, nothing, torch.empty(0))]
@@ -54,12 +55,13 @@ def overlapping_pairs(found: Sequence[Tensor], true: Sequence[Tensor], min_iou: 
 
 
 def _near(detections: Tensor, truth: Tensor, min_iou: float) -> tuple[Tensor, Tensor]:
-    """Pairs, ascending, that may have ``min_iou`` by their left edges and the width ``w`` of the detection.
+    """Pairs in ascending order whose left edges and widths allow an IoU of ``min_iou``.
 
-    Two boxes overlap no more than their projections do. If the truth begins ``d`` to the left of the detection, these
-    have an IoU of at most w / (w + d); if to the right, of at most (w - d) / w.
+    The IoU of two boxes is at most that of their projections on the x axis. Let the detection be ``w`` wide. If the
+    true box begins ``d`` further left, this IoU is at most w / (w + d). If it begins ``d`` further right, the IoU is at
+    most (w - d) / w.
     """
-    edges, order = truth[:, 0].nan_to_num(nan=torch.inf).sort()  # the search below loses its way at NaN
+    edges, order = truth[:, 0].nan_to_num(nan=torch.inf).sort()  # searchsorted needs sorted values without NaN
     left = detections[:, 0]
     width = (detections[:, 2] - left).clamp(min=0) * (1 + ROUNDING)
     starts = torch.searchsorted(edges, left - width * (1 / min_iou - 1))
@@ -73,21 +75,21 @@ def _near(detections: Tensor, truth: Tensor, min_iou: float) -> tuple[Tensor, Te
 
 
 def _aligned_iou(a_P4: Tensor, b_P4: Tensor) -> Tensor:
-    """IoU of row i and row i, computed as torchvision's ``box_iou`` does."""
+    """IoU of row i of ``a_P4`` with row i of ``b_P4``, computed as in torchvision's ``box_iou``."""
     width, height = (torch.minimum(a_P4[:, 2:], b_P4[:, 2:]) - torch.maximum(a_P4[:, :2], b_P4[:, :2])).clamp(min=0).T
     shared = width * height
     return shared / (box_area(a_P4) + box_area(b_P4) - shared)
 
 
 def greedy_match(pairs: Pairs, scores_D: NDArray) -> NDArray:
-    """Match by descending score: each detection takes the truth box of greatest IoU that is still free.
+    """Match by descending score. Each detection takes the free true box with which its IoU is largest.
 
-    Detection after detection, that would be a slow loop. Instead each round settles, in all images at once,
-    every pair that nobody can object to: the detection prefers this truth box, and no detection with a higher
-    score could take it. The matches are the same, after a few rounds.
+    A loop over detections would be slow. Instead, each round settles pairs in all images at once: those whose detection
+    prefers this true box, and whose true box no detection with a higher score can take. A few rounds give the same
+    matches as the loop.
 
     Returns:
-        (D,) the truth box of each detection, -1 for none.
+        int64 (D,): the true box of each detection, -1 for none.
     """
     rank_D = np.empty(len(scores_D), dtype=np.int64)
     rank_D[np.argsort(-scores_D, kind="stable")] = np.arange(len(scores_D))
@@ -99,8 +101,8 @@ def greedy_match(pairs: Pairs, scores_D: NDArray) -> NDArray:
     is_taken_N = np.zeros(len(first_N), dtype=bool)
     while len(detection):
         place = np.arange(len(detection))
-        is_preferred = np.append(True, detection[1:] != detection[:-1])  # each detection's first pair
-        first_N[truth[::-1]] = place[::-1]  # each truth box's first pair: the last one written
+        is_preferred = np.append(True, detection[1:] != detection[:-1])  # the first pair of each detection
+        first_N[truth[::-1]] = place[::-1]  # the first pair of each true box, which is written last
         settled = is_preferred & (first_N[truth] == place)
         match_D[detection[settled]] = truth[settled]
         is_taken_N[truth[settled]] = True

@@ -1,19 +1,19 @@
-"""Detection metrics over a validation set: COCO's average precision, and what users of YOLO look at besides.
+"""Detection metrics of a validation set: COCO's average precision, and precision, recall, F1 and confusion as in YOLO.
 
-Average precision is COCO's own, from faster-coco-eval, but for one limit: COCO counts 100 detections of a class in an
-image, which would cut crowded ones; here every detection counts that non-maximum suppression has kept.
-Ultralytics' AP interpolates differently (docs/troubleshooting.md has how far they are apart).
+Average precision is COCO's, from faster-coco-eval, with one difference. COCO counts 100 detections of a class in an
+image. Here every detection counts that non-maximum suppression has kept, so that crowded images are measured whole.
+Ultralytics' AP interpolates differently (docs/troubleshooting.md has the difference).
 
-Precision, recall and F1 over confidence follow Ultralytics: boxes of one class match at IoU 0.5, and the
-operating point is the confidence of the best smoothed mean F1. The confusion matrix matches across classes.
-A class of which nothing is found at that point has precision 0 there, whether it has no detections at all or none with
-such a score. In the latter case Ultralytics has 1, so that classes which are missed raise the mean.
+Precision, recall and F1 against confidence follow Ultralytics: boxes of one class match at IoU 0.5, and the operating
+point is the confidence of the best smoothed mean F1. The confusion matrix also matches boxes of different classes.
+A class without a detection at the operating point has precision 0. Ultralytics gives 1 if the class has detections
+with lower scores, so that missed classes raise its mean.
 
-The state is what was found and what is true, on the host. Processes gather it before they compute, so several
-give the metrics of one, up to the order of detections in different images whose scores are exactly equal.
+The state is all detections and true boxes, in host memory. Processes gather it before they compute. The metrics of
+several processes therefore equal those of one, except for the order of equal scores in different images.
 
-Shapes: D detections and N truth boxes of all images, P overlapping pairs of these, C classes, T IoU
-thresholds, R recall thresholds.
+Shapes: D detections and N true boxes of all images, P overlapping pairs of them, C classes, T IoU thresholds,
+R recall thresholds.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ COCO_MEANS = {
     "map_medium": np.s_[..., 2],
     "map_large": np.s_[..., 3],
 }
-"""The part of COCO's precision (IoU, recall, class, size) that each of our means is of."""
+"""The part of COCO's precision (IoU, recall, class, size) whose mean has this name."""
 COCO_BOXES_AT_ONCE = 100_000
+"""Classes are evaluated in groups of about this many boxes, which limits memory."""
 CONFIDENCES = np.linspace(0, 1, 1000)
-SMOOTHING_POINTS = 101  # a tenth of the confidences, odd
+SMOOTHING_POINTS = 101  # odd, about a tenth of the confidences
 MATCH_IOU = 0.5
 CONFUSION_CONFIDENCE = 0.25
 CONFUSION_IOU = 0.45
@@ -51,38 +52,38 @@ CONFUSION_IOU = 0.45
 
 @dataclass
 class DetectionResults:
-    """Metrics of a validation set. NaN where there is no truth to measure against."""
+    """Metrics of a validation set; NaN for what has no true boxes."""
 
     class_names: list[str]
     num_images: int
     num_truth_C: NDArray
-    """Truth boxes of each class. Means are over the classes that have any."""
+    """True boxes of each class. Means are over the classes that have true boxes."""
 
     map50_95: float
-    """COCO's AP: mean over classes and the IoU thresholds 0.50, 0.55 .. 0.95."""
+    """COCO's AP: mean over classes and the IoU thresholds 0.50, 0.55 to 0.95."""
     map50: float
-    """At IoU 0.5 only."""
+    """The mean at IoU 0.5."""
     map75: float
-    """At IoU 0.75 only."""
+    """The mean at IoU 0.75."""
     map_small: float
-    """``map50_95`` of objects up to 32 x 32 px of the original picture."""
+    """``map50_95`` of objects up to 32 x 32 px of the original image."""
     map_medium: float
-    """Of those between the two."""
+    """``map50_95`` of objects between 32 x 32 px and 96 x 96 px."""
     map_large: float
-    """Of those from 96 x 96 px."""
+    """``map50_95`` of objects from 96 x 96 px."""
     ap50_95_C: NDArray
     """``map50_95`` of each class."""
     ap50_C: NDArray
     """``map50`` of each class."""
 
     confidence: float
-    """Where the smoothed mean F1 is best: the operating point of the next three."""
+    """The operating point, at which the smoothed mean F1 is best. The next three are measured there."""
     precision_C: NDArray
-    """Share of detections that are right; 0 where nothing of the class is found."""
+    """Share of detections that are right; 0 for a class without detections."""
     recall_C: NDArray
-    """Share of truth boxes that are found."""
+    """Share of true boxes that are found."""
     f1_C: NDArray
-    """Harmonic mean of the two."""
+    """Harmonic mean of precision and recall."""
 
     precision_curve: NDArray
     """(C, 1000) over `CONFIDENCES`."""
@@ -93,7 +94,7 @@ class DetectionResults:
     pr_curve: NDArray
     """(C, 101): COCO's precision at IoU 0.5 over `COCO_RECALLS`; its mean is ``ap50_C``."""
     confusion: NDArray
-    """(C + 1, C + 1) counts [predicted, true] at confidence 0.25 and IoU 0.45; the last: background."""
+    """(C + 1, C + 1) counts [predicted, true] at confidence 0.25 and IoU 0.45. The last class is the background."""
 
     @property
     def precision(self) -> float:
@@ -111,12 +112,12 @@ class DetectionResults:
         return _mean(self.f1_C)
 
     def summary(self) -> dict[str, float]:
-        """The numbers to log, by the name to log them under."""
+        """The numbers to log, by name."""
         names = (*COCO_MEANS, "precision", "recall", "f1", "confidence")
         return {f"val/{name}": getattr(self, name) for name in names}
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the curves, in plain values for JSON; None where there is nothing to measure."""
+        """Everything except the curves as plain values for JSON; None for what has no true boxes."""
         columns = self._columns()
         return {
             **{name.removeprefix("val/"): _or_none(value) for name, value in self.summary().items()},
@@ -129,7 +130,7 @@ class DetectionResults:
         }
 
     def table(self) -> str:
-        """A line for all classes, one for each class, and one for the sizes."""
+        """A table as text: a line for all classes, a line for each class, and a line for the sizes."""
         of_all = (self.num_truth_C.sum(), self.precision, self.recall, self.f1, self.map50, self.map50_95)
         rows = [("all", *of_all), *zip(self.class_names, *self._columns().values(), strict=True)]
         width = max(len(row[0]) for row in rows)
@@ -152,21 +153,22 @@ class DetectionResults:
 
 
 class DetectionMetrics(Metric):
-    """Collects detections and truth, image by image, and computes the `DetectionResults` of them all.
+    """Collects detections and true boxes, image by image, and computes the `DetectionResults` of all images.
 
-    Memory: on the host, 24 bytes a detection and 20 a truth box; while computing, about 1.1 KB for either.
-    With several processes, their group needs a backend for CPU tensors (gloo, also beside NCCL).
+    With several processes, the process group needs a backend for CPU tensors (gloo, also beside NCCL).
+
+    Memory: on the host, 24 bytes for each detection and 20 for each true box; about 1.1 KB for each while computing.
     """
 
     full_state_update = False
 
-    # All flat and FP32: from a process without images, torchmetrics gathers an empty tensor of this kind.
+    # Flat fp32 tensors, because torchmetrics gathers an empty one from a process without images.
     detections: list[Tensor]  # rows of x1, y1, x2, y2, class, score
     truth: list[Tensor]  # rows of x1, y1, x2, y2, class
-    counts: list[Tensor]  # rows of detections, truth boxes: one row an image
+    counts: list[Tensor]  # a row for each image: numbers of detections and of true boxes
 
     def __init__(self, class_names: list[str]) -> None:
-        """Start empty, with a name for each class."""
+        """Begin without images. ``class_names`` has the name of each class id."""
         super().__init__()
         self.class_names = class_names
         for state in ("detections", "truth", "counts"):
@@ -175,13 +177,13 @@ class DetectionMetrics(Metric):
     def update(
         self, found: list[Detections], truth_xyxy_px: Tensor, truth_classes: Tensor, image_index: Tensor
     ) -> None:
-        """Add images; boxes are corners in pixels of the original pictures, tensors may be on any device.
+        """Add images. Boxes are in pixels of the original images. Tensors may be on any device.
 
         Args:
             found: The detections of each image.
             truth_xyxy_px: (N, 4) true boxes of all these images.
-            truth_classes: (N,) their classes.
-            image_index: (N,) the image of each, as an index into ``found``, ascending.
+            truth_classes: (N,) class of each true box.
+            image_index: (N,) image of each true box, as an ascending index into ``found``.
         """
         detections = torch.cat(
             [torch.column_stack([image.boxes_xyxy_px, image.classes, image.scores]) for image in found]
@@ -194,7 +196,7 @@ class DetectionMetrics(Metric):
         self.counts.append(torch.column_stack([num_detections, num_truth]).float().flatten())
 
     def compute(self) -> DetectionResults:
-        """The metrics of everything added, by any process."""
+        """The metrics of all images of all processes."""
         detections, truth, counts = _table(self.detections, 6), _table(self.truth, 5), _table(self.counts, 2)
         num_found, num_true = counts.long().unbind(1)
         classes, scores = detections[:, 4].int().numpy(), detections[:, 5].double().numpy()
@@ -240,14 +242,20 @@ class DetectionMetrics(Metric):
 
 
 def _table(state: list[Tensor] | Tensor, width: int) -> Tensor:
-    """A state as rows: a list of tensors, or one tensor once several processes have gathered it."""
+    """A state as rows. It is a list of tensors, or one tensor after several processes have gathered it."""
     return (dim_zero_cat(state) if len(state) else torch.empty(0)).view(-1, width)
 
 
 def _coco(found: tuple[NDArray, NDArray], true: tuple[NDArray, NDArray], num_images: int, num_classes: int) -> NDArray:
-    """COCO's interpolated precision (T, R, C, size of object), NaN where there is no truth; rows and their images.
+    """COCO's interpolated precision (T, R, C, size of object); NaN for a class without true boxes.
 
-    Memory: about 1 KB a box, of some classes at a time: `COCO_BOXES_AT_ONCE`.
+    Args:
+        found: Rows of the detections, and the image of each.
+        true: Rows of the true boxes, and the image of each.
+        num_images: Images of the whole set.
+        num_classes: C.
+
+    Memory: about 1 KB for each box, of at most about `COCO_BOXES_AT_ONCE` boxes and one class at a time.
     """
     precision_TRCS = np.full((len(COCO_IOUS), len(COCO_RECALLS), num_classes, 4), np.nan)
     class_of_each = np.concatenate([rows[:, 4] for rows, _ in (found, true)]).astype(int)
@@ -264,7 +272,7 @@ def _coco(found: tuple[NDArray, NDArray], true: tuple[NDArray, NDArray], num_ima
 
 
 def _of_classes(boxes: tuple[NDArray, NDArray], first: int, last: int) -> tuple[NDArray, NDArray]:
-    """Rows of some classes, which count from 0 then, and their images."""
+    """Rows of the classes from ``first`` to ``last``, whose ids then begin at 0, and the image of each row."""
     rows, image = boxes
     mine = (rows[:, 4] >= first) & (rows[:, 4] <= last)
     rows = rows[mine]
@@ -275,7 +283,7 @@ def _of_classes(boxes: tuple[NDArray, NDArray], first: int, last: int) -> tuple[
 def _confidence_curves(
     is_hit_D: NDArray, scores_D: NDArray, classes_D: NDArray, num_truth_C: NDArray
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Precision, recall and F1 (C, 1000) over `CONFIDENCES`, linear between the scores that occur."""
+    """Precision, recall and F1 (C, 1000) over `CONFIDENCES`, interpolated between the scores of the detections."""
     precision, recall = np.full((2, len(num_truth_C), len(CONFIDENCES)), np.nan)
     by_score = np.argsort(-scores_D, kind="stable")
     for c in np.flatnonzero(num_truth_C):
@@ -284,7 +292,7 @@ def _confidence_curves(
             precision[c] = recall[c] = 0
             continue
         hits = is_hit_D[of_class].cumsum()
-        # np.interp wants what ascends, scores descend: negate both. Above all scores: precision 1, recall 0.
+        # np.interp needs ascending values, so both are negated. Above all scores, precision is 1 and recall is 0.
         falling = -CONFIDENCES, -scores_D[of_class]
         precision[c] = np.interp(*falling, hits / np.arange(1, len(hits) + 1), left=1)
         recall[c] = np.interp(*falling, hits / num_truth_C[c], left=0)
@@ -292,7 +300,7 @@ def _confidence_curves(
 
 
 def _smooth(curve: NDArray) -> NDArray:
-    """Moving average over `SMOOTHING_POINTS`, the ends continued as constants."""
+    """Moving average over `SMOOTHING_POINTS`, with the first and the last value repeated at the ends."""
     padded = np.pad(curve, SMOOTHING_POINTS // 2, mode="edge")
     return np.convolve(padded, np.full(SMOOTHING_POINTS, 1 / SMOOTHING_POINTS), mode="valid")
 
@@ -300,10 +308,10 @@ def _smooth(curve: NDArray) -> NDArray:
 def _confusion(
     match_D: NDArray, shown_D: NDArray, classes_D: NDArray, truth_classes_N: NDArray, num_classes: int
 ) -> NDArray:
-    """Counts of matches, unmatched detections and missed truth boxes, [predicted, true]."""
+    """Counts [predicted, true] of matches, unmatched detections and missed true boxes."""
     background = num_classes
     confusion = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    matched_classes = np.append(truth_classes_N, background)[match_D[shown_D]]  # -1, no match: the background
+    matched_classes = np.append(truth_classes_N, background)[match_D[shown_D]]  # -1, no match, is the background
     np.add.at(confusion, (classes_D[shown_D], matched_classes), 1)
     missed = np.setdiff1d(np.arange(len(truth_classes_N)), match_D)
     np.add.at(confusion, (background, truth_classes_N[missed]), 1)
@@ -311,13 +319,13 @@ def _confusion(
 
 
 def _mean(values_C: NDArray) -> float:
-    """Mean over the classes that have truth; NaN if none has."""
+    """Mean over the classes that have true boxes; NaN if none has."""
     measured = values_C[~np.isnan(values_C)]
     return float(measured.mean()) if len(measured) else np.nan
 
 
 def _shown(value: float) -> str:
-    """A dash where there is nothing to measure."""
+    """A number with three digits; a dash for NaN."""
     return "-" if np.isnan(value) else f"{value:.3f}"
 
 

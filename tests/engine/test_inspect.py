@@ -83,7 +83,7 @@ def test_main__tells_what_is_good_and_what_is_missing(root: Path, capsys: pytest
     assert "no image is in two splits" in text and "6 images and their labels can be read" in text
     assert "without any object: rare, unseen (2 of 3)" in text and "without any object: unseen (1 of 3)" in text
     assert "in fewer than 10 images: common (6), rare (1)" in text
-    assert "14.3% of the objects are below 8 px at 640" not in text  # 12.8 px there
+    assert "14.3% of the objects are below 8 px at image size 640" not in text  # 12.8 px there
 
 
 def test_main__leakage_duplicates_and_copies_by_roboflow(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +140,7 @@ def test_main__split_without_usable_images_is_an_error(root: Path) -> None:
 def test_main__writes_pictures_only_where_it_is_told(root: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "put"
     main([f"--root={root}", f"--output={output}", "--workers=1", "--json"])
-    names = {"inspect.json", "classes.png", "boxes.png", "examples_train.png", "examples_val.png"}
+    names = {"inspect.json", "labels_train.png", "labels_val.png", "examples_train.png", "examples_val.png"}
     assert {file.name for file in output.iterdir()} == names
     for name in names - {"inspect.json"}:
         image = cv2.imread(str(output / name))
@@ -156,7 +156,7 @@ def test_main__data_set_of_one_empty_image_has_pictures_too(tmp_path: Path) -> N
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [부품, b]\n")
     with pytest.raises(DataError, match="no object in any of the 1 train images"):
         main([f"--root={tmp_path / 'data.yaml'}", f"--output={tmp_path / 'out'}", "--workers=1", "--json"])
-    assert (tmp_path / "out/classes.png").is_file()
+    assert (tmp_path / "out/labels_train.png").is_file()
 
 
 def set_up(root: Path) -> str | None:

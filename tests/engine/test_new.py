@@ -146,7 +146,7 @@ def test_new__names_what_was_written_by_whom_in_errors(args_yaml: Callable[..., 
     with pytest.raises(ConfigError, match=r"^multi_scale=0\.01: data\.multi_scale: 0\.01: is less than 32 pixels of"):
         main(["--from-args", str(source), "--output", str(output)])
     source.write_text(source.read_text().replace("epochs: 100", "epochs: many"))
-    with pytest.raises(ConfigError, match=rf"^--from-args: {source}: epochs is many: give a number"):
+    with pytest.raises(ConfigError, match=rf"^--from-args: {source}: epochs: many: not a number"):
         main(["--from-args", str(source), "--output", str(output)])
 
 
@@ -204,7 +204,7 @@ def test_new__overwrites_nothing(data_yaml: Path, tmp_path: Path) -> None:
 
 def test_new__leaves_nothing_that_does_not_parse(tmp_path: Path) -> None:
     output = tmp_path / "my.yaml"
-    with pytest.raises(ConfigError, match=r"--from-command: epochs is many: give a number"):
+    with pytest.raises(ConfigError, match=r"--from-command: epochs: many: not a number"):
         main(["--from-command", "yolo detect train data=x epochs=many", "--output", str(output)])
     assert not output.exists()
 

@@ -62,12 +62,12 @@ def test_training_arguments__are_not_guessed(code: str, key: str, source: str) -
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("print(1)", "has no call such as YOLO"),
-        ("network.train()\nnetwork.train(True)", "has no call such as YOLO"),
+        ("print(1)", "no call of training. Give code such as YOLO"),
+        ("network.train()\nnetwork.train(True)", "no call of training. Give code such as YOLO"),
         ('YOLO("a.pt").train(data="x")\nYOLO("b.pt").train(data="x")', r"2 calls of training \(lines 1, 2\)"),
         ('RTDETR("a.pt").train(data="x")', "line 1: RTDETR: not supported"),
-        ("m.train(\n  data='x'", "is no valid Python, line 1"),
-        ("(" * 500, "is no valid Python"),
+        ("m.train(\n  data='x'", "not valid Python, line 1"),
+        ("(" * 500, "not valid Python"),
     ],
 )
 def test_training_arguments__rejects_other_code(code: str, message: str) -> None:

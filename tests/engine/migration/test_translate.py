@@ -91,7 +91,7 @@ def test_translate__a_share_of_the_memory_is_a_budget() -> None:
         ("model=best.onnx", {}, "no file to train from"),
         ("model=yolov8m.pt", {"model.network": "yolo11m"}, "yolov8m.pt is not supported: only yolo11n,"),
         ("model=yolo26n.pt", {"model.network": "yolo11n"}, "not supported"),
-        ("model=yolo11l-pcb.pt", {"model.weights": "yolo11l-pcb.pt"}, "set model.network"),
+        ("model=yolo11l-pcb.pt", {"model.weights": "yolo11l-pcb.pt"}, "Set model.network"),
         ("model=runs/a/weights/best.pt", {"model.weights": "runs/a/weights/best.pt"}, "its network cannot be told"),
         ("imgsz=650", {"data.image_size": 672}, "multiple of 32"),
         ("imgsz=[640,800]", {"data.image_size": 800}, "the larger side"),
@@ -180,7 +180,7 @@ def test_translate__auto_says_what_cannot_be_told_without_the_data_set() -> None
     translation = translated("yolo train data=x")
     remark = remark_on(translation, "optimizer")
     assert "cannot be told without the data set" in remark and "MuSGD" in remark
-    assert "set model.optimizer.lr to its rate, 0.01 / (4 + number of classes)" in remark
+    assert "Set model.optimizer.lr to its rate, 0.01 / (4 + number of classes)" in remark
     assert "model.optimizer.lr" not in translation.settings
 
 
@@ -225,17 +225,17 @@ def test_translate__says_what_is_not_known_without_running_the_code() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch": "auto"}, "P: batch is auto: give a number"),
-        ({"imgsz": [640, "x"]}, "P: imgsz is .640, x.: give a number"),
-        ({"imgsz": []}, r"P: imgsz is \[\]: give a number"),
-        ({"accumulate": True}, "P: accumulate is true: give a number"),
-        ({"time": "long"}, "P: time is long: give a number"),
-        ({"amp": "banana"}, "P: amp is banana: give one of true, false, fp16, bf16, fp32"),
-        ({"optimizer": "Lion"}, "P: optimizer is Lion: give one of auto, adamw, sgd"),
-        ({"batch": 2.5}, "P: batch is 2.5: give a whole number"),
-        ({"epochs": 0}, "P: epochs is 0: must be at least 1"),
-        ({"nbs": 0}, "P: nbs is 0: must be at least 1"),
-        ({"lr0": float("nan")}, "P: lr0 is .nan: give a number"),
+        ({"batch": "auto"}, "P: batch: auto: not a number. Give a number."),
+        ({"imgsz": [640, "x"]}, "P: imgsz: .640, x.: not a number"),
+        ({"imgsz": []}, r"P: imgsz: \[\]: not a number"),
+        ({"accumulate": True}, "P: accumulate: true: not a number"),
+        ({"time": "long"}, "P: time: long: not a number"),
+        ({"amp": "banana"}, "P: amp: banana: not supported. Give one of true, false, fp16, bf16, fp32"),
+        ({"optimizer": "Lion"}, "P: optimizer: Lion: not supported. Give one of auto, adamw, sgd"),
+        ({"batch": 2.5}, "P: batch: 2.5: not a whole number"),
+        ({"epochs": 0}, "P: epochs: 0: out of range. Give at least 1"),
+        ({"nbs": 0}, "P: nbs: 0: out of range. Give at least 1"),
+        ({"lr0": float("nan")}, "P: lr0: .nan: not a number"),
     ],
 )
 def test_translate__rejects_values_that_ultralytics_would_not_take(arguments: dict, message: str) -> None:

@@ -87,18 +87,18 @@ def test_parse_command__reads_the_file_that_cfg_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("yolo segment train data=x", "--from-command: task is segment: only 'yolo detect train'"),
-        ("yolo detect val data=x", "--from-command: mode is val"),
-        ("yolo train data=x model=yolo11l-seg.pt", "model is yolo11l-seg.pt: a seg model: only detectors"),
+        ("yolo segment train data=x", "--from-command: task: segment: not supported. Give a command"),
+        ("yolo detect val data=x", "--from-command: mode: val"),
+        ("yolo train data=x model=yolo11l-seg.pt", "model: yolo11l-seg.pt: a seg model is not supported"),
         ("yolo detect train data='x", "No closing quotation"),
-        ("", "is empty"),
-        ("yolo detect train batch=", "batch: has no value"),
-        ("yolo detect train batch 16", "batch: expected key=value"),
+        ("", "--from-command: empty. Give a command"),
+        ("yolo detect train batch=", "batch: no value. Write key=value"),
+        ("yolo detect train batch 16", "batch: not an argument. Write key=value"),
         ("yolo train cfg=none.yaml data=x", "cfg: none.yaml: cannot be read .No such file"),
         ("train.py", "train.py: no such file"),
-        ('YOLO("a.pt").train(data=["a.yaml", "b.yaml"])', "data is .*: give the path of one data.yaml"),
-        ('YOLO("a.pt", "segment").train(data="x")', "task is segment"),
-        ("model.train(data=", "is no valid Python, line 1"),
+        ('YOLO("a.pt").train(data=["a.yaml", "b.yaml"])', "data: .*: not a path. Give the path of one data.yaml"),
+        ('YOLO("a.pt", "segment").train(data="x")', "task: segment"),
+        ("model.train(data=", "not valid Python, line 1"),
     ],
 )
 def test_parse_command__rejects_what_it_cannot_translate(command: str, message: str) -> None:
@@ -109,11 +109,11 @@ def test_parse_command__rejects_what_it_cannot_translate(command: str, message: 
 def test_parse_command__names_the_file_with_the_mistake(tmp_path: Path) -> None:
     path = tmp_path / "train.py"
     path.write_text('YOLO("a.pt", task="pose").train(data="x")')
-    with pytest.raises(ConfigError, match=r"--from-command: .*train\.py: task is pose"):
+    with pytest.raises(ConfigError, match=r"--from-command: .*train\.py: task: pose"):
         parse_command(str(path))
     notebook = tmp_path / "a.ipynb"
     notebook.write_text("{}")
-    with pytest.raises(ConfigError, match=r"a\.ipynb: is a notebook: save it as \.py"):
+    with pytest.raises(ConfigError, match=r"a\.ipynb: a notebook\. Save it as \.py"):
         parse_command(str(notebook))
 
 

@@ -139,7 +139,7 @@ def test_plan_and_measurement__stand_side_by_side(facts: RunFacts) -> None:
     assert rows["budget"] == "14.0 GiB" and rows["planned peak"] == "4.0 GiB"
     assert rows["planned peak, by part"] == "activations 3.0 GiB, weights 512.0 MiB, cuda_context 512.0 MiB"
     assert rows["measured: reserved"] == "3.3 GiB" and rows["images/s, median"] == "55.0"
-    assert rows["planned against reserved and CUDA"] == f"{4 / (3.3 + 0.5) - 1:+.1%}"
+    assert rows["planned peak against reserved plus CUDA"] == f"{4 / (3.3 + 0.5) - 1:+.1%}"
 
 
 def test_warnings__say_what_the_results_must_be_read_with(facts: RunFacts) -> None:
@@ -150,7 +150,7 @@ def test_warnings__say_what_the_results_must_be_read_with(facts: RunFacts) -> No
         "no training box at all: 전해 커패시터",
         f"fewer than 50 training boxes: {HOSTILE_NAME} (20)",
         "has 50 times as many training boxes as the rarest",
-        "1 times memory ran out",
+        "memory ran out 1 times",
     ):
         assert sentence in warnings
     assert len(run_warnings(facts)) == 7

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from data.indexing.dataset_facts import DatasetFacts, SplitFacts
+from data.indexing.dataset_facts import DatasetFacts
 from engine.report import dataset_pictures, style
 from engine.report.curves import curve_pictures
 from engine.report.labels_plot import draw_labels
@@ -92,7 +92,7 @@ def test_curves_and_matrices__any_name(texts: list[str], tmp_path: Path) -> None
 
 def test_labels_and_results__plain_numbers_on_logarithmic_axes(texts: list[str], tmp_path: Path) -> None:
     with drawing():
-        draw_labels(make_index(tmp_path), NAMES, tmp_path / "labels.png")
+        draw_labels(make_index(tmp_path), NAMES, 640, "train", tmp_path / "labels.png")
         assert_plain(texts)
         assert "100,000" in texts and "1,000" in texts
         write_history(tmp_path / "metrics.csv", num_epochs=3)
@@ -101,19 +101,17 @@ def test_labels_and_results__plain_numbers_on_logarithmic_axes(texts: list[str],
 
 
 def make_facts() -> DatasetFacts:
-    split = SplitFacts.__new__(SplitFacts)
-    object.__setattr__(split, "boxes_per_class", COUNTS.tolist())
     facts = DatasetFacts.__new__(DatasetFacts)
-    for name, value in {"names": tuple(NAMES), "splits": {"train": split}, "image_size": 640}.items():
+    for name, value in {"names": tuple(NAMES), "image_size": 640}.items():
         object.__setattr__(facts, name, value)
     return facts
 
 
 def test_dataset_pictures__any_name_and_plain_numbers(texts: list[str], tmp_path: Path) -> None:
     files = dataset_pictures.write_pictures(tmp_path, make_facts(), {"train": make_index(tmp_path)})
-    assert {file.name for file in files} == {"classes.png", "boxes.png", "examples_train.png"}
+    assert {file.name for file in files} == {"labels_train.png", "examples_train.png"}
     assert_plain(texts)
-    assert "10,000" in texts  # a tick of classes.png
+    assert "10,000" in texts  # a tick of the classes
 
 
 def test_dataset_pictures__one_that_fails_is_a_line_and_the_others_are_made(
@@ -122,12 +120,12 @@ def test_dataset_pictures__one_that_fails_is_a_line_and_the_others_are_made(
     def fail(*args: object) -> None:
         raise ValueError("no such glyph")
 
-    monkeypatch.setattr(dataset_pictures, "box_figure", fail)
+    monkeypatch.setattr(dataset_pictures, "draw_labels", fail)
     with caplog.at_level(logging.WARNING):
         files = dataset_pictures.write_pictures(tmp_path, make_facts(), {"train": make_index(tmp_path)})
-    assert {file.name for file in files} == {"classes.png", "examples_train.png"}
+    assert {file.name for file in files} == {"examples_train.png"}
     (message,) = caplog.messages
-    assert "boxes.png cannot be drawn (ValueError: no such glyph): the others are made" in message
+    assert "labels_train.png: cannot be drawn (ValueError: no such glyph). The other pictures" in message
 
 
 def test_drawable_names__one_line_and_never_empty() -> None:
