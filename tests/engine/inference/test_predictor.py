@@ -15,7 +15,7 @@ from tests.helpers.checkpoints import Overfitted
 def test_detect__refuses_more_tiles_than_anyone_would_wait_for() -> None:
     loaded = LoadedNetwork(torch.nn.Identity(), "yolo11n", ["ic"], 32)
     predictor = Predictor(loaded, NmsConfig(), torch.device("cpu"), tile_px=32, overlap=0.99)
-    message = r"^--tile: 32: would look at 640 x 480 pixels in .* give a larger --tile or a smaller --overlap$"
+    message = r"^--tile: 32: cuts 640 x 480 pixels into .* tiles, .* Give a larger --tile or a smaller --overlap\.$"
     with pytest.raises(ConfigError, match=message):
         predictor.detect(np.zeros((480, 640, 3), np.uint8))
 

@@ -14,7 +14,7 @@ from models.recompute import norm_act
 from tests.helpers.training import make_step, make_window
 
 
-def test_detector__gives_recordings_back_before_validation() -> None:
+def test_detector__releases_captured_graphs_before_validation() -> None:
     module = Detector(ModelConfig("yolo11n", recompute="none"), ["a"], 4, 2, 64)
     module.on_validation_start()  # a validation without training has none
     released: list[bool] = []
