@@ -25,7 +25,7 @@ def main(args: list[str] | None = None) -> DetectionResults:
         key = "trainer.limit_val_batches"
         raise ConfigError(f"{key}: 0: there would be nothing to measure: leave it out, or set --{key} 1.0")
     loaded = load_network(cli.ckpt_path, "--ckpt_path")
-    cli.config.model.network, cli.config.model.weights = loaded.name, None
+    cli.config.model.network = loaded.name
     cli.build()
     check_classes(loaded.class_names, cli.datamodule.class_names, "--ckpt_path")
     _say_other_names(loaded.class_names, cli.datamodule.class_names)

@@ -19,7 +19,7 @@ from data.loading.batch import Batch, EmptyImages, ImageGeometry, Sample, collat
 from data.loading.cache import RecentImages
 from data.loading.partners import PartnerPools
 from data.loading.rectangles import rectangles_hw
-from data.loading.sampler import SampleKey, sample_generator
+from data.loading.sampler import STRIDE_PX, SampleKey, sample_generator
 from data.loading.source import ImageSource
 
 if TYPE_CHECKING:  # importing albumentations takes seconds; only who uses it pays
@@ -123,7 +123,9 @@ class TrainDataset(Dataset[Sample]):
 class ValidationDataset(Dataset[Sample]):
     """Letterboxed pictures, with what maps boxes back to the original ones."""
 
-    def __init__(self, index: ImageIndex, image_size: int, rectangular: bool = False) -> None:
+    def __init__(
+        self, index: ImageIndex, image_size: int, rectangular: bool = False, stride_px: int = STRIDE_PX
+    ) -> None:
         """Prepare; nothing is read yet.
 
         Args:
@@ -132,11 +134,12 @@ class ValidationDataset(Dataset[Sample]):
             rectangular: Pad each picture to its rectangle, see `data.loading.rectangles`, rather than to a square. Keys
                 that are asked for together are then of one rectangle, as `data.loading.rectangles.RectangleSampler`
                 gives them.
+            stride_px: Sides of rectangles are multiples of it: the network's largest stride.
 
         Memory: 8 bytes an image for rectangles.
         """
         self.source = ImageSource(index, image_size)
-        self.rectangles_hw = rectangles_hw(index.sizes_hw, image_size) if rectangular else None
+        self.rectangles_hw = rectangles_hw(index.sizes_hw, image_size, stride_px) if rectangular else None
 
     def __len__(self) -> int:
         """Number of images."""

@@ -16,18 +16,19 @@ from torch.utils.data import Sampler
 from data.loading.sampler import STRIDE_PX, SampleKey
 
 
-def rectangles_hw(sizes_hw: np.ndarray, image_size: int) -> np.ndarray:
+def rectangles_hw(sizes_hw: np.ndarray, image_size: int, stride_px: int = STRIDE_PX) -> np.ndarray:
     """The network's input size for each picture.
 
     Args:
         sizes_hw: int (I, 2), height and width of the files.
-        image_size: What the long side becomes; a multiple of `STRIDE_PX`.
+        image_size: What the long side becomes; a multiple of ``stride_px``.
+        stride_px: The network's largest stride.
 
     Returns:
-        int32 (I, 2), multiples of `STRIDE_PX`; the larger of the two is ``image_size``.
+        int32 (I, 2), multiples of ``stride_px``; the larger of the two is ``image_size``.
     """
     resized = np.ceil(sizes_hw * (image_size / sizes_hw.max(axis=1, keepdims=True))).clip(max=image_size)
-    return (np.ceil(resized / STRIDE_PX) * STRIDE_PX).astype(np.int32)
+    return (np.ceil(resized / stride_px) * stride_px).astype(np.int32)
 
 
 class RectangleSampler(Sampler[list[SampleKey]]):

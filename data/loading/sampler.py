@@ -27,13 +27,13 @@ from torch.utils.data import Sampler
 ORDER_STREAM = 0  # a SeedSequence child of its own: no sample's generator can coincide with the order's
 REPEAT_STREAM = 1
 SIZE_STREAM = 2
-STRIDE_PX = 32  # of the network's coarsest map: input sides are multiples of it
+STRIDE_PX = 32  # the largest of most networks: input sides are multiples of it
 
 
-def image_sizes(image_size: int, multi_scale: float) -> range:
-    """The sizes of multi-scale training: multiples of `STRIDE_PX` within this part of ``image_size``, either way."""
-    steps = int(image_size * multi_scale) // STRIDE_PX
-    return range(max(image_size - steps * STRIDE_PX, STRIDE_PX), image_size + steps * STRIDE_PX + 1, STRIDE_PX)
+def image_sizes(image_size: int, multi_scale: float, stride_px: int = STRIDE_PX) -> range:
+    """The sizes of multi-scale training: multiples of ``stride_px`` within this part of ``image_size``, either way."""
+    steps = int(image_size * multi_scale) // stride_px
+    return range(max(image_size - steps * stride_px, stride_px), image_size + steps * stride_px + 1, stride_px)
 
 
 class SampleKey(NamedTuple):

@@ -43,11 +43,12 @@ from engine.loop.workers import WorkerAdapter
 from engine.machine.devices import count_devices, device_of
 from engine.memory.allocator import budget_bytes_of
 from engine.memory.config import MemoryConfig
-from engine.planning.settle import MemoryAhead, settle_memory, settled_without_plan
+from engine.planning.settle import MemoryAhead, num_classes_of, settle_memory, settled_without_plan
 from engine.report.memory_log import OOM_RECOVERY
 from engine.run.changed_settings import check_settings, read_state, settings_of
 from engine.run.checkpoint_io import SafeCheckpointIO
 from engine.run.folder import RunConfig, default_callbacks, default_loggers, prepare_run_folder
+from engine.run.starting_network import StartingNetwork, starting_network
 from engine.training.config import ModelConfig
 from engine.training.out_of_memory import RecoveryHooks
 from engine.training.precision import check_precision
@@ -152,6 +153,15 @@ class CommandLine(LightningCLI):
     def instantiate_classes(self) -> None:
         """Nothing yet: `build` does."""
 
+    def starting_network(self) -> StartingNetwork:
+        """The network of the configuration, before anything else is made.
+
+        Raises:
+            ConfigError: If there is no such network, it cannot be built, or its YAML file has changed.
+        """
+        model = self.config.model
+        return starting_network(model.network, num_classes_of(self.config.data), model.weights, self.ckpt_path)
+
     def build(self) -> CommandLine:
         """Make ``datamodule``, ``model`` and ``trainer``, and the run folder if the command has one.
 
@@ -162,10 +172,11 @@ class CommandLine(LightningCLI):
             check_hardware(self.config.trainer)
             self._strategy = self._settle_processes()
             check_precision(self.config.model.precision, device_of(self.config.trainer))
+            self._network = self.starting_network()
             if self.writes_run:
-                self.config, self.memory_ahead = settle_memory(self.config)
+                self.config, self.memory_ahead = settle_memory(self.config, *self._network)
             else:
-                self.config = settled_without_plan(self.config)
+                self.config = settled_without_plan(self.config, self._network.stride_px)
             self._set_seed()  # again, so that the first weights do not depend on what was drawn until here
             with explained_by_lightning():
                 self._instantiate()
@@ -180,14 +191,18 @@ class CommandLine(LightningCLI):
         hooks = RecoveryHooks(lambda sentence: self._memory_monitor.mark(OOM_RECOVERY))
         if self.memory_ahead is not None:
             hooks = replace(hooks, what_fits=self.memory_ahead.what_fits)
+        config = self.config_init.model
+        if self.ckpt_path is not None:  # whose weights are taken
+            config = replace(config, weights=None)
         self.model = Detector(
-            self.config_init.model,
+            config,
             data.class_names,
             data.batch_size,
             data.micro_batch_size,
             data.image_size,
             settings_of(self.config),
             hooks,
+            self._network.architecture,
         )
         self.trainer = self.instantiate_trainer()
 

@@ -20,6 +20,7 @@ from engine.loop.datamodule import DetectionData
 from engine.loop.statistics import EpochStatistics
 from engine.run.checkpoint import load_weights, network_description
 from engine.run.logs import MetricsCsv
+from engine.run.starting_network import network_named, starting_network
 from engine.training.color import colored
 from engine.training.config import ModelConfig
 from engine.training.ema import WeightAverage
@@ -30,13 +31,21 @@ from engine.training.precision import assert_fp32, build_scaler, check_precision
 from engine.training.schedule import Schedule
 from engine.training.step import StepOutcome, TrainingStep
 from engine.validation.evaluation import Evaluation
+from models.architecture import Architecture
 from models.detection.loss import DetectionLoss
-from models.network import batch_norms, build_network, freeze_batch_norms, freeze_layers, head_strides
+from models.network import (
+    batch_norms,
+    build_network,
+    freeze_batch_norms,
+    freeze_layers,
+    head_strides,
+    input_step_px,
+)
 from models.recompute.levels import apply_recompute
 
 
 class Detector(L.LightningModule):
-    """A YOLO11 detector and the way it is trained."""
+    """A detector and the way it is trained."""
 
     def __init__(
         self,
@@ -47,6 +56,7 @@ class Detector(L.LightningModule):
         image_size: int,
         settings: dict[str, Any] | None = None,
         hooks: RecoveryHooks = RecoveryHooks(),  # noqa: B008  frozen
+        architecture: Architecture | None = None,
     ) -> None:
         """Build the network.
 
@@ -58,9 +68,10 @@ class Detector(L.LightningModule):
             image_size: Side of the network's input in pixels.
             settings: What the run was told, by key: kept in ``last.ckpt``, for those who go on from it.
             hooks: What happens when memory runs out.
+            architecture: Of the network, where the caller has settled it; None for that of ``config``.
 
         Raises:
-            ConfigError: If the weights cannot be used, or a value does not fit the network.
+            ConfigError: If there is no such network, the weights cannot be used, or a value does not fit the network.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -70,7 +81,11 @@ class Detector(L.LightningModule):
         self.image_size = image_size
         self.settings = settings or {}
 
-        self.network = build_network(config.network, len(class_names))
+        if architecture is None and config.weights is not None:
+            architecture = starting_network(config.network, len(class_names), config.weights).architecture
+        with network_named(config.network):
+            self.network = build_network(architecture or config.network, len(class_names))
+        self.stride_px = input_step_px(self.network)
         if config.weights is not None:
             self._load_weights(config.weights)
         self.loss = DetectionLoss(head_strides(self.network), config.fused_kernels)
@@ -264,7 +279,7 @@ class Detector(L.LightningModule):
     @property
     def description(self) -> dict[str, Any]:
         """What it takes to build this network again."""
-        return network_description(self.config.network, self.class_names, self.image_size)
+        return network_description(self.config.network, self.class_names, self.image_size, self.network.yaml)
 
     def _load_weights(self, path: Path) -> None:
         transfer = load_weights(self.network, path, self.description, "model.weights")

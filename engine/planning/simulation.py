@@ -13,15 +13,17 @@ allocate nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from ultralytics.nn.tasks import DetectionModel
 
 from data.loading.batch import Batch
 from engine.memory.storages import CUDA_ALLOCATION_BYTES, StorageTracker, cuda_autocast_on_meta
@@ -31,6 +33,7 @@ from engine.training.config import ModelConfig
 from engine.training.ema import EmaConfig, WeightAverage
 from engine.training.optim import build_optimizer, clip_gradients, step_if
 from engine.training.precision import AUTOCAST_DTYPE, Precision
+from models.architecture import Architecture
 from models.detection.loss import DetectionLoss, LossGains, LossSums
 from models.network import (
     batch_norms,
@@ -38,6 +41,7 @@ from models.network import (
     freeze_batch_norms,
     freeze_layers,
     head_strides,
+    input_step_px,
     network_input,
     raw_predictions,
 )
@@ -66,6 +70,13 @@ class StepSpec:
     """Side of the largest square input in pixels."""
     boxes_per_image: int = 50
     """Ground-truth boxes of every image: of the worst image that can occur, for a plan that holds."""
+    architecture: Architecture | None = field(default=None, hash=False)
+    """Of the network, where it does not follow from its name: of a checkpoint, or with the class width of weights."""
+
+    @property
+    def network(self) -> str:
+        """The network's name or, as JSON, its architecture."""
+        return self.model.network if self.architecture is None else json.dumps(self.architecture)
 
     def at(self, image_size: int, precision: Precision) -> StepSpec:
         """The same step with images of another size and in another precision."""
@@ -113,20 +124,32 @@ def _is_like_first(args: tuple[Any, ...]) -> bool:
     )
 
 
+class MetaNetwork(NamedTuple):
+    """A network on the meta device, in training mode, and what it takes to train it; shared, so leave it as it was."""
+
+    network: DetectionModel
+    average: WeightAverage
+    strides_px: list[int]
+    """Of each level of the head."""
+    step_px: int
+    """Sides of images are multiples of it."""
+
+
 @cache
 def network_on_meta(
-    name: str, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
-) -> tuple[nn.Module, WeightAverage, list[int]]:
-    """A network in training mode, its average and its strides; shared, so leave it as it was."""
+    network_or_json: str, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
+) -> MetaNetwork:
+    """The network of a `StepSpec.network`."""
+    is_json = network_or_json.startswith("{")
     with torch.random.fork_rng(devices=[]):  # a plan leaves the run's random numbers as they are
-        network = build_network(name, num_classes)
-    strides = head_strides(network)
+        network = build_network(json.loads(network_or_json) if is_json else network_or_json, num_classes)
+    strides_px, step_px = head_strides(network), input_step_px(network)
     network = network.to("meta")
     average = WeightAverage(network, EmaConfig())
     freeze_layers(network, num_frozen_layers)
     if freeze_batch_norm:
         freeze_batch_norms(batch_norms(network))
-    return network, average, strides
+    return MetaNetwork(network, average, strides_px, step_px)
 
 
 def simulate_step(
@@ -167,10 +190,10 @@ class _Simulation:
         self.spec = spec
         self.micro_batch_size = micro_batch_size
         self.tracker = tracker
-        self.network, self.ema, strides = network_on_meta(
-            spec.model.network, spec.num_classes, spec.model.freeze_layers, spec.model.freeze_batch_norm
+        self.network, self.ema, strides_px, _ = network_on_meta(
+            spec.network, spec.num_classes, spec.model.freeze_layers, spec.model.freeze_batch_norm
         )
-        self.loss = DetectionLoss(strides)
+        self.loss = DetectionLoss(strides_px)
         apply_recompute(self.network, level, per_layer)
         self.optimizer: Any = build_optimizer(self.network, spec.model.optimizer, batch_size=micro_batch_size)
         self.statistics = BatchStatistics(self.network)

@@ -32,7 +32,8 @@ def change(checkpoint: Path, **about: object) -> Path:
 
 def test_load_network__as_described(checkpoint: Path) -> None:
     loaded = load_network(checkpoint, "--ckpt_path")
-    assert loaded.description == network_description("yolo11n", NAMES, 96)
+    assert loaded.description == network_description("yolo11n", NAMES, 96, loaded.network.yaml)
+    assert loaded.stride_px == 32
     assert not loaded.network.training
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(saved[f"ema.network.{k}"], tensor) for k, tensor in loaded.network.state_dict().items())
@@ -55,9 +56,10 @@ def test_load_weights__rejects_another_network(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"network": "yolov8n"}, "holds a yolov8n: give a yolofit checkpoint or an Ultralytics file"),
+        ({"network": "yolov7"}, "holds a yolov7: give a yolofit checkpoint or an Ultralytics file"),
         ({"network": None}, "does not say which network it holds: give"),
         ({"network": "yolo11s"}, r"does not hold all of a yolo11s \("),
+        ({"architecture": {"backbone": [], "head": []}}, r"backbone: must be a list of rows"),
         ({"class_names": ["a"] * 10**5}, "names 100000 classes, but its head tells 3 apart"),
     ],
 )
