@@ -60,9 +60,7 @@ def check_image_size(image_size: int, stride_px: int, key: str) -> None:
     least = 2 * stride_px
     if image_size < stride_px or image_size % stride_px:
         nearest = max(round(image_size / stride_px) * stride_px, least)
-        raise ConfigError(
-            f"{key}: {image_size}: must be a multiple of {stride_px}, the network's largest stride: use {nearest}"
-        )
+        raise ConfigError(f"{key}: {image_size}: must be a multiple of {stride_px}: use {nearest}")
     if image_size < least:
         raise ConfigError(
             f"{key}: {image_size}: images must have at least {least} px: of one with less, the deepest layers keep a "

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
+from data.loading.sampler import STRIDE_PX
 from engine.errors import ConfigError
 from models.architecture import (
     NAME,
@@ -152,7 +153,7 @@ class LoadedNetwork:
     """By class number."""
     image_size: int
     """Side of its square input in pixels."""
-    stride_px: int
+    stride_px: int = STRIDE_PX
     """Its largest stride: sides of images are multiples of it."""
 
     @property
