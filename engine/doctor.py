@@ -52,17 +52,6 @@ def _evidence_and_remedy(message: str) -> tuple[str, str]:
     return evidence, last
 
 
-def _stride_px(config: Any) -> int:
-    """The largest of a configuration's network, whatever its classes.
-
-    Raises:
-        ConfigError: If there is no such network, or it cannot be built.
-    """
-    from engine.run.starting_network import starting_network  # imports the networks
-
-    return starting_network(config.model.network, 1, config.model.weights, config.ckpt_path).stride_px
-
-
 def main(args: list[str] | None = None) -> None:
     """Examine the machine, and whether it is fit for a configuration if one is given."""
     machine = examine_machine()
@@ -70,8 +59,9 @@ def main(args: list[str] | None = None) -> None:
     if args or (args is None and sys.argv[1:]):
         from engine.command_line.cli import CommandLine  # seconds to import, and not needed to examine the machine
 
-        config = CommandLine(args).config
-        findings += [*check_needs(machine, needs_of(config, _stride_px(config))), *check_files(config)]
+        cli = CommandLine(args)
+        needs = needs_of(cli.config, cli.starting_network(num_classes=1).stride_px)  # which no class changes
+        findings += [*check_needs(machine, needs), *check_files(cli.config)]
     print_findings(findings)
     if any(finding.severity == "problem" for finding in findings):
         sys.exit(EXIT_STATUS)

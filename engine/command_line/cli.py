@@ -153,14 +153,19 @@ class CommandLine(LightningCLI):
     def instantiate_classes(self) -> None:
         """Nothing yet: `build` does."""
 
-    def starting_network(self) -> StartingNetwork:
+    def starting_network(self, num_classes: int | None = None) -> StartingNetwork:
         """The network of the configuration, before anything else is made.
+
+        Args:
+            num_classes: None for those of the data set.
 
         Raises:
             ConfigError: If there is no such network, it cannot be built, or its YAML file has changed.
         """
         model = self.config.model
-        return starting_network(model.network, num_classes_of(self.config.data), model.weights, self.ckpt_path)
+        if num_classes is None:
+            num_classes = num_classes_of(self.config.data)
+        return starting_network(model.network, num_classes, model.weights, self.ckpt_path)
 
     def build(self) -> CommandLine:
         """Make ``datamodule``, ``model`` and ``trainer``, and the run folder if the command has one.
