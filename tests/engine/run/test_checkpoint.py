@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from engine.errors import ConfigError
-from engine.run.checkpoint import load_network, load_weights, network_description
+from engine.run.checkpoint import (
+    base_network,
+    check_weights,
+    load_network,
+    load_weights,
+    network_description,
+    network_in,
+)
 from models.network import build_network
+from models.weights.saved_weights import SavedWeights
 
 NAMES = ["resistor", "capacitor", "chip"]
 
@@ -71,3 +79,41 @@ def test_load_network__rejects_what_does_not_fit(checkpoint: Path, about: dict, 
 def test_load_network__rejects_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.pt: no such file: nothing is downloaded"):
         load_network(tmp_path / "none.pt", "--ckpt_path")
+
+
+@pytest.mark.parametrize(
+    ("network", "base"),
+    [
+        ("yolo11n-seg", "yolo11n"),
+        ("yolov8n-p2", "yolov8n"),
+        ("yolov8n-p2.yaml", "yolov8n"),
+        ("yolov5su.pt", "yolov5s"),
+        ("yolov3-tiny", "yolov3"),
+        ("boards.yaml", None),
+        ("yolov8n-boards.yaml", None),
+    ],
+)
+def test_base_network__is_the_same_up_to_the_head(network: str, base: str | None) -> None:
+    assert base_network(network) == base
+
+
+def test_check_weights__lets_relatives_and_own_networks_start(checkpoint: Path) -> None:
+    for network in ("yolo11n", "boards.yaml"):
+        check_weights(checkpoint, network, "model.weights")
+    change(checkpoint, network="yolov8n")
+    check_weights(checkpoint, "yolov8n-p2", "model.weights")
+    with pytest.raises(ConfigError, match=r"holds a yolov8n, the run's network is a yolov8s-p2: set"):
+        check_weights(checkpoint, "yolov8s-p2", "model.weights")
+
+
+def test_network_in__names_detectors_and_those_of_other_tasks() -> None:
+    detector, segmenter = (build_network("yolov8n", 3).yaml for _ in range(2))
+    segmenter["head"][-1] = [[15, 18, 21], 1, "Segment", ["nc", 32, 256]]
+    for name, architecture, expected in (
+        ("yolo11n", None, "yolo11n"),
+        ("yolov8n-boards", detector, "yolov8n-boards"),
+        ("yolov8n-seg", segmenter, "yolov8n"),
+        ("boards", segmenter, None),
+        (None, detector, None),
+    ):
+        assert network_in(SavedWeights("x", {}, name, architecture=architecture)) == expected
