@@ -58,8 +58,9 @@ def main(args: list[str] | None = None) -> None:
     if args or (args is None and sys.argv[1:]):
         from engine.command_line.cli import CommandLine  # takes seconds to import; the machine alone does not need it
 
-        config = CommandLine(args).config
-        findings += [*check_needs(machine, needs_of(config)), *check_files(config)]
+        cli = CommandLine(args)
+        needs = needs_of(cli.config, cli.starting_network(num_classes=1).stride_px)  # which no class changes
+        findings += [*check_needs(machine, needs), *check_files(cli.config)]
     print_findings(findings)
     if any(finding.severity == "problem" for finding in findings):
         sys.exit(EXIT_STATUS)

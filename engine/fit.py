@@ -28,7 +28,7 @@ def main(args: list[str] | None = None) -> CommandLine:
     if cli.trainer.is_global_zero:
         if cli.ckpt_path is None and cli.config.model.weights is None:
             print(RANDOM_WEIGHTS, file=sys.stderr)
-        print_advice(advise_before(cli.config))
+        print_advice(advise_before(cli.config, cli.model.stride_px))
         if cli.memory_ahead is not None:
             print(cli.memory_ahead)
     last = cli.config.run.folder / CHECKPOINTS / LAST

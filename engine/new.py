@@ -124,11 +124,12 @@ def _check(text: str, translation: Translation | None) -> None:
     from engine.command_line.cli import CommandLine  # takes seconds to import
 
     try:
-        config = CommandLine([f"--config={text}"]).config
+        cli = CommandLine([f"--config={text}"])
+        config = cli.config
         for key, kind in CHECKED_PARTS.items():
             kind(**config[key].as_dict())
-        data = config.data
-        check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale)
+        data, network = config.data, cli.starting_network()
+        check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale, network.stride_px)
     except (ConfigError, DataError, ValueError) as error:
         lines = translation.lines if translation else []
         found = ((str(error).find(key), line.theirs) for line in lines for key in line.settings)

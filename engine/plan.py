@@ -21,7 +21,7 @@ from engine.machine.devices import count_devices
 from engine.memory.allocator import resolve_budget
 from engine.memory.config import MemoryConfig
 from engine.memory.units import parse_bytes
-from engine.planning.data_section import check_sizes
+from engine.planning.data_section import check_image_size, check_sizes
 from engine.planning.question import (
     DEFAULT_BUDGET_BYTES,
     Question,
@@ -32,6 +32,7 @@ from engine.planning.question import (
     table_rows,
 )
 from engine.planning.settle import spec_of
+from engine.planning.simulation import network_on_meta
 from engine.planning.table import advice, legend, table
 from models.recompute.levels import Level
 
@@ -84,9 +85,9 @@ def _question(options: argparse.Namespace, config_args: list[str]) -> Question:
         with config_key("--budget"):
             budget_bytes = parse_bytes(options.budget)
     image_sizes = _numbers("--image-size", options.image_size, question.image_sizes)
+    step_px = network_on_meta(spec.network, spec.num_classes).step_px
     for image_size in image_sizes:
-        if image_size % 32:
-            raise ConfigError(f"--image-size: {image_size}: must be a multiple of 32")
+        check_image_size(image_size, step_px, "--image-size")
     return replace(
         question,
         spec=spec,
@@ -108,10 +109,10 @@ def _numbers(option: str, text: str | None, default: list[int]) -> list[int]:
 def _configured_question(args: list[str]) -> Question:
     from engine.command_line.cli import CommandLine  # takes seconds to import; the default table does not need it
 
-    config = CommandLine(args).config
-    data = config.data
-    check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale)
-    spec, notes = spec_of(config)
+    cli = CommandLine(args)
+    config, data, network = cli.config, cli.config.data, cli.starting_network()
+    check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale, network.stride_px)
+    spec, notes = spec_of(config, *network)
     num_devices = count_devices(config.trainer)
     batch_size = -(-config.data.batch_size // num_devices)
     configured = (config.data.micro_batch_size, config.model.recompute)

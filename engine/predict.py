@@ -32,7 +32,6 @@ from engine.run.checkpoint import load_network
 from engine.run.folder import numbered
 from models.detection.postprocess import NmsConfig
 
-MIN_TILE_PX = 32  # a cell of the network's coarsest head
 SHOWN_COLUMNS = 120  # width of the output if it is not a terminal
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -49,6 +48,9 @@ def main(args: list[str] | None = None) -> Path:
     unread: list[DataError] = []
     files = find_files(*options.source, on_error=partial(_skip, unread))
     loaded = load_network(options.ckpt_path, "--ckpt_path")
+    if 0 < options.tile < loaded.stride_px:
+        rule = f"must be at least {loaded.stride_px} pixels, or 0 for the whole picture at once"
+        raise ConfigError(f"--tile: {options.tile}: {rule}")
     predictor = Predictor(loaded, nms, _device(options.device), options.tile, options.overlap)
     try:
         folder = PredictionFolder(_fresh(options.output), loaded.class_names)
@@ -87,9 +89,6 @@ def _check(options: argparse.Namespace) -> NmsConfig:
         raise ConfigError(f"--overlap: {options.overlap}: must be at least 0 and below 1")
     if options.tile < 0:
         raise ConfigError(f"--tile: {options.tile}: must not be negative")
-    if 0 < options.tile < MIN_TILE_PX:
-        rule = f"must be at least {MIN_TILE_PX} pixels, or 0 for the whole picture at once"
-        raise ConfigError(f"--tile: {options.tile}: {rule}")
     return nms_config(options, multi_label=False)
 
 

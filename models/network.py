@@ -17,6 +17,7 @@ from models.kernels.triton_support import fused_kernels_work
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What `ultralytics` and torch raise if layers do not fit together."""
+MAX_STEP_PX = 128
 
 
 def build_network(network: str | Architecture, num_classes: int) -> DetectionModel:
@@ -101,6 +102,39 @@ def detection_head(network: DetectionModel) -> Detect:
 def head_strides(network: nn.Module) -> list[int]:
     """Distance between neighboring anchors of each level, in pixels: [8, 16, 32] for most networks."""
     return [int(stride) for stride in detection_head(network).stride.tolist()]
+
+
+def input_step_px(network: DetectionModel) -> int:
+    """Pixels that both sides of an image must be a multiple of: the largest stride of the head.
+
+    It is more where the network enlarges a map coarser than those of its head, and joins it with a finer one.
+
+    Args:
+        network: As `build_network` returns it; left as it is.
+
+    Raises:
+        ArchitectureError: If the network takes no images whose sides are such a multiple.
+    """
+    step_px, head = max(head_strides(network)), detection_head(network)
+    network.eval()
+    head.training = True  # which keeps no anchors
+    try:
+        while not _takes_sides(network, 3 * step_px, 5 * step_px):  # odd multiples: maps of odd sides do not double
+            step_px *= 2
+            if step_px > MAX_STEP_PX:
+                raise ArchitectureError(f"it takes no images whose sides are any multiple of {MAX_STEP_PX} pixels")
+    finally:
+        network.train()
+    return step_px
+
+
+def _takes_sides(network: DetectionModel, height_px: int, width_px: int) -> bool:
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, height_px, width_px))
+    except RuntimeError:  # maps whose sides differ
+        return False
+    return True
 
 
 def batch_norms(network: nn.Module) -> Iterator[nn.Module]:

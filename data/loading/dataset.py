@@ -20,7 +20,7 @@ from data.loading.batch import Batch, EmptyImages, ImageGeometry, Sample, collat
 from data.loading.cache import FileCache, SlotCache
 from data.loading.partners import PartnerPools
 from data.loading.rectangles import rectangles_hw
-from data.loading.sampler import SampleKey, sample_generator
+from data.loading.sampler import STRIDE_PX, SampleKey, sample_generator
 from data.loading.source import ImageSource
 
 if TYPE_CHECKING:  # importing albumentations takes seconds
@@ -148,7 +148,9 @@ class TrainDataset(WindowDataset):
 class ValidationDataset(WindowDataset):
     """Letterboxed images, with the geometry that maps boxes back to the original images."""
 
-    def __init__(self, index: ImageIndex, image_size: int, rectangular: bool = False) -> None:
+    def __init__(
+        self, index: ImageIndex, image_size: int, rectangular: bool = False, stride_px: int = STRIDE_PX
+    ) -> None:
         """Prepare; nothing is read yet.
 
         Args:
@@ -156,9 +158,10 @@ class ValidationDataset(WindowDataset):
             image_size: Side of the square images in pixels.
             rectangular: Pad each image to its rectangle, not to a square. The keys of a window must then be of one
                 rectangle, as from `data.loading.rectangles.RectangleSampler`. Takes 8 bytes an image.
+            stride_px: Sides of rectangles are multiples of this, the largest stride of the network.
         """
         self.source = ImageSource(index, image_size)
-        self.rectangles_hw = rectangles_hw(index.sizes_hw, image_size) if rectangular else None
+        self.rectangles_hw = rectangles_hw(index.sizes_hw, image_size, stride_px) if rectangular else None
 
     def _input_hw(self, key: SampleKey | None) -> tuple[int, int]:
         if self.rectangles_hw is None or key is None:

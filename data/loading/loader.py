@@ -20,7 +20,7 @@ from data.loading.batch import Batch
 from data.loading.dataset import TrainDataset, ValidationDataset, WindowDataset
 from data.loading.rectangles import RectangleSampler
 from data.loading.ring import RingDataset, WindowRing, blocks_per_worker
-from data.loading.sampler import WindowSampler, image_sizes
+from data.loading.sampler import STRIDE_PX, WindowSampler, image_sizes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BYTES = 32 * 2**20  # the largest value that glibc accepts
@@ -38,6 +38,7 @@ def build_train_loader(
     prefetch: int = 2,
     repeats: np.ndarray | None = None,
     multi_scale: float = 0.0,
+    stride_px: int = STRIDE_PX,
 ) -> DataLoader[Batch]:
     """Shuffled windows of augmented images.
 
@@ -52,6 +53,7 @@ def build_train_loader(
         prefetch: Windows that each worker makes ahead.
         repeats: float64 (I,), how often an epoch shows each image (`data.loading.balance`); None shows each once.
         multi_scale: Each window has an image size of its own, up to this part of the data set's larger or smaller.
+        stride_px: The steps of these sizes: the network's largest stride.
 
     Returns:
         A loader whose length is the number of windows in an epoch; this process's share of the last may be empty.
@@ -68,7 +70,7 @@ def build_train_loader(
         rank=rank,
         start_window=start_window,
         repeats=repeats,
-        image_sizes=image_sizes(dataset.source.image_size, multi_scale) if multi_scale else None,
+        image_sizes=image_sizes(dataset.source.image_size, multi_scale, stride_px) if multi_scale else None,
     )
     largest_size = max(sampler.image_sizes or [dataset.source.image_size])
     return _build_loader(dataset, sampler, num_workers, prefetch, _window_bytes(batch_size, num_replicas, largest_size))

@@ -16,13 +16,13 @@ from torch.utils.data import Sampler
 from data.loading.sampler import STRIDE_PX, SampleKey
 
 
-def rectangles_hw(sizes_hw: np.ndarray, image_size: int) -> np.ndarray:
-    """The network's input size for each image: int32 (I, 2), height and width, multiples of `STRIDE_PX`.
+def rectangles_hw(sizes_hw: np.ndarray, image_size: int, stride_px: int = STRIDE_PX) -> np.ndarray:
+    """The network's input size for each image: int32 (I, 2), height and width, multiples of ``stride_px``.
 
-    The larger one is ``image_size``, a multiple of `STRIDE_PX`. ``sizes_hw`` is int (I, 2), the sizes of the files.
+    The larger one is ``image_size``, a multiple of ``stride_px``. ``sizes_hw`` is int (I, 2), the sizes of the files.
     """
     resized = np.ceil(sizes_hw * (image_size / sizes_hw.max(axis=1, keepdims=True))).clip(max=image_size)
-    return (np.ceil(resized / STRIDE_PX) * STRIDE_PX).astype(np.int32)
+    return (np.ceil(resized / stride_px) * stride_px).astype(np.int32)
 
 
 class RectangleSampler(Sampler[list[SampleKey]]):

@@ -23,13 +23,13 @@ from torch.utils.data import Sampler
 ORDER_STREAM = 0  # the spawn key of a SeedSequence: no generator of a sample can coincide with that of the order
 REPEAT_STREAM = 1
 SIZE_STREAM = 2
-STRIDE_PX = 32  # stride of the network's coarsest map: input sides are multiples of it
+STRIDE_PX = 32  # largest stride of most networks: input sides are multiples of it
 
 
-def image_sizes(image_size: int, multi_scale: float) -> range:
-    """The image sizes of multi-scale training: multiples of `STRIDE_PX` up to this part larger or smaller."""
-    steps = int(image_size * multi_scale) // STRIDE_PX
-    return range(max(image_size - steps * STRIDE_PX, STRIDE_PX), image_size + steps * STRIDE_PX + 1, STRIDE_PX)
+def image_sizes(image_size: int, multi_scale: float, stride_px: int = STRIDE_PX) -> range:
+    """The image sizes of multi-scale training: multiples of ``stride_px`` up to this part larger or smaller."""
+    steps = int(image_size * multi_scale) // stride_px
+    return range(max(image_size - steps * stride_px, stride_px), image_size + steps * stride_px + 1, stride_px)
 
 
 class SampleKey(NamedTuple):

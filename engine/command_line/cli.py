@@ -42,10 +42,11 @@ from engine.loop.throughput import Throughput
 from engine.machine.devices import count_devices, device_of
 from engine.memory.allocator import budget_bytes_of
 from engine.memory.config import MemoryConfig
-from engine.planning.settle import MemoryAhead, changed, settle_memory, settled_without_plan
+from engine.planning.settle import MemoryAhead, changed, num_classes_of, settle_memory, settled_without_plan
 from engine.run.changed_settings import check_settings, read_state, settings_of
 from engine.run.checkpoint_io import SafeCheckpointIO
 from engine.run.folder import RunConfig, default_callbacks, default_loggers, prepare_run_folder
+from engine.run.starting_network import StartingNetwork, starting_network
 from engine.training.config import ModelConfig
 from engine.training.out_of_memory import RecoveryHooks
 from engine.training.precision import check_precision
@@ -149,6 +150,17 @@ class CommandLine(LightningCLI):
     def instantiate_classes(self) -> None:
         """Do nothing: `build` makes the objects."""
 
+    def starting_network(self, num_classes: int | None = None) -> StartingNetwork:
+        """Find the network of the configuration; without ``num_classes``, with the classes of the data set.
+
+        Raises:
+            ConfigError: If there is no such network, it cannot be built, or its YAML file has changed.
+        """
+        model = self.config.model
+        if num_classes is None:
+            num_classes = num_classes_of(self.config.data)
+        return starting_network(model.network, num_classes, model.weights, self.ckpt_path)
+
     def build(self, network: str | None = None) -> CommandLine:
         """Make ``datamodule``, ``model`` and ``trainer``, and the run folder if the command has one.
 
@@ -164,10 +176,11 @@ class CommandLine(LightningCLI):
             check_hardware(self.config.trainer)
             strategy = self._strategy()
             check_precision(self.config.model.precision, device_of(self.config.trainer))
+            self._network = self.starting_network()
             if self.writes_run:
-                self.config, self.memory_ahead = settle_memory(self.config)
+                self.config, self.memory_ahead = settle_memory(self.config, *self._network)
             else:
-                self.config = settled_without_plan(self.config)
+                self.config = settled_without_plan(self.config, self._network.stride_px)
             self._set_seed()  # again: the first weights must not depend on earlier draws
             with explained_by_lightning():
                 self._instantiate(strategy)
@@ -194,14 +207,18 @@ class CommandLine(LightningCLI):
         hooks = RecoveryHooks(monitor.mark_recovery)
         if ahead is not None:
             hooks = replace(hooks, what_fits=ahead.what_fits)
+        config = self.config_init.model
+        if self.ckpt_path is not None:  # the run takes the weights of the checkpoint
+            config = replace(config, weights=None)
         self.model = Detector(
-            self.config_init.model,
+            config,
             data.class_names,
             data.batch_size,
             data.micro_batch_size,
             data.image_size,
             settings_of(self.config),
             hooks,
+            self._network.architecture,
         )
         if self.writes_run:
             self.trainer = self._training_trainer(strategy, monitor)

@@ -14,8 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
-from engine.run.checkpoint import base_network
-from models.architecture import network_names
+from engine.run.checkpoint import network_in
 from models.weights.saved_weights import WeightsError, read_weights
 
 PRINTING = "--print_config"
@@ -40,8 +39,7 @@ def said_by(file: Path) -> dict[str, Any]:
         saved = read_weights(file.expanduser())
     except WeightsError:
         return {}
-    network = base_network(saved.network) if saved.network else None
-    said = {"model.network": network if network in network_names() else None, "data.image_size": saved.image_size}
+    said = {"model.network": network_in(saved), "data.image_size": saved.image_size}
     return {key: value for key, value in said.items() if value is not None}
 
 

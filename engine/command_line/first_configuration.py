@@ -28,7 +28,7 @@ COMMENTS = {
     "data.image_size": "side of the network's input in pixels; memory grows with its square",
     "data.batch_size": "images per optimizer step: the learning rate suits this number",
     "data.micro_batch_size": "images on the device at a time: the plan keeps to the budget",
-    "model.network": "yolo11n, s, m, l or x",
+    "model.network": "a detector of Ultralytics, such as yolov8n, yolo11l or yolo12s, or your own YAML file",
     "model.weights": "pretrained weights to start from",
     "model.precision": "bf16 and fp16 halve the activations, which are over 95 % of the memory",
     "model.recompute": "what backward computes again: planned with the micro-batch",

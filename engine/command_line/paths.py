@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 
 from engine.errors import ConfigError
 
-PATH_KEYS = ("run.folder", "data.root", "model.weights", "ckpt_path", "trainer.default_root_dir")
+PATH_KEYS = ("run.folder", "data.root", "model.network", "model.weights", "ckpt_path", "trainer.default_root_dir")
 PATH_ARGUMENTS = frozenset({"dirpath", "save_dir", "root_dir", "filename", "log_dir", "dir", "path", "tracking_uri"})
 """Arguments of callbacks, loggers and profilers that hold a path, or a file name with folders."""
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from data.replacing import replacing
 from engine.errors import ConfigError
 from engine.run.checkpoint import LoadedNetwork
+from models.architecture import plain_name
 from models.detection.postprocess import NmsConfig
-from models.network import detection_head, head_strides
+from models.network import detection_head
 from models.weights.saved_weights import SAFETENSORS_KEY
 
 SUFFIXES = {"ultralytics": ".pt", "onnx": ".onnx", "torchscript": ".torchscript", "safetensors": ".safetensors"}
@@ -30,8 +31,8 @@ ONNX_OPSET = 17
 class InferenceNetwork(nn.Module):
     """A network with the inputs and outputs of Ultralytics' exports, for any batch and size.
 
-    Input: (B, 3, H, W), RGB in [0, 1], H and W multiples of 32. Output: (B, 4 + C, A): center x, center y, width and
-    height of the box of each anchor in pixels of the input, then its C scores in [0, 1].
+    Input: (B, 3, H, W), RGB in [0, 1], H and W multiples of the largest stride. Output: (B, 4 + C, A): center x,
+    center y, width and height of the box of each anchor in pixels of the input, then its C scores in [0, 1].
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -76,7 +77,7 @@ def _ultralytics(loaded: LoadedNetwork) -> bytes:
     model: Any = loaded.network.requires_grad_(True)
     model.names = dict(enumerate(loaded.class_names))
     model.task = "detect"
-    model.args = {"task": "detect", "model": f"{loaded.name}.pt", "imgsz": loaded.image_size}
+    model.args = {"task": "detect", "model": f"{plain_name(loaded.name)}.pt", "imgsz": loaded.image_size}
     checkpoint = {
         "model": model,
         "ema": None,
@@ -141,8 +142,8 @@ def _onnx(loaded: LoadedNetwork, nms: NmsConfig | None) -> bytes:
 
 def _example(loaded: LoadedNetwork) -> Tensor:
     """Images for tracing. Their sides differ, so that the graph cannot confuse height and width."""
-    side = max(loaded.image_size, 64)
-    return torch.rand(2, 3, side, side - 32, generator=torch.Generator().manual_seed(0))
+    side = max(loaded.image_size, 2 * loaded.stride_px)
+    return torch.rand(2, 3, side, side - loaded.stride_px, generator=torch.Generator().manual_seed(0))
 
 
 def _metadata(loaded: LoadedNetwork) -> dict:
@@ -150,7 +151,7 @@ def _metadata(loaded: LoadedNetwork) -> dict:
     return {
         "description": f"{loaded.name}, exported by yolofit",
         "task": "detect",
-        "stride": max(head_strides(loaded.network)),
+        "stride": loaded.stride_px,
         "batch": 1,
         "imgsz": [loaded.image_size, loaded.image_size],
         "names": dict(enumerate(loaded.class_names)),

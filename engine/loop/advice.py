@@ -13,6 +13,7 @@ from rich import get_console
 from rich.console import Console
 from rich.text import Text
 
+from data.loading.sampler import STRIDE_PX
 from engine.loop.throughput import WINDOW_STEPS, Throughput
 from engine.machine.devices import device_of
 from engine.machine.diagnosis import (
@@ -33,13 +34,13 @@ RELIEF_SHARE = DATA_BOUND_SHARE / 2
 """Share of waiting below which training is no longer data-bound; half of the limit, so that advice does not waver."""
 
 
-def advise_before(config: Any) -> list[Finding]:
+def advise_before(config: Any, stride_px: int = STRIDE_PX) -> list[Finding]:
     """Find what this machine lacks for a parsed configuration: problems first, then notes.
 
-    Only the GPU that this process trains on is examined.
+    Only the GPU that this process trains on is examined. ``stride_px`` is the largest stride of the network.
     """
     device = device_of(config.trainer)
-    machine, needs = examine_machine([device] if device.type == "cuda" else []), needs_of(config)
+    machine, needs = examine_machine([device] if device.type == "cuda" else []), needs_of(config, stride_px)
     findings = check_needs(machine, needs)
     if needs.accelerator != "cpu":
         findings = check_machine(machine) + findings

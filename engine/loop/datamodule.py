@@ -31,7 +31,7 @@ from data.loading.ram_plan import (
     plan_loading,
     worker_count,
 )
-from data.loading.sampler import WindowSampler, image_sizes
+from data.loading.sampler import STRIDE_PX, WindowSampler, image_sizes
 from data.loading.shared import is_forked
 from engine.errors import ConfigError
 from engine.machine.diagnosis import LoaderInUse
@@ -72,11 +72,12 @@ class DetectionData(L.LightningDataModule):
                 gives the same step. It costs no VRAM; in RAM an image of a window takes 3 * image_size**2 bytes.
             micro_batch_size: Images on a device at a time: what VRAM depends on. Any number up to the effective batch;
                 or ``auto``, the fastest one within ``memory.budget``.
-            image_size: Side of the network's square input in pixels, a multiple of 32. VRAM grows with its square.
-            multi_scale: Draws an image size for each optimizer step from the multiples of 32 that differ from
+            image_size: Side of the network's square input in pixels, a multiple of its largest stride: of 32 for most
+                networks, of 64 for P6. VRAM grows with its square.
+            multi_scale: Draws an image size for each optimizer step from the multiples of the stride that differ from
                 ``image_size`` by at most this share (0 to 0.9). VRAM, windows in RAM and the plan are for the largest
                 size: at 0.5, 2.25 times that of ``image_size``.
-            rectangular_validation: Pads validation images to the multiple of 32 above their own two sides, not to a
+            rectangular_validation: Pads validation images to the multiple of the stride above their own sides, not to a
                 square: less work and never more VRAM. Metrics change a little because there is less gray padding, but
                 do not depend on the batch size. No effect on training.
             workers: Processes that prepare images; 0 prepares them in the training process. Each takes about 150 MiB of
@@ -95,7 +96,7 @@ class DetectionData(L.LightningDataModule):
             validation_split: Images to validate on.
         """
         super().__init__()
-        check_sizes(batch_size, micro_batch_size, image_size, multi_scale)
+        check_sizes(batch_size, micro_batch_size, image_size, multi_scale, stride_px=1)  # `setup` knows the network's
         if micro_batch_size == "auto":
             raise ConfigError("data.micro_batch_size: auto: is settled by engine.fit; in a program, give a number")
         workers = worker_count(workers, available_cores())
@@ -123,8 +124,18 @@ class DetectionData(L.LightningDataModule):
         """The names of the classes by class id."""
         return list(self.dataset_yaml.names)
 
+    @property
+    def stride_px(self) -> int:
+        """The largest stride of the network; sides of images are multiples of it."""
+        return getattr(self.trainer.lightning_module, "stride_px", STRIDE_PX)
+
     def setup(self, stage: str) -> None:
-        """Index the images and labels of the splits that ``stage`` needs."""
+        """Index the images and labels of the splits that ``stage`` needs.
+
+        Raises:
+            ConfigError: If the network does not take images of this size.
+        """
+        check_sizes(self.batch_size, self.micro_batch_size, self.image_size, self.multi_scale, self.stride_px)
         if stage == "fit":
             index = self._index("train")
             check_objects(self.dataset_yaml, index)
@@ -139,7 +150,9 @@ class DetectionData(L.LightningDataModule):
             )
             self._plan_loading()
         index = self._index(self.validation_split)
-        self.validation_dataset = ValidationDataset(index, self.image_size, self.rectangular_validation)
+        self.validation_dataset = ValidationDataset(
+            index, self.image_size, self.rectangular_validation, self.stride_px
+        )
 
     def state_dict(self) -> dict[str, str]:
         """Return where mosaic partners come from, for ``last.ckpt``."""
@@ -168,7 +181,7 @@ class DetectionData(L.LightningDataModule):
         dataset = self.train_dataset
         index = dataset.source.index
         volume = measure_volume(index, self.image_size, self.batch_size, self.trainer.world_size)
-        self.volume = replace(volume, largest_size=image_sizes(self.image_size, self.multi_scale)[-1])
+        self.volume = replace(volume, largest_size=image_sizes(self.image_size, self.multi_scale, self.stride_px)[-1])
         self.validation_workers, host = self._fit_validation()
         self.loading = plan_loading(host, self.volume, self.cache, self.workers)
         rank_zero_only(print)(self.loading.describe())
@@ -224,6 +237,7 @@ class DetectionData(L.LightningDataModule):
             prefetch=self.loading.prefetch,
             repeats=self.repeats,
             multi_scale=self.multi_scale,
+            stride_px=self.stride_px,
         )
 
     def _position(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from engine.loop.datamodule import DetectionData
 from engine.loop.statistics import EpochStatistics
 from engine.run.checkpoint import load_weights, network_description
 from engine.run.logs import MetricsCsv
+from engine.run.starting_network import network_named, starting_network
 from engine.training.color import colored
 from engine.training.config import ModelConfig
 from engine.training.ema import WeightAverage
@@ -29,13 +30,21 @@ from engine.training.precision import assert_fp32, build_scaler, check_precision
 from engine.training.schedule import Schedule
 from engine.training.step import StepOutcome, TrainingStep
 from engine.validation.evaluation import Evaluation
+from models.architecture import Architecture
 from models.detection.loss import DetectionLoss
-from models.network import batch_norms, build_network, freeze_batch_norms, freeze_layers, head_strides
+from models.network import (
+    batch_norms,
+    build_network,
+    freeze_batch_norms,
+    freeze_layers,
+    head_strides,
+    input_step_px,
+)
 from models.recompute.levels import apply_recompute
 
 
 class Detector(L.LightningModule):
-    """A YOLO11 detector and its training."""
+    """A detector and its training."""
 
     def __init__(
         self,
@@ -46,6 +55,7 @@ class Detector(L.LightningModule):
         image_size: int,
         settings: dict[str, Any] | None = None,
         hooks: RecoveryHooks = RecoveryHooks(),  # noqa: B008  frozen
+        architecture: Architecture | None = None,
     ) -> None:
         """Build the network.
 
@@ -57,9 +67,10 @@ class Detector(L.LightningModule):
             image_size: Side of the network's input in pixels.
             settings: The settings of the run by key; ``last.ckpt`` keeps them for a resume.
             hooks: Called when memory runs out.
+            architecture: Architecture of the network; None takes that of ``config``.
 
         Raises:
-            ConfigError: If the weights cannot be used, or a value does not fit the network.
+            ConfigError: If there is no such network, the weights cannot be used, or a value does not fit the network.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -69,7 +80,11 @@ class Detector(L.LightningModule):
         self.image_size = image_size
         self.settings = settings or {}
 
-        self.network = build_network(config.network, len(class_names))
+        if architecture is None and config.weights is not None:
+            architecture = starting_network(config.network, len(class_names), config.weights).architecture
+        with network_named(config.network):
+            self.network = build_network(architecture or config.network, len(class_names))
+        self.stride_px = input_step_px(self.network)
         if config.weights is not None:
             transfer = load_weights(self.network, config.weights, self.description, "model.weights")
             rank_zero_only(print)(transfer.table(), file=sys.stderr)
@@ -271,4 +286,4 @@ class Detector(L.LightningModule):
     @property
     def description(self) -> dict[str, Any]:
         """What is needed to build this network again."""
-        return network_description(self.config.network, self.class_names, self.image_size)
+        return network_description(self.config.network, self.class_names, self.image_size, self.network.yaml)

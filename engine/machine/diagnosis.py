@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from data.loading.ram_plan import PREFETCH, VALIDATION_WORKERS, Cache, worker_bytes, worker_count
 from data.loading.ring import blocks_per_worker
-from data.loading.sampler import image_sizes
+from data.loading.sampler import STRIDE_PX, image_sizes
 from engine.machine.inventory import Gpu, Machine, free_disk_bytes
 from engine.memory.host import Platform, available_cores
 from engine.memory.units import GIB, format_bytes
@@ -94,13 +94,13 @@ class LoaderInUse:
         return f"{self.workers} workers, {self.cores} cores, cache {self.cache}{given_up}"
 
 
-def needs_of(config: Any) -> Needs:
-    """The needs of a configuration that `engine.command_line.cli` has parsed."""
+def needs_of(config: Any, stride_px: int = STRIDE_PX) -> Needs:
+    """The needs of a configuration that `engine.command_line.cli` has parsed; its network has this largest stride."""
     return Needs(
         accelerator=str(config.trainer.accelerator),
         precision=config.model.precision,
         batch_size=config.data.batch_size,
-        image_size=image_sizes(config.data.image_size, config.data.multi_scale)[-1],
+        image_size=image_sizes(config.data.image_size, config.data.multi_scale, stride_px)[-1],
         workers=worker_count(config.data.workers, available_cores()),
         folder=Path(config.run.folder),
     )

@@ -121,7 +121,7 @@ class _Reader:
         is_model = isinstance(owner, _Model)
         if node.func.attr == "train" and (is_model or keywords & LIKELY_KEYS or (None in keywords and node.keywords)):
             if is_model and owner.maker != "YOLO":
-                raise PythonError(f"line {node.lineno}: {owner.maker}: not supported. Use a YOLO11 detector.")
+                raise PythonError(f"line {node.lineno}: {owner.maker}: not supported. Use a detector of YOLO.")
             arguments = dict(owner.arguments) if is_model else {"model": Unread(ast.unparse(node.func.value))}
             if node.args:
                 arguments["trainer"] = Unread(ast.unparse(node.args[0]))

@@ -13,19 +13,30 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data.loading.sampler import STRIDE_PX
 from engine.errors import ConfigError
 from engine.migration.python_calls import Unread
-from models.architecture import network_names
+from models.architecture import (
+    NAME,
+    SUFFIXES,
+    Architecture,
+    ArchitectureError,
+    check_architecture,
+    network_names,
+    plain_name,
+    read_architecture,
+)
+from models.network import build_network, input_step_px
 from models.weights.saved_weights import DOWNLOADS, WeightsError, read_weights
 
 BATCH, NOMINAL_BATCH, IMAGE_SIZE, EPOCHS, LR, MOMENTUM, BIAS_LR = 16, 64, 640, 100, 0.01, 0.937, 0.1
 """Ultralytics' defaults that a translation computes with. A test compares them with the installed version."""
-MAX_STRIDE_PX = 32
 ADAMW_STEPS = 10_000
 """Most steps of a run for which ``optimizer=auto`` takes AdamW."""
 RENAMED: dict[str, tuple[str, Any]] = {
@@ -241,7 +252,7 @@ def _model(given: dict[str, Any], run: Run, result: Translation) -> None:
     """``model`` and ``pretrained``: an architecture, a file of weights, or both."""
     model, pretrained = given.get("model"), given.get("pretrained", True)
     if model is None:
-        result.left_out("model (yolo26n.pt by default)", f"{ONLY}. Set model.network")
+        result.left_out("model (yolo26n.pt by default)", "its end-to-end head is not supported. Set model.network")
     else:
         settings, remark = _network(str(model), uses_weights=pretrained is True)
         result.becomes(f"model={model}", settings, remark)
@@ -255,22 +266,44 @@ def _network(model: str, uses_weights: bool) -> tuple[dict[str, Any], str]:
     """The settings that the name of a model becomes, and a remark."""
     name = re.split(r"[/\\]", model)[-1]  # of a path of Windows as well
     path = Path(name if "://" in model else model)
-    match = re.fullmatch(r"yolo11([nslmx]?)(?:\.(pt|ya?ml))?", name.lower())
-    other = OTHER_NETWORKS.fullmatch(name.lower())
-    if match and (match[1] or match[2] in ("yaml", "yml")):
-        network = {"model.network": f"yolo11{match[1] or 'n'}"}
-        if match[2] in ("yaml", "yml") or not uses_weights:
-            return network, "an architecture, from random weights" if match[2] != "pt" else "from random weights"
+    plain = plain_name(name.lower())
+    if path.suffix.lower() in SUFFIXES:
+        return _architecture(path, plain)
+    if path.suffix.lower() not in ("", ".pt", ".pth", ".ckpt", ".safetensors"):
+        return {}, "left out: no file to train from. Set model.network"
+    if plain in network_names():
         weights = str(path if path.suffix else path.with_suffix(".pt"))
-        return network | {"model.weights": weights}, _missing(weights)
-    if path.suffix in (".yaml", ".yml") and not other:
-        return {}, f"left out: an architecture of your own is not supported: {ONLY}. Set model.network"
-    if other:
-        size = other[1] if other[1] in tuple("nslmx") else "m"
-        return {"model.network": f"yolo11{size}"}, f"{name} is not supported: {ONLY}; from random weights"
-    if path.suffix not in ("", ".pt", ".pth", ".ckpt", ".safetensors"):
-        return {}, f"left out: no file to train from: {ONLY}. Set model.network"
+        network = {"model.network": plain}
+        return (network | {"model.weights": weights}, _missing(weights)) if uses_weights else (network, FROM_RANDOM)
+    if (reason := _why_unknown(plain)) and not path.is_file():
+        return {}, f"left out: {reason}. Set model.network"
     return _own_weights(path, uses_weights)
+
+
+def _architecture(path: Path, plain: str) -> tuple[dict[str, Any], str]:
+    """The settings for a YAML file of an architecture: a file that exists, or one of Ultralytics."""
+    match = NAME.fullmatch(plain)
+    if match and not match["scale"]:  # Ultralytics takes the first one
+        plain = next((name for name in (plain, f"{match['family']}n{match['variant']}") if name in network_names()), "")
+    network = plain if plain in network_names() and not path.is_file() else str(path)
+    try:
+        read_architecture(network)
+    except ArchitectureError as error:
+        return {}, f"left out: {_why_unknown(plain) or error}. Set model.network"
+    return {"model.network": network}, f"an architecture, {FROM_RANDOM}"
+
+
+def _why_unknown(plain: str) -> str:
+    """Why a network of Ultralytics is not supported; empty for names that Ultralytics does not have."""
+    match = NAME.fullmatch(plain)
+    is_other_family = match and match["family"] + match["scale"] not in network_names()
+    if not (is_other_family or plain.startswith(OTHER_FAMILIES)):
+        return ""
+    try:
+        read_architecture(plain)
+    except ArchitectureError as error:
+        return str(error)
+    return ""
 
 
 def _own_weights(path: Path, uses_weights: bool) -> tuple[dict[str, Any], str]:
@@ -280,12 +313,21 @@ def _own_weights(path: Path, uses_weights: bool) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         return weights, f"its network cannot be told from its name, and the file is not here. {remedy}"
     try:
-        network = read_weights(path).network
+        saved = read_weights(path)
     except WeightsError as error:
         return weights, f"{str(error).rstrip('.')}. {remedy}"
-    if network in network_names():
-        return {"model.network": network} | weights, f"the file contains a {network}"
-    return weights, f"the file contains {'a ' + network if network else 'a network without a name'}. {remedy}"
+    if saved.network and (saved.network in network_names() or (uses_weights and _is_detector(saved.architecture))):
+        return {"model.network": saved.network} | weights, f"the file contains a {saved.network}"
+    content = f"a {saved.network}" if saved.network else "a network without a name"
+    return weights, f"the file contains {content}. {remedy}"
+
+
+def _is_detector(architecture: Architecture | None) -> bool:
+    try:
+        check_architecture(architecture or {})
+    except ArchitectureError:
+        return False
+    return True
 
 
 def _missing(weights: str) -> str:
@@ -332,14 +374,24 @@ def _image_size(given: dict[str, Any], run: Run, result: Translation) -> None:
     """``imgsz`` and ``multi_scale``, which was True or False up to Ultralytics 8.3."""
     size = given.get("imgsz", IMAGE_SIZE)
     largest = max(size) if isinstance(size, list) else size
-    ours = math.ceil(largest / MAX_STRIDE_PX) * MAX_STRIDE_PX
+    stride_px = _stride_px(result.settings.get("model.network"))
+    ours = math.ceil(largest / stride_px) * stride_px
     remarks = ["images are square, with the larger side"] if isinstance(size, list) else []
-    remarks += [f"rounded up to a multiple of {MAX_STRIDE_PX}"] if ours != largest else []
+    remarks += [f"rounded up to a multiple of {stride_px}"] if ours != largest else []
     result.becomes(_shown(given, "imgsz", IMAGE_SIZE), {"data.image_size": ours}, "; ".join(remarks))
     if scale := given.get("multi_scale"):
         remark = "from half the size to one and a half, as up to Ultralytics 8.3" if scale is True else ""
         settings = {"data.multi_scale": 0.5 if scale is True else scale}
         result.becomes(_argument("multi_scale", scale), settings, remark)
+
+
+@cache
+def _stride_px(network: str | None) -> int:
+    """The largest stride of a network; the usual one if the network is unknown."""
+    try:
+        return input_step_px(build_network(network, 1)) if network else STRIDE_PX
+    except ArchitectureError:
+        return STRIDE_PX
 
 
 def _optimizer(given: dict[str, Any], run: Run, result: Translation) -> None:
@@ -490,10 +542,8 @@ def _rect(given: dict[str, Any], run: Run, result: Translation) -> None:
         result.becomes("rect=false", {}, "the same: training images are square")
 
 
-OTHER_NETWORKS = re.compile(
-    r"(?!yolo11(?!\d))(?:yolov?\d+|yoloe|yolo_nas|rtdetr)[-_]?\d*([a-z]?)(?:u|6|6u|-p\d)?(?:-[\w-]+)?(?:\.pt|\.ya?ml)?"
-)
-ONLY = "only yolo11n, yolo11s, yolo11m, yolo11l, yolo11x can be trained"
+FROM_RANDOM = "from random weights"
+OTHER_FAMILIES = ("yoloe", "yolo_nas", "rtdetr")
 OPTIMIZERS = {
     "adamw": ("adamw", ""),
     "sgd": ("sgd", ""),

@@ -191,14 +191,14 @@ def _mixed(spec: StepSpec, largest: int, gains: tuple[LayerGain, ...]) -> Option
 @cache
 def layer_gains(spec: StepSpec) -> tuple[LayerGain, ...]:
     """What level `block` saves per layer and image; first the layers that save most for their arithmetic."""
-    network, _, _ = network_on_meta(spec.model.network, spec.num_classes)
+    network = network_on_meta(spec.network, spec.num_classes).network
     size, dtype = spec.image_size, AUTOCAST_DTYPE[spec.model.precision]
     return tuple(rank_layers(network, torch.empty(1, 3, size, size, dtype=dtype, device="meta")))
 
 
 @cache
 def _forward_flops(spec: StepSpec) -> int:
-    network, _, _ = network_on_meta(spec.model.network, spec.num_classes)
+    network = network_on_meta(spec.network, spec.num_classes).network
     images = torch.empty(1, 3, spec.image_size, spec.image_size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(images)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +30,14 @@ from engine.memory.units import format_bytes
 from engine.planning.choose import Recommendation
 from engine.planning.data_section import SYNTHETIC, check_sizes, index_folder
 from engine.planning.predict import described, recommend
-from engine.planning.simulation import StepSpec
+from engine.planning.simulation import StepSpec, network_on_meta
 from engine.training.config import ModelConfig
+from models.architecture import Architecture
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
 UNPLANNED_MICRO_BATCH = 16
 """Images at a time for commands that do not train; validation takes fewer if they do not fit."""
-IMAGE_SIZE_STEP_PX = 2 * STRIDE_PX
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,15 @@ class MemoryAhead:
         return what_fits(self.spec, self.budget_bytes)
 
 
-def settle_memory(config: Namespace) -> tuple[Namespace, MemoryAhead | None]:
+def settle_memory(
+    config: Namespace, architecture: Architecture | None = None, stride_px: int = STRIDE_PX
+) -> tuple[Namespace, MemoryAhead | None]:
     """Resolve the budget, limit the allocator to it, and plan.
+
+    Args:
+        config: A parsed configuration.
+        architecture: Architecture of the network; None takes that of ``model.network``.
+        stride_px: Largest stride of the network.
 
     Returns:
         The parsed configuration without ``auto``, and the plan; no plan on a CPU if nothing was ``auto``.
@@ -80,7 +88,7 @@ def settle_memory(config: Namespace) -> tuple[Namespace, MemoryAhead | None]:
         ConfigError: If nothing fits the budget, or the device has less free than the budget.
     """
     data, model = config.data, config.model
-    check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale)
+    check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale, stride_px)
     memory = MemoryConfig(**vars(config.memory))
     device = device_of(config.trainer)
     if device.type == "cuda":
@@ -98,7 +106,7 @@ def settle_memory(config: Namespace) -> tuple[Namespace, MemoryAhead | None]:
         return config, None
     budget_bytes = resolve_budget(memory, device)
     cap_allocator(device, budget_bytes)
-    spec, _ = spec_of(config)
+    spec, _ = spec_of(config, architecture, stride_px)
     if device.type == "cpu":
         spec = replace(spec, model=replace(spec.model, fused_kernels=False))
     batch_size = -(-data.batch_size // count_devices(config.trainer))
@@ -116,8 +124,14 @@ def settle_memory(config: Namespace) -> tuple[Namespace, MemoryAhead | None]:
     return changed(config, settled), MemoryAhead(budget_bytes, batch_size, spec, plan)
 
 
-def settled_without_plan(config: Namespace) -> Namespace:
-    """Replace each ``auto`` of a parsed configuration, for a command that does not train."""
+def settled_without_plan(config: Namespace, stride_px: int = STRIDE_PX) -> Namespace:
+    """Replace each ``auto`` of a parsed configuration, for a command that does not train.
+
+    Raises:
+        ConfigError: If sizes are wrong for the largest stride of the network, ``stride_px``.
+    """
+    data = config.data
+    check_sizes(data.batch_size, data.micro_batch_size, data.image_size, data.multi_scale, stride_px)
     settled: dict[str, object] = {}
     if config.data.micro_batch_size == AUTO:
         settled["data.micro_batch_size"] = min(UNPLANNED_MICRO_BATCH, max(config.data.batch_size, 1))
@@ -134,28 +148,39 @@ def changed(config: Namespace, values: Mapping[str, object]) -> Namespace:
     return copy
 
 
-def spec_of(config: Namespace) -> tuple[StepSpec, tuple[str, ...]]:
+def num_classes_of(data: Namespace) -> int:
+    """Count the classes of a configuration's ``data`` section; a usual number if the data set does not exist."""
+    if data.root == SYNTHETIC:
+        return len(CLASS_NAMES)
+    return read_dataset_yaml(data.root).num_classes if Path(data.root).exists() else StepSpec.num_classes
+
+
+def spec_of(
+    config: Namespace, architecture: Architecture | None = None, stride_px: int = STRIDE_PX
+) -> tuple[StepSpec, tuple[str, ...]]:
     """The training step of a parsed configuration, with as many boxes as the worst image of its data set.
+
+    Args:
+        config: As for `settle_memory`.
+        architecture: As there.
+        stride_px: As there.
 
     Returns:
         The step, and the assumptions about the data set, in sentences.
     """
-    largest_px = image_sizes(config.data.image_size, config.data.multi_scale)[-1]
     root = config.data.root
-    facts: dict[str, int] = {}
+    facts: dict[str, Any] = {"num_classes": num_classes_of(config.data)}
     notes: tuple[str, ...] = ()
-    if root == SYNTHETIC:
-        facts = {"num_classes": len(CLASS_NAMES)}
-    elif not Path(root).exists():
+    if root != SYNTHETIC and not Path(root).exists():
         notes = (f"{root} is not there: classes and boxes are assumed",)
-    else:
-        dataset = read_dataset_yaml(root)
-        counts = np.sort(np.diff(index_of(scan_split(dataset, "train", index_folder())).box_offsets))
+    elif root != SYNTHETIC:
+        counts = np.sort(np.diff(index_of(scan_split(read_dataset_yaml(root), "train", index_folder())).box_offsets))
         worst = counts[-NUM_TILES:].sum() if config.data.augment.mosaic > 0 else counts[-1:].sum()
-        facts = {"num_classes": dataset.num_classes, "boxes_per_image": max(int(worst), 1)}
+        facts["boxes_per_image"] = max(int(worst), 1)
+    largest_px = image_sizes(config.data.image_size, config.data.multi_scale, stride_px)[-1]
     if config.data.multi_scale:
         notes += (f"data.multi_scale: planned for its largest image, {largest_px} px; data.image_size is unchanged",)
-    return StepSpec(_model_config(config.model), image_size=largest_px, **facts), notes
+    return StepSpec(_model_config(config.model), image_size=largest_px, architecture=architecture, **facts), notes
 
 
 def _model_config(section: Namespace) -> ModelConfig:
@@ -167,7 +192,8 @@ def _model_config(section: Namespace) -> ModelConfig:
 
 def what_fits(spec: StepSpec, budget_bytes: int) -> str:
     """A remedy in one sentence: the largest smaller image size at which a single image fits the budget."""
-    for image_size in range(spec.image_size - IMAGE_SIZE_STEP_PX, 0, -IMAGE_SIZE_STEP_PX):
+    step_px = 2 * network_on_meta(spec.network, spec.num_classes).step_px
+    for image_size in range(spec.image_size - step_px, 0, -step_px):
         try:
             recommend(replace(spec, image_size=image_size), budget_bytes, batch_size=1)
         except ConfigError:

@@ -11,15 +11,17 @@ nothing (`kernels_left_out`) and the fp16 loss scaler (a few scalars).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from ultralytics.nn.tasks import DetectionModel
 
 from data.loading.batch import Batch
 from engine.memory.storages import CUDA_ALLOCATION_BYTES, StorageTracker, cuda_autocast_on_meta
@@ -29,6 +31,7 @@ from engine.training.config import ModelConfig
 from engine.training.ema import EmaConfig, WeightAverage
 from engine.training.optim import build_optimizer, clip_gradients, step_if
 from engine.training.precision import AUTOCAST_DTYPE, Precision
+from models.architecture import Architecture
 from models.detection.loss import DetectionLoss, LossGains, LossSums
 from models.network import (
     batch_norms,
@@ -36,6 +39,7 @@ from models.network import (
     freeze_batch_norms,
     freeze_layers,
     head_strides,
+    input_step_px,
     network_input,
     raw_predictions,
 )
@@ -64,6 +68,13 @@ class StepSpec:
     """Side of the largest square input in pixels."""
     boxes_per_image: int = 50
     """Ground-truth boxes of every image; take those of the worst image, so that the plan holds."""
+    architecture: Architecture | None = field(default=None, hash=False)
+    """Architecture of a checkpoint, or with the class width of weights; None takes that of ``model.network``."""
+
+    @property
+    def network(self) -> str:
+        """Name of the network, or its architecture as JSON."""
+        return self.model.network if self.architecture is None else json.dumps(self.architecture)
 
     def at(self, image_size: int, precision: Precision) -> StepSpec:
         """The same step with another image size and precision."""
@@ -111,20 +122,32 @@ def _is_like_first(args: tuple[Any, ...]) -> bool:
     )
 
 
+class MetaNetwork(NamedTuple):
+    """A network on the meta device in training mode, its weight average and its strides."""
+
+    network: DetectionModel
+    average: WeightAverage
+    strides_px: list[int]
+    """Stride of each level of the head."""
+    step_px: int
+    """Sides of images are multiples of it."""
+
+
 @cache
 def network_on_meta(
-    name: str, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
-) -> tuple[nn.Module, WeightAverage, list[int]]:
-    """A network in training mode, its weight average and its strides. Callers share it and must not change it."""
+    network_or_json: str, num_classes: int, num_frozen_layers: int = 0, freeze_batch_norm: bool = False
+) -> MetaNetwork:
+    """Build the network of a `StepSpec.network`. Callers share it and must not change it."""
+    is_json = network_or_json.startswith("{")
     with torch.random.fork_rng(devices=[]):  # a plan must not change the random numbers of the run
-        network = build_network(name, num_classes)
-    strides = head_strides(network)
+        network = build_network(json.loads(network_or_json) if is_json else network_or_json, num_classes)
+    strides_px, step_px = head_strides(network), input_step_px(network)
     network = network.to("meta")
     average = WeightAverage(network, EmaConfig())
     freeze_layers(network, num_frozen_layers)
     if freeze_batch_norm:
         freeze_batch_norms(batch_norms(network))
-    return network, average, strides
+    return MetaNetwork(network, average, strides_px, step_px)
 
 
 def simulate_step(
@@ -159,10 +182,10 @@ class _Simulation:
         self.spec = spec
         self.micro_batch_size = micro_batch_size
         self.tracker = StorageTracker("meta", CUDA_ALLOCATION_BYTES)
-        self.network, self.ema, strides = network_on_meta(
-            spec.model.network, spec.num_classes, spec.model.freeze_layers, spec.model.freeze_batch_norm
+        self.network, self.ema, strides_px, _ = network_on_meta(
+            spec.network, spec.num_classes, spec.model.freeze_layers, spec.model.freeze_batch_norm
         )
-        self.loss = DetectionLoss(strides)
+        self.loss = DetectionLoss(strides_px)
         apply_recompute(self.network, level, per_layer)
         self.optimizer: Any = build_optimizer(self.network, spec.model.optimizer, batch_size=micro_batch_size)
         self.statistics = BatchStatistics(self.network)

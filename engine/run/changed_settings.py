@@ -11,6 +11,7 @@ from typing import Any
 from engine.errors import ConfigError
 from engine.run.checkpoint import check_classes, read_checkpoint
 from engine.run.checkpoint_io import verify_checkpoint
+from engine.run.starting_network import changed_key
 
 KEY = "--ckpt_path"
 REFUSED = ("model.network", "model.optimizer.name", "model.freeze_layers")
@@ -79,6 +80,7 @@ def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any],
         if key in REFUSED:
             remedy = "leave it as it was, or start from its weights with --model.weights"
             raise ConfigError(f"{key}: {ours[key]}: {path} is of a run with {theirs[key]}: {remedy}")
+    _check_network(path, about, ours["model.network"])
     num_epochs, is_within_epoch = _progress(checkpoint)
     if ours["trainer.max_epochs"] < num_epochs:
         raise ConfigError(
@@ -93,6 +95,13 @@ def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any],
     if about["class_names"] != class_names:
         notes.append(f"names: {', '.join(class_names)} from here on, were {', '.join(about['class_names'])}")
     return notes
+
+
+def _check_network(path: Path, about: dict[str, Any], network: str) -> None:
+    """Refuse a YAML file that was changed since; a file that is gone does not matter."""
+    if "architecture" in about and (key := changed_key(network, about["architecture"])):
+        remedy = "leave the file as it was, or start from its weights with --model.weights"
+        raise ConfigError(f"model.network: {network}: {key}: is not as in {path}: {remedy}")
 
 
 def _progress(checkpoint: dict[str, Any]) -> tuple[int, bool]:

@@ -7,6 +7,7 @@ A yolofit checkpoint is Lightning's plus a description of the network in plain v
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,24 +16,46 @@ from typing import Any
 
 import torch
 from torch import nn
+from ultralytics.nn.tasks import DetectionModel
 
+from data.loading.sampler import STRIDE_PX
 from engine.errors import ConfigError
-from models.architecture import network_names
-from models.network import build_network
-from models.weights.saved_weights import SavedWeights, WeightsError, read_weights
-from models.weights.transfer import Transfer, transfer_weights
+from models.architecture import (
+    NAME,
+    SUFFIXES,
+    Architecture,
+    ArchitectureError,
+    check_architecture,
+    network_names,
+    plain_name,
+    read_architecture,
+)
+from models.network import build_network, input_step_px
+from models.weights.saved_weights import SavedWeights, WeightsError, plain_values, read_weights
+from models.weights.transfer import Transfer, transfer_weights, with_class_width
 
 EXAMPLE = "runs/fit/checkpoints/best.ckpt"
+NAMELESS = "network without a name"
 
 
-def network_description(network: str, class_names: list[str], image_size: int) -> dict[str, Any]:
-    """Return what is needed to build the network again; each checkpoint stores it under ``yolofit``."""
-    return {
+def network_description(
+    network: str, class_names: list[str], image_size: int, architecture: Architecture | None = None
+) -> dict[str, Any]:
+    """Return what is needed to build the network again; each checkpoint stores it under ``yolofit``.
+
+    Args:
+        network: Name of the network, or path of its YAML file.
+        class_names: Names by class number.
+        image_size: Side of the square input in pixels.
+        architecture: Architecture of the network; checkpoints of older versions have none.
+    """
+    description = {
         "network": network,
         "num_classes": len(class_names),
         "class_names": list(class_names),
         "image_size": image_size,
     }
+    return description if architecture is None else {**description, "architecture": plain_values(architecture)}
 
 
 def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
@@ -95,17 +118,17 @@ def check_weights(path: Path, network: str, key: str) -> None:
 
 @contextmanager
 def _named(path: Path, key: str) -> Iterator[None]:
-    """Name the file and its option in errors about weights."""
+    """Name the file and its option in errors about weights and networks."""
     try:
         yield
-    except WeightsError as error:
+    except (WeightsError, ArchitectureError) as error:
         raise ConfigError(f"{key}: {path}: {error}") from error
 
 
 def _read_weights_for(path: Path, network: str) -> SavedWeights:
     saved = read_weights(path)
-    base = saved.network and base_network(saved.network)
-    if base and base != network:
+    base, own_base = (base_network(name) if name else None for name in (saved.network, network))
+    if base and own_base and base != own_base:
         remedy = "set model.network to it" if base in network_names() else "use other weights"
         raise WeightsError(f"holds a {saved.network}, the run's network is a {network}: {remedy}")
     return saved
@@ -115,7 +138,7 @@ def _read_weights_for(path: Path, network: str) -> SavedWeights:
 class LoadedNetwork:
     """The network of a file, with everything that its use needs."""
 
-    network: nn.Module
+    network: DetectionModel
     """In evaluation mode, in FP32 on the CPU."""
     name: str
     """Such as ``yolo11l``."""
@@ -123,44 +146,76 @@ class LoadedNetwork:
     """Names by class number."""
     image_size: int
     """Side of the square input in pixels."""
+    stride_px: int = STRIDE_PX
+    """Largest stride of the network; sides of images are multiples of it."""
 
     @property
     def description(self) -> dict[str, Any]:
         """What is needed to build the network again."""
-        return network_description(self.name, self.class_names, self.image_size)
+        return network_description(self.name, self.class_names, self.image_size, self.network.yaml)
 
 
 def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedNetwork:
     """Build the network that a file describes; ``default_image_size``, in pixels, is for files that have none.
 
     Raises:
-        ConfigError: If the file cannot be read, or does not hold one of yolofit's networks completely.
+        ConfigError: If the file cannot be read, or does not hold a complete detector.
     """
     with _named(path, key):
         saved = read_weights(path)
-        if saved.network is None or saved.network not in network_names():
-            known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
-            raise WeightsError(f"{known}: give a yolofit checkpoint or an Ultralytics file of a YOLO11 detector")
-        num_classes = _num_classes(saved)
+        architecture = _architecture_of(saved)
+        num_classes = _num_classes(saved, architecture)
         names = saved.class_names or [f"class {number}" for number in range(num_classes)]
         if len(names) != num_classes:
             raise WeightsError(f"names {len(names)} classes, but its head has {num_classes}")
-        network = build_network(saved.network, len(names))
+        network = with_class_width(build_network(architecture, num_classes), saved)
+        stride_px = input_step_px(network)
         try:
             network.load_state_dict(saved.state)
         except RuntimeError as error:  # names or shapes that differ
             reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise WeightsError(f"does not hold all of a {saved.network} ({reason[:200]})") from error
-    return LoadedNetwork(network.eval(), saved.network, names, saved.image_size or default_image_size)
+    image_size = -(-(saved.image_size or default_image_size) // stride_px) * stride_px
+    return LoadedNetwork(network.eval(), saved.network or NAMELESS, names, image_size, stride_px)
 
 
-def base_network(network: str) -> str:
-    """Return ``yolo11n`` for ``yolo11n-seg``: the two differ only in the head."""
-    return network.split("-")[0]
+def base_network(network: str) -> str | None:
+    """Return ``yolo11n`` for ``yolo11n-seg``, which differ only in the head; None for a YAML file of one's own."""
+    name = plain_name(network)
+    match = NAME.fullmatch(name)
+    if match is None or (Path(network).suffix in SUFFIXES and name not in network_names()):
+        return None
+    return match["family"] + match["scale"]
 
 
-def _num_classes(saved: SavedWeights) -> int:
-    counts = {tensor.shape[0] for name, tensor in saved.state.items() if name.endswith(".2.bias") and ".cv3." in name}
+def network_in(saved: SavedWeights) -> str | None:
+    """What ``model.network`` is to be for these weights, if they say so; of a segmentation model its detector."""
+    if saved.network is None or saved.network in network_names():
+        return saved.network
+    try:
+        check_architecture(saved.architecture or {})
+    except ArchitectureError:
+        base = base_network(saved.network)
+        return base if base in network_names() else None
+    return saved.network
+
+
+def _architecture_of(saved: SavedWeights) -> Architecture:
+    """The architecture in a file or, in an older one, that of its network's name; checked."""
+    if saved.architecture is not None:
+        check_architecture(saved.architecture)
+        return saved.architecture
+    if saved.network is not None and saved.network in network_names():
+        return read_architecture(saved.network)
+    known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
+    raise WeightsError(f"{known}: give a yolofit checkpoint or an Ultralytics file of a detector")
+
+
+def _num_classes(saved: SavedWeights, architecture: Architecture) -> int:
+    """Rows of the last layer of each class branch: the only one of the head's ``cv3`` that has a bias of its own."""
+    head = len(architecture["backbone"]) + len(architecture["head"]) - 1
+    last_bias = re.compile(rf"model\.{head}\.cv3\.\d+\.\d+\.bias")
+    counts = {tensor.shape[0] for name, tensor in saved.state.items() if last_bias.fullmatch(name) and tensor.ndim}
     if len(counts) != 1:
         raise WeightsError("has no detection head: its number of classes cannot be determined")
     return counts.pop()

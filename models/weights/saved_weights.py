@@ -116,7 +116,7 @@ def _pickled_model(file: SavedFile, model: Inert, train_args: object) -> SavedWe
         "an Ultralytics model",
         _strip_prefix({name: file.tensor(tensor) for name, tensor in _walk(model).items()}),
         network=_network_name(yaml) if isinstance(yaml, dict) else None,
-        architecture=_plain(yaml) if isinstance(yaml, dict) else None,
+        architecture=plain_values(yaml) if isinstance(yaml, dict) else None,
         class_names=_names(model.attributes.get("names")),
         image_size=next((size for size in sizes if size is not None), None),
     )
@@ -199,7 +199,7 @@ def _described(origin: str, state: dict[str, Tensor], about: dict[str, object]) 
         network=network if isinstance(network, str) else None,
         class_names=_names(about.get("class_names")),
         image_size=image_size if type(image_size) is int else None,
-        architecture=_plain(architecture) if isinstance(architecture, dict) else None,
+        architecture=plain_values(architecture) if isinstance(architecture, dict) else None,
     )
 
 
@@ -226,10 +226,10 @@ def _network_name(yaml: dict[str, object]) -> str | None:
     return f"{match['family']}{scale}{match['variant']}"
 
 
-def _plain(value: Any, depth: int = 8) -> Any:
+def plain_values(value: Any, depth: int = 8) -> Any:
     """Dicts, lists, text and numbers as they are; None in place of everything else, such as a pickled object."""
     if depth and isinstance(value, dict):
-        return {key: _plain(item, depth - 1) for key, item in value.items() if isinstance(key, str)}
+        return {key: plain_values(item, depth - 1) for key, item in value.items() if isinstance(key, str)}
     if depth and isinstance(value, list | tuple):
-        return [_plain(item, depth - 1) for item in value]
+        return [plain_values(item, depth - 1) for item in value]
     return value if isinstance(value, str | int | float) else None

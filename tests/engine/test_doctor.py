@@ -7,6 +7,7 @@ import torch
 
 from engine.command_line.cli import CommandLine
 from engine.doctor import check_files, main
+from engine.errors import ConfigError
 from engine.run.checkpoint import network_description
 
 
@@ -32,6 +33,15 @@ def test_main__looks_at_data_set_and_weights(
     assert ended.value.code == 2
     output = " ".join(capsys.readouterr().out.split())
     assert evidence in output and remedy in output
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [("yolo11", r"yolo11: has no size: give one of yolo11n, .*"), ("none.yaml", r"none\.yaml: no such file, .*")],
+)
+def test_main__explains_a_network_that_cannot_be(network: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.network: {message}$"):
+        main(["--config=configs/quickstart.yaml", f"--model.network={network}"])
 
 
 def test_check_files__weights_of_another_network_are_a_problem(tmp_path: Path) -> None:

@@ -54,6 +54,17 @@ def test_new__translates_a_command_into_what_parses(
     assert "accumulate=2" in said and "never an argument of Ultralytics" in said
 
 
+def test_new__takes_networks_of_every_family(data_yaml: Path, tmp_path: Path) -> None:
+    output = tmp_path / "p6.yaml"
+    command = f"yolo detect train data='{data_yaml}' model=yolov8n-p6.yaml imgsz=600 device=cpu"
+    main(["--from-command", command, "--output", str(output)])
+    config = CommandLine([f"--config={output}"]).config
+    assert (config.model.network, config.model.weights, config.data.image_size) == ("yolov8n-p6", None, 640)
+    command = f"yolo detect train data='{data_yaml}' model=yolov8n.yaml imgsz=32 device=cpu"
+    with pytest.raises(ConfigError, match=r"^imgsz=32: data\.image_size: 32: images must have at least 64 px"):
+        main(["--from-command", command, "--output", str(tmp_path / "small.yaml")])
+
+
 @pytest.fixture(scope="module")
 def args_yaml(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes the ``args.yaml`` that the installed Ultralytics leaves in the folder of a run, with some arguments."""

@@ -43,6 +43,7 @@ def sizes(sampler: WindowSampler) -> list[int]:
 
 
 def test_window_sampler__one_size_a_window_evenly_drawn_and_the_same_on_all_ranks() -> None:
+    assert list(image_sizes(640, 0.25, 64)) == [512, 576, 640, 704, 768]
     choice = image_sizes(640, 0.5)
     arguments = {"num_images": 6000, "batch_size": 4, "seed": 3, "shuffle": True, "image_sizes": choice}
     drawn = sizes(WindowSampler(**arguments))

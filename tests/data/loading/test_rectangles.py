@@ -24,6 +24,12 @@ def test_rectangles_hw__both_sides_rounded_up_to_the_stride() -> None:
     assert rectangles_hw(sizes_hw, 640).tolist() == expected
 
 
+def test_rectangles__are_multiples_of_the_stride() -> None:
+    sizes_hw = np.array([[480, 640], [100, 640]])
+    assert rectangles_hw(sizes_hw, 640, 64).tolist() == [[512, 640], [128, 640]]
+    assert rectangles_hw(sizes_hw, 80, 16).tolist() == [[64, 80], [16, 80]]
+
+
 def test_rectangles_hw__hold_the_resized_picture(index: ImageIndex) -> None:
     dataset = ValidationDataset(index, 96, rectangular=True)
     for image, (height, width) in enumerate(rectangles_hw(index.sizes_hw, 96).tolist()):

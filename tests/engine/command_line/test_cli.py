@@ -61,7 +61,11 @@ def message_of(*args: str) -> str:
         ),
         (
             "--model.network=yolo12",
-            "model.network: yolo12: expected one of ['yolo11n', 'yolo11s', 'yolo11m', 'yolo11l', 'yolo11x']",
+            "model.network: yolo12: has no size: give one of yolo12n, yolo12s, yolo12m, yolo12l, yolo12x",
+        ),
+        (
+            "--model.network=none.yaml",
+            "model.network: none.yaml: no such file, and no network of Ultralytics: is the path right?",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from engine.errors import ConfigError
 from engine.loop.advice import advise_before
 from engine.memory.units import GIB
 from engine.planning import predict, settle
+from engine.planning.data_section import check_sizes
 from engine.planning.settle import settle_memory, settled_without_plan, spec_of, what_fits
 from engine.planning.simulation import StepSpec
 from engine.training.config import ModelConfig
@@ -97,6 +99,33 @@ def test_settle__on_a_cpu_plans_only_for_auto() -> None:
 def test_settle__refuses_sizes_before_it_plans() -> None:
     with pytest.raises(ConfigError, match=r"data\.image_size: 650: must be a multiple of 32"):
         settle_memory(config_of(*SMALL, *AUTO, "--data.image_size=650"))
+
+
+@pytest.mark.parametrize(
+    ("image_size", "stride_px", "message"),
+    [
+        (96, 64, "data.image_size: 96: must be a multiple of 64: use 128"),
+        (64, 64, "data.image_size: 64: images must have at least 128 px: of one with less"),
+        (40, 16, "data.image_size: 40: must be a multiple of 16: use 32"),
+        (16, 16, "data.image_size: 16: images must have at least 32 px"),
+    ],
+)
+def test_check_sizes__takes_multiples_of_the_networks_stride(image_size: int, stride_px: int, message: str) -> None:
+    check_sizes(16, "auto", 3 * stride_px, 0.4, stride_px)
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        check_sizes(16, "auto", image_size, 0.0, stride_px)
+
+
+def test_what_fits__steps_by_the_stride_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def nothing_fits(spec: StepSpec, *_: int, batch_size: int) -> None:
+        tried.append(spec.image_size)
+        raise ConfigError("nothing fits")
+
+    monkeypatch.setattr(settle, "recommend", nothing_fits)
+    what_fits(StepSpec(ModelConfig("yolov8n-p6"), image_size=512), GIB)
+    assert tried == [384, 256, 128]
 
 
 def test_settle__says_what_would_do_if_nothing_fits(gpu: SimpleNamespace) -> None:

@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from engine.errors import ConfigError
-from engine.run.checkpoint import check_classes, load_network, load_weights, network_description
+from engine.run.checkpoint import (
+    base_network,
+    check_classes,
+    check_weights,
+    load_network,
+    load_weights,
+    network_description,
+    network_in,
+)
 from models.network import build_network
+from models.weights.saved_weights import SavedWeights
 
 NAMES = ["resistor", "capacitor", "chip"]
 
@@ -32,7 +41,8 @@ def change(checkpoint: Path, **about: object) -> Path:
 
 def test_load_network__as_described(checkpoint: Path) -> None:
     loaded = load_network(checkpoint, "--ckpt_path")
-    assert loaded.description == network_description("yolo11n", NAMES, 96)
+    assert loaded.description == network_description("yolo11n", NAMES, 96, loaded.network.yaml)
+    assert loaded.stride_px == 32
     assert not loaded.network.training
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(saved[f"ema.network.{k}"], tensor) for k, tensor in loaded.network.state_dict().items())
@@ -55,9 +65,10 @@ def test_load_weights__rejects_another_network(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ({"network": "yolov8n"}, "holds a yolov8n: give a yolofit checkpoint or an Ultralytics file"),
+        ({"network": "yolov7"}, "holds a yolov7: give a yolofit checkpoint or an Ultralytics file"),
         ({"network": None}, "does not say which network it holds: give"),
         ({"network": "yolo11s"}, r"does not hold all of a yolo11s \("),
+        ({"architecture": {"backbone": [], "head": []}}, r"backbone: must be a list of rows"),
         ({"class_names": ["a"] * 10**5}, "names 100000 classes, but its head has 3"),
     ],
 )
@@ -69,6 +80,44 @@ def test_load_network__rejects_what_does_not_fit(checkpoint: Path, about: dict, 
 def test_load_network__rejects_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.pt: no such file: nothing is downloaded"):
         load_network(tmp_path / "none.pt", "--ckpt_path")
+
+
+@pytest.mark.parametrize(
+    ("network", "base"),
+    [
+        ("yolo11n-seg", "yolo11n"),
+        ("yolov8n-p2", "yolov8n"),
+        ("yolov8n-p2.yaml", "yolov8n"),
+        ("yolov5su.pt", "yolov5s"),
+        ("yolov3-tiny", "yolov3"),
+        ("boards.yaml", None),
+        ("yolov8n-boards.yaml", None),
+    ],
+)
+def test_base_network__is_the_same_up_to_the_head(network: str, base: str | None) -> None:
+    assert base_network(network) == base
+
+
+def test_check_weights__lets_relatives_and_own_networks_start(checkpoint: Path) -> None:
+    for network in ("yolo11n", "boards.yaml"):
+        check_weights(checkpoint, network, "model.weights")
+    change(checkpoint, network="yolov8n")
+    check_weights(checkpoint, "yolov8n-p2", "model.weights")
+    with pytest.raises(ConfigError, match=r"holds a yolov8n, the run's network is a yolov8s-p2: set"):
+        check_weights(checkpoint, "yolov8s-p2", "model.weights")
+
+
+def test_network_in__names_detectors_and_those_of_other_tasks() -> None:
+    detector, segmenter = (build_network("yolov8n", 3).yaml for _ in range(2))
+    segmenter["head"][-1] = [[15, 18, 21], 1, "Segment", ["nc", 32, 256]]
+    for name, architecture, expected in (
+        ("yolo11n", None, "yolo11n"),
+        ("yolov8n-boards", detector, "yolov8n-boards"),
+        ("yolov8n-seg", segmenter, "yolov8n"),
+        ("boards", segmenter, None),
+        (None, detector, None),
+    ):
+        assert network_in(SavedWeights("x", {}, name, architecture=architecture)) == expected
 
 
 @pytest.mark.parametrize(
