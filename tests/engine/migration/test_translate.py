@@ -99,7 +99,7 @@ def test_translate__a_share_of_the_memory_is_a_budget() -> None:
         ("model=yolo12x.pt pretrained=False", {"model.network": "yolo12x"}, "from random weights"),
         ("model=yolo26n.pt", {}, "left out: yolo26n: has an end-to-end head, which is not supported yet"),
         ("model=rtdetr-l.pt", {}, "left out: rtdetr-l: no detector of ultralytics"),
-        ("model=yolo11l-pcb.pt", {"model.weights": "yolo11l-pcb.pt"}, "set model.network"),
+        ("model=yolo11l-pcb.pt", {"model.weights": "yolo11l-pcb.pt"}, "Set model.network"),
         ("model=runs/a/weights/best.pt", {"model.weights": "runs/a/weights/best.pt"}, "its network cannot be told"),
         ("imgsz=650", {"data.image_size": 672}, "multiple of 32"),
         ("imgsz=650 model=yolov8n-p6.yaml", {"data.image_size": 704}, "multiple of 64"),
