@@ -1,8 +1,8 @@
 """Is this machine fit for training? ``python -m engine.doctor``.
 
-With the options of ``engine.fit``, such as ``--config FILE``, it is also checked for that configuration, and whether
-its data set and weights are there. The
-exit status is 0, or 2 if there is a problem; a note is none.
+With the options of ``engine.fit``, such as ``--config FILE``, it is also checked for that configuration, whether its
+data set and weights are there, and whether its network trains at the recompute level as without one. The exit status
+is 0, or 2 if there is a problem. A note is not a problem.
 """
 
 from __future__ import annotations
@@ -35,12 +35,28 @@ def check_files(config: Any) -> list[Finding]:
     return findings
 
 
-def _finding(what: str, path: str | Path, check: Callable[[], object]) -> Finding:
+def check_levels(config: Any) -> Finding:
+    """Finding about the recompute level: whether the network trains at it as without one. ``auto`` may take any."""
+    from engine.machine.devices import device_of  # imports Lightning
+    from engine.training.self_test import check_recompute  # imports the networks
+
+    model = config.model
+    levels: list[Any] = ["elementwise", "block"] if model.recompute == "auto" else [model.recompute]
+
+    def check() -> None:
+        for level in levels:
+            device = device_of(config.trainer)
+            check_recompute(model.network, level, model.recompute_layers, model.fused_kernels, device)
+
+    return _finding("recompute", model.network, check, f"trains at {' and '.join(levels)} as at none")
+
+
+def _finding(what: str, name: str | Path, check: Callable[[], object], well: str = "can be read") -> Finding:
     try:
         check()
     except (ConfigError, DataError) as error:
         return Finding(what, *_evidence_and_remedy(str(error)), "problem")
-    return Finding(what, f"{path}: can be read")
+    return Finding(what, f"{name}: {well}")
 
 
 def _evidence_and_remedy(message: str) -> tuple[str, str]:
@@ -60,7 +76,7 @@ def main(args: list[str] | None = None) -> None:
         from engine.command_line.cli import CommandLine  # seconds to import, and not needed to examine the machine
 
         config = CommandLine(args).config
-        findings += [*check_needs(machine, needs_of(config)), *check_files(config)]
+        findings += [*check_needs(machine, needs_of(config)), *check_files(config), check_levels(config)]
     print_findings(findings)
     if any(finding.severity == "problem" for finding in findings):
         sys.exit(EXIT_STATUS)

@@ -51,6 +51,7 @@ from engine.run.folder import RunConfig, default_callbacks, default_loggers, pre
 from engine.training.config import ModelConfig
 from engine.training.out_of_memory import RecoveryHooks
 from engine.training.precision import check_precision
+from engine.training.self_test import check_recompute
 
 TRAINER_DEFAULTS = {
     "max_epochs": 100,
@@ -164,6 +165,9 @@ class CommandLine(LightningCLI):
             check_precision(self.config.model.precision, device_of(self.config.trainer))
             if self.writes_run:
                 self.config, self.memory_ahead = settle_memory(self.config)
+                model = self.config.model
+                levels = model.recompute, model.recompute_layers, model.fused_kernels
+                check_recompute(model.network, *levels, device_of(self.config.trainer))
             else:
                 self.config = settled_without_plan(self.config)
             self._set_seed()  # again, so that the first weights do not depend on what was drawn until here
