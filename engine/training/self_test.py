@@ -30,6 +30,8 @@ from models.network import build_network, head_strides, network_input, raw_predi
 from models.recompute.levels import Level, apply_recompute
 
 NUM_CLASSES, NUM_IMAGES, BOXES_PER_IMAGE = 3, 2, 3
+MOST_MARGIN = 0.4
+"""Of the image, on each side of a box: boxes are so large that predictions of random weights overlap them."""
 LEAST_SIDE_PX, CELLS_PER_SIDE = 64, 2
 """Two cells a side at the coarsest level: with one, BatchNorm would normalise the two values of two images."""
 BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -178,8 +180,8 @@ class _Comparison:
         side_px = max(LEAST_SIDE_PX, CELLS_PER_SIDE * strides[-1])
         images = torch.randint(0, 256, (NUM_IMAGES, 3, side_px, side_px), dtype=torch.uint8).to(device)
         num_boxes = NUM_IMAGES * BOXES_PER_IMAGE
-        corners = torch.rand(2, num_boxes, 2) * side_px
-        boxes_xyxy_px = torch.cat([corners.amin(0), corners.amax(0)], 1).to(device)
+        margins = torch.rand(2, num_boxes, 2) * MOST_MARGIN
+        boxes_xyxy_px = (torch.cat([margins[0], 1 - margins[1]], 1) * side_px).to(device)
         index = torch.arange(num_boxes, device=device)
         predictions = raw_predictions(network(network_input(images, self._dtype)))
         sums = DetectionLoss(strides)(predictions, boxes_xyxy_px, index % NUM_CLASSES, index // BOXES_PER_IMAGE)
