@@ -85,7 +85,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["network"],
         f"{row['parameters'] / 1e6:.1f} M",
-        f"{criterion['loss_error']:.0e}, {criterion['gradient_error']:.0e}" if criterion else "fails",
+        f"{_short(criterion['loss_error'])}, {_short(criterion['gradient_error'])}" if criterion else "fails",
         *(_level_cell(row["levels"][level]) for level in LEVELS[1:]),
         gib(none["bytes"]) if none else "fails",
         *(f"{share:.2f}" if (share := _share(row, level)) is not None else "fails" for level in LEVELS[1:]),
@@ -97,8 +97,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _level_cell(found: dict[str, Any] | None) -> str:
     if found is None:
         return "fails"
-    return f"{found['gradient_error']:.0e}" + ", **statistics differ**" * (not found["statistics_equal"])
+    return _short(found["gradient_error"]) + ", **statistics differ**" * (not found["statistics_equal"])
 
 
 def _refused(row: dict[str, Any]) -> list[str]:
     return [row["network"], f"refused: {row['refused'].partition(': ')[2]}", *[""] * (len(HEAD) - 2)]
+
+
+def _short(error: float) -> str:
+    return f"{error:.0e}" if error else "0"

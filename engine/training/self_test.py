@@ -78,7 +78,7 @@ def check_recompute(
         return
     with config_key("model.network"):
         architecture = read_architecture(network)
-        note = _note_path(architecture, level, per_layer or {}, fused_kernels, device)
+        note = _note_path(architecture, level, per_layer or {}, fused_kernels, device.type)
         if _has_passed(note):
             return
         with _own_random_numbers(device):
