@@ -24,7 +24,7 @@ def page(report: Report) -> str:
     sections = {title: section(report) for title, section in report_sections.SECTIONS.items()}
     others = [f"- {result.source()}" for result in report.results() if result.path not in report.used]
     sections["Other results"] = "\n".join(others)
-    targets = table(("", "target", "measured", ""), sorted(report.targets, key=lambda row: row[0]), num_text=4)
+    targets = table(("", "target", "measured", ""), sorted(report.targets, key=lambda row: int(row[0])), num_text=4)
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"{HEAD}\n## Targets\n\n{targets}\n\n{body}\n"
 

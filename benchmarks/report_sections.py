@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from matplotlib.axes import Axes
+from report_architectures import architectures
 from report_fidelity import fidelity
 from report_gpu import autobatch, budget, cards, compiled, engine, kernels, on_gpu, precision_on_gpu
 from report_parts import COLORS, LEVELS, SIDES, Report, Result, gib, missing, table, with_quartiles
@@ -310,4 +311,5 @@ SECTIONS: dict[str, Callable[[Report], str]] = {
     "7. Fidelity": fidelity,
     "8. Growth": growth,
     "9. Validation": validation,
+    "10. Architectures": architectures,
 }

@@ -1,7 +1,8 @@
 """Check whether this machine is fit for training: ``python -m engine.doctor``.
 
 With the options of ``engine.fit``, such as ``--config FILE``, it also checks the machine, the data set and the weights
-for that configuration. The exit status is 0, or 2 if there is a problem. Notes do not change it.
+for that configuration, and whether its network trains at the recompute level as at level `none`. The exit status is 0,
+or 2 if there is a problem. Notes do not change it.
 """
 
 from __future__ import annotations
@@ -34,12 +35,30 @@ def check_files(config: Any) -> list[Finding]:
     return findings
 
 
-def _finding(what: str, path: str | Path, check: Callable[[], object]) -> Finding:
+def check_levels(config: Any, architecture: dict[str, Any]) -> Finding:
+    """Check whether the network trains at its recompute level as at `none`; ``auto`` may take any level."""
+    from engine.machine.devices import device_of  # imports Lightning
+    from engine.training.self_test import check_recompute  # imports the networks
+
+    model = config.model
+    levels: list[Any] = ["elementwise", "block"] if model.recompute == "auto" else [model.recompute]
+
+    def check() -> None:
+        for level in levels:
+            device = device_of(config.trainer)
+            check_recompute(
+                model.network, architecture, level, model.recompute_layers, model.fused_kernels, device
+            )
+
+    return _finding("recompute", model.network, check, f"trains at {' and '.join(levels)} as at none")
+
+
+def _finding(what: str, name: str | Path, check: Callable[[], object], well: str = "can be read") -> Finding:
     try:
         check()
     except (ConfigError, DataError) as error:
         return Finding(what, *_evidence_and_remedy(str(error)), "problem")
-    return Finding(what, f"{path}: can be read")
+    return Finding(what, f"{name}: {well}")
 
 
 def _evidence_and_remedy(message: str) -> tuple[str, str]:
@@ -59,8 +78,9 @@ def main(args: list[str] | None = None) -> None:
         from engine.command_line.cli import CommandLine  # takes seconds to import; the machine alone does not need it
 
         cli = CommandLine(args)
-        needs = needs_of(cli.config, cli.starting_network(num_classes=1).stride_px)  # which no class changes
-        findings += [*check_needs(machine, needs), *check_files(cli.config)]
+        network = cli.starting_network(num_classes=1)
+        findings += [*check_needs(machine, needs_of(cli.config, network.stride_px)), *check_files(cli.config)]
+        findings.append(check_levels(cli.config, network.architecture))
     print_findings(findings)
     if any(finding.severity == "problem" for finding in findings):
         sys.exit(EXIT_STATUS)

@@ -49,7 +49,9 @@ SLOW = {
     "models.kernels": "Triton, which is not everywhere",
     "data.augmentation.extra_transforms": "albumentations",
     "engine.command_line.cli": "Lightning",
+    "engine.machine.devices": "Lightning",
     "engine.run.checkpoint": "the networks",
+    "engine.training.self_test": "the networks",
     "engine.inference.onnx_nms": "onnx, which is not everywhere",
     "engine.report.dataset_pictures": "matplotlib",
 }

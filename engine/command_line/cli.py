@@ -50,6 +50,7 @@ from engine.run.starting_network import StartingNetwork, starting_network
 from engine.training.config import ModelConfig
 from engine.training.out_of_memory import RecoveryHooks
 from engine.training.precision import check_precision
+from engine.training.self_test import check_recompute
 
 TRAINER_DEFAULTS = {
     "max_epochs": 100,
@@ -179,6 +180,9 @@ class CommandLine(LightningCLI):
             self._network = self.starting_network()
             if self.writes_run:
                 self.config, self.memory_ahead = settle_memory(self.config, *self._network)
+                model, device = self.config.model, device_of(self.config.trainer)
+                levels = model.recompute, model.recompute_layers, model.fused_kernels
+                check_recompute(model.network, self._network.architecture, *levels, device)
             else:
                 self.config = settled_without_plan(self.config, self._network.stride_px)
             self._set_seed()  # again: the first weights must not depend on earlier draws
