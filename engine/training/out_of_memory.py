@@ -151,7 +151,8 @@ class MemorySettings:
     def _set(self, micro_batch_size: int, recompute: Level) -> None:
         self.micro_batch_size = micro_batch_size
         if recompute == "block":
-            self.recompute_layers = {}  # they only raised some layers to block
+            # The user may have set lower levels because a layer cannot be repeated.
+            self.recompute_layers = {layer: lower for layer, lower in self.recompute_layers.items() if lower != "block"}
         self.recompute = recompute
         apply_recompute(self.network, recompute, self.recompute_layers, self.fused_kernels)
 

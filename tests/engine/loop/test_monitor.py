@@ -285,7 +285,7 @@ def test_monitor__warns_of_a_spill_once_within_five_steps(
         spilling_run(tmp_path, clock, MemoryConfig())
     (message,) = (record.getMessage() for record in caplog.records if record.name == "engine.loop.monitor")
     assert message.startswith("VRAM is spilling into system RAM (15.8 GiB of 16.0 GiB in use, ")
-    assert "8.0 times as long as before: lower data.micro_batch_size from 32 to 16" in message
+    assert "8.0 times as long as before. Lower data.micro_batch_size from 32 to 16" in message
     assert spill_steps(tmp_path) == [SPILL_STEP + STEPS_IN_A_ROW + 1]  # with the row of the next step
 
 

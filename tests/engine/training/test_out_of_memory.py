@@ -266,3 +266,10 @@ def test_lower__recomputes_before_it_takes_fewer_images(micro_batch_size: int) -
     memory = MemorySettings(make_network(), 64, micro_batch_size)
     memory.lower("CUDA out of memory", step=0)
     assert (memory.micro_batch_size, memory.recompute) == (micro_batch_size, "elementwise")
+
+
+def test_lower__keeps_the_layers_that_the_user_does_not_repeat() -> None:
+    network = make_network()
+    memory = MemorySettings(network, 2, 2, "elementwise", {0: "none", 1: "block"})
+    memory.lower("CUDA out of memory", step=0)
+    assert (memory.recompute, memory.recompute_layers) == ("block", {0: "none"})
