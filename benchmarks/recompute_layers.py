@@ -13,7 +13,6 @@ from common import write
 
 from engine.memory.storages import cuda_autocast_on_meta
 from models.network import build_network
-from models.recompute.levels import can_repeat
 from models.recompute.rank import measure_layers, rank_layers
 
 NUM_IMAGES, IMAGE_SIZE, NUM_CLASSES = 16, 640, 25
@@ -28,14 +27,13 @@ def layer_rows() -> list[dict]:
     rank = {gain.index: number for number, gain in enumerate(gains, start=1)}
     rows = []
     for layer in measure_layers(network, images, autocast):
-        repeated = can_repeat(network.model[layer.index])
         rows.append(
             {
                 "layer": layer.index,
                 "name": layer.name,
                 "none_bytes": layer.none_bytes,
                 "elementwise_bytes": layer.elementwise_bytes,
-                "block_bytes": layer.output_bytes if repeated else layer.elementwise_bytes,
+                "block_bytes": layer.block_bytes,
                 "output_bytes": layer.output_bytes,
                 "forward_flops": layer.flops,
                 "rank": rank.get(layer.index),

@@ -47,6 +47,7 @@ from models.recompute.copies import FusedConcatenation, Upsample, is_fused
 from models.recompute.input_only import KeepInputsOnly
 from models.recompute.norm_act import BatchNormAct
 from models.recompute.pooling import MaxPool, is_fusible
+from models.recompute.repeat import can_draw
 
 Level = Literal["none", "elementwise", "block"]
 
@@ -88,12 +89,17 @@ def remove_recompute(network: DetectionModel) -> None:
             del module.forward
 
 
-def can_repeat(layer: nn.Module) -> bool:
-    """Whether level `block` does more for a top-level layer than `elementwise`."""
-    return not isinstance(layer, Detect) and any(isinstance(module, nn.Conv2d) for module in layer.modules())
+def repeated_parts(layer: nn.Module) -> list[nn.Module]:
+    """Modules that level `block` repeats one at a time: the branches of a head, or the whole layer.
+
+    A layer without a convolution has none: it gains no more than from `elementwise`.
+    """
+    if isinstance(layer, Detect):
+        return [*layer.cv2, *layer.cv3]
+    return [layer] if any(isinstance(module, nn.Conv2d) for module in layer.modules()) else []
 
 
-def _transform(layer: nn.Module, level: Level, fused: bool) -> None:
+def _transform(layer: Any, level: Level, fused: bool) -> None:
     for module in layer.modules():
         if is_conv_unit(module):
             _replace_forward(module, _conv_unit, fused=fused)
@@ -106,14 +112,36 @@ def _transform(layer: nn.Module, level: Level, fused: bool) -> None:
             _replace_forward(module.cv1, _conv_unit, fused=fused, is_halved=True)
         elif isinstance(module, Bottleneck) and module.add and is_conv_unit(module.cv2):
             _replace_forward(module, _bottleneck, fused=fused)
-    _replace_forward(layer, _block if level == "block" and can_repeat(layer) else _elementwise, fused=fused)
+    parts = repeated_parts(layer) if level == "block" else []
+    for part in parts:
+        _replace_forward(
+            part,
+            _block,
+            fused=fused,
+            name=f"layer {layer.i} ({type(layer).__name__})",
+            stateful_modules=_stateful_modules(part),
+            draws=any(can_draw(module) for module in part.modules()),
+            holds_output=part is layer,  # the outputs of a head's branches are only concatenated
+        )
+    if layer not in parts:
+        _replace_forward(layer, _elementwise, fused=fused)
 
 
-def _replace_forward(module: Any, forward: Callable[..., object], **options: bool) -> None:
+def _stateful_modules(part: nn.Module) -> tuple[nn.Module, ...]:
+    """Modules with buffers that a repeated forward pass would change; `BatchNormAct` does not change its own."""
+    unchanged = {module.bn for module in part.modules() if is_conv_unit(module)}
+    return tuple(module for module in part.modules() if module not in unchanged and _has_buffers(module))
+
+
+def _has_buffers(module: nn.Module) -> bool:
+    return next(module.buffers(recurse=False), None) is not None
+
+
+def _replace_forward(module: Any, forward: Callable[..., object], **options: object) -> None:
     module.forward = partial(_run_forward, forward, module, **options)
 
 
-def _run_forward(forward: Callable[..., object], module: nn.Module, x: object, **options: bool) -> object:
+def _run_forward(forward: Callable[..., object], module: nn.Module, x: object, **options: object) -> object:
     """Run ``forward`` in training, else the forward pass of the module's class."""
     if module.training and torch.is_grad_enabled():
         return forward(module, x, **options)
@@ -185,8 +213,19 @@ def _elementwise(layer: nn.Module, x: object, fused: bool) -> object:
         return layer_forward(layer, x, fused)
 
 
-def _block(layer: nn.Module, x: Tensor, fused: bool) -> Tensor:
-    return DroppedLayer(partial(layer_forward, layer, fused=fused), x).run(x)
+def _block(
+    layer: nn.Module,
+    x: object,
+    fused: bool,
+    name: str,
+    stateful_modules: tuple[nn.Module, ...],
+    draws: bool,
+    holds_output: bool,
+) -> object:
+    if draws and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return _elementwise(layer, x, fused)  # a generator that a CUDA graph uses cannot be read or set
+    forward = partial(layer_forward, layer, fused=fused)
+    return DroppedLayer(name, forward, x, stateful_modules, draws, holds_output).run(x)
 
 
 def layer_forward(layer: nn.Module, x: Any, fused: bool) -> Any:

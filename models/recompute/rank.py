@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import DetectionModel
 
 from models.recompute import recipes
-from models.recompute.levels import apply_recompute, can_repeat, is_conv_unit, layer_forward, remove_recompute
+from models.recompute.levels import apply_recompute, is_conv_unit, layer_forward, remove_recompute, repeated_parts
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LayerBytes:
     """Bytes that a top-level layer keeps for backward, without its input, which counts in the layer before.
 
     A layer that alone changes from `none` to `elementwise` saves ``none_bytes - elementwise_bytes``. A layer that
-    alone changes from `elementwise` to `block` saves ``elementwise_bytes - output_bytes``: at `none` and `block`, the
+    alone changes from `elementwise` to `block` saves ``elementwise_bytes - block_bytes``. At `none` and `block`, the
     convolutions that read the output keep it too. At `elementwise` they keep it only if they are at `none`.
     """
 
@@ -35,9 +35,11 @@ class LayerBytes:
     none_bytes: int
     """Bytes kept inside the layer at level `none`."""
     elementwise_bytes: int
-    """Bytes kept inside the layer at level `elementwise`; at `block` a layer keeps none, if `can_repeat`."""
+    """Bytes kept inside the layer at level `elementwise`."""
+    block_bytes: int
+    """Bytes kept at level `block`: the output, of the detection head nothing, and inside layers that do not repeat."""
     output_bytes: int
-    """Bytes of the output; for the detection head, of the predictions."""
+    """Bytes of the output; for the detection head, of the predictions, which the loss frees."""
     flops: int
     """Multiplications and additions of the convolutions and matrix products in a forward pass."""
 
@@ -71,9 +73,9 @@ def rank_layers(
     Memory: one copy of the network's weights, until the copy moves to the meta device.
     """
     gains = [
-        LayerGain(layer.index, layer.elementwise_bytes - layer.output_bytes, layer.flops)
+        LayerGain(layer.index, layer.elementwise_bytes - layer.block_bytes, layer.flops)
         for layer in measure_layers(network, images_BCHW, autocast)
-        if can_repeat(network.model[layer.index]) and not is_conv_unit(network.model[layer.index])
+        if not is_conv_unit(network.model[layer.index])
     ]
     worthwhile = (gain for gain in gains if gain.saved_bytes > 0)
     return sorted(worthwhile, key=lambda gain: gain.saved_bytes / gain.repeated_flops, reverse=True)
@@ -89,12 +91,18 @@ def measure_layers(
         lean = _Pass(network, partial(layer_forward, fused=False), recipes.pack, images_BCHW)
         remove_recompute(network)
         plain = _Pass(network, lambda layer, x: type(layer).forward(layer, x), lambda tensor: tensor, images_BCHW)
+    measured = zip(network.model, plain.kept_bytes, lean.kept_bytes, lean.output_bytes, lean.flops, strict=True)
     return [
-        LayerBytes(index, type(layer).__name__, *sizes)
-        for index, (layer, *sizes) in enumerate(
-            zip(network.model, plain.kept_bytes, lean.kept_bytes, lean.output_bytes, lean.flops, strict=True)
-        )
+        LayerBytes(i, type(layer).__name__, none, elementwise, _block_bytes(layer, elementwise, output), output, flops)
+        for i, (layer, none, elementwise, output, flops) in enumerate(measured)
     ]
+
+
+def _block_bytes(layer: nn.Module, elementwise_bytes: int, output_bytes: int) -> int:
+    parts = repeated_parts(layer)
+    if not parts:
+        return elementwise_bytes
+    return output_bytes if layer in parts else 0
 
 
 class _Pass:

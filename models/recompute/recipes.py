@@ -30,6 +30,7 @@ from models.recompute.input_only import InputOnly
 from models.recompute.norm_act import BatchNormAct
 from models.recompute.pooling import MaxPool
 
+OVERWRITTEN = "an output that backward needs was changed in place by a later layer: set model.recompute: none"
 _KEPT = "kept output"
 
 
@@ -126,22 +127,34 @@ def unpack(packed: Tensor | Recipe) -> Tensor:
     return packed.make() if isinstance(packed, Recipe) else packed
 
 
-def keep(tensor: Tensor) -> Tensor:
-    """Detach a tensor. Recipes made while the result exists end at it."""
-    kept = tensor.detach()
-    node: Any = tensor.grad_fn
-    if node is not None:
-        node.metadata[_KEPT] = TensorWeakRef(kept)
-    return kept
+def keep(tensor: Tensor) -> list[Tensor]:
+    """Detach a tensor, and the tensor that it is a view of. Recipes made while the results exist end at them."""
+    base: Any = tensor._base
+    results = []
+    for source in (tensor,) if base is None else (tensor, base):
+        kept = source.detach()
+        if source.grad_fn is not None:
+            outputs: Any = source.grad_fn.metadata.setdefault(_KEPT, {})
+            outputs[source.output_nr] = TensorWeakRef(kept), kept._version
+        results.append(kept)
+    return results
+
+
+def _unchanged(kept: Tensor, version: int) -> Tensor:
+    """A kept tensor, unless it was changed in place since."""
+    if kept._version != version:
+        raise RuntimeError(OVERWRITTEN)
+    return kept.detach()
 
 
 def _trace(node: Any, index: int, sources: list[_FromNode]) -> Recipe | None:
     """Recipe of output ``index`` of ``node``, or None; appends the recipes of custom nodes in it to ``sources``."""
     if node is None:
         return None
-    if _KEPT in node.metadata:
-        tensor = node.metadata[_KEPT]()
-        return None if tensor is None else Recipe(tensor.detach)
+    if index in node.metadata.get(_KEPT, ()):
+        reference, version = node.metadata[_KEPT][index]
+        kept = reference()
+        return None if kept is None or kept._version != version else Recipe(partial(_unchanged, kept, version))
     if getattr(node, "_forward_cls", None) in (BatchNormAct, InputOnly, MaxPool):
         residual = _trace_all(node.next_functions[3:], sources)
         if residual is None:

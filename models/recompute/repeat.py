@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 is_repeating: ContextVar[bool] = ContextVar("is_repeating", default=False)
 """True while a forward pass is repeated. Counters of batches must not count this batch again."""
+KNOWN_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.")
+"""Python modules whose layers draw no random numbers, except `DRAWING_LAYERS` and layers with a ``dropout``."""
+DRAWING_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+
+def can_draw(module: nn.Module) -> bool:
+    """Whether the forward pass of a module, without its submodules, may draw random numbers; True for unknown ones."""
+    if not type(module).__module__.startswith(KNOWN_MODULES):
+        return True
+    return isinstance(module, DRAWING_LAYERS) or bool(getattr(module, "dropout", False))
 
 
 class Surroundings:
@@ -44,3 +55,45 @@ class Surroundings:
                 yield
         finally:
             is_repeating.reset(token)
+
+
+class State:
+    """Buffers and random generators as they are before a forward pass that may change them.
+
+    Memory: a copy of the buffers.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], generators: Iterable[torch.Generator]) -> None:
+        """Store the present state of the modules' own buffers and of the generators."""
+        self._buffers = [
+            (module, name, buffer.clone()) for module in modules for name, buffer in module.named_buffers(recurse=False)
+        ]
+        self._generators = [(generator, generator.get_state()) for generator in generators]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Restore the state; at the end, undo what has changed in between."""
+        buffers = [(module, name, getattr(module, name)) for module, name, _ in self._buffers]
+        generators = [(generator, generator.get_state()) for generator, _ in self._generators]
+        try:
+            _restore(self._buffers, self._generators)
+            yield
+        finally:
+            _restore(buffers, generators)
+
+
+def _restore(
+    buffers: Iterable[tuple[nn.Module, str, Tensor]], generators: Iterable[tuple[torch.Generator, Tensor]]
+) -> None:
+    for module, name, buffer in buffers:
+        setattr(module, name, buffer)
+    for generator, state in generators:
+        generator.set_state(state)
+
+
+def default_generators(device: torch.device) -> list[torch.Generator]:
+    """The random generators that operators on a device draw from by default: the CPU's, and the device's own."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index])
+    return generators

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from engine.memory.storages import StorageTracker, cuda_autocast_on_meta
 from models.network import build_network
-from models.recompute.levels import Level, apply_recompute, can_repeat
+from models.recompute.levels import Level, apply_recompute
 from models.recompute.rank import measure_layers, rank_layers
 from tests.helpers.training import make_network
 
@@ -57,7 +57,7 @@ def test_rank_layers__block_in_one_layer_saves_what_is_predicted() -> None:
     predicted = {gain.index: gain.saved_bytes for gain in rank_layers(network, images)}
     measured = {i: elementwise_bytes - kept_bytes(network, images, "elementwise", {i: "block"}) for i in predicted}
     assert measured == predicted
-    assert set(predicted) == {2, 4, 6, 8, 9, 10, 13, 16, 19, 22}
+    assert set(predicted) == {2, 4, 6, 8, 9, 10, 13, 16, 19, 22, 23}
 
 
 def test_measure_layers__predicts_every_layer_of_yolo11l_under_autocast() -> None:
@@ -70,8 +70,7 @@ def test_measure_layers__predicts_every_layer_of_yolo11l_under_autocast() -> Non
         assert measured["none"][i] - layer.none_bytes in (0, layer.output_bytes), layer
         predictions_bytes = layer.output_bytes if layer.name == "Detect" else 0
         assert measured["elementwise"][i] == layer.elementwise_bytes + predictions_bytes, layer
-        repeated = can_repeat(network.model[i])
-        assert measured["block"][i] == (layer.output_bytes if repeated else measured["elementwise"][i]), layer
+        assert measured["block"][i] == layer.block_bytes + predictions_bytes, layer
 
 
 def kept_by_layer(network: nn.Module, images: Tensor, level: Level, autocast: TorchFunctionMode) -> list[int]:
