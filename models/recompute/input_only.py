@@ -50,4 +50,5 @@ def keep_input_only(function: Callable[..., Tensor], x: Tensor, *args: Any, **kw
     """Return ``function(x, *args, **kwargs)``, keeping only ``x`` for backward; no other argument gets a gradient."""
     if not x.requires_grad:
         return function(x, *args, **kwargs)
-    return InputOnly.apply(x, lambda x: function(x, *args, **kwargs))
+    out: Tensor = InputOnly.apply(x, lambda x: function(x, *args, **kwargs))
+    return out

@@ -1,10 +1,11 @@
 """Recompute levels: training keeps fewer activations and computes the missing ones again in backward.
 
-**What PyTorch keeps.** Nearly all activations that backward needs belong to units of convolution, BatchNorm and SiLU. Take a unit with ``c`` output channels on ``h x w`` positions, ``B`` images, and ``s`` bytes per number (2
-under autocast). PyTorch keeps three maps of ``s * B * c * h * w`` bytes: the raw output of the convolution (for
-BatchNorm), the output of BatchNorm (for SiLU) and the output of SiLU (for the next convolution). With ReLU instead of
-SiLU, it keeps only the first and the third map. A convolution whose input is a concatenation, a sum or an average keeps
-this input too: ``s * B * c_in * h * w`` bytes. Max-pooling keeps indices, 8 bytes for each output. Autocast adds a
+**What PyTorch keeps.** Nearly all activations that backward needs belong to units of convolution, BatchNorm and SiLU.
+Take a unit with ``c`` output channels on ``h x w`` positions, ``B`` images, and ``s`` bytes per number (2 under
+autocast). PyTorch keeps three maps of ``s * B * c * h * w`` bytes: the raw output of the convolution (for BatchNorm),
+the output of BatchNorm (for SiLU) and the output of SiLU (for the next convolution). With ReLU instead of SiLU, it
+keeps only the first and the third map. A convolution whose input is a concatenation, a sum or an average keeps this
+input too: ``s * B * c_in * h * w`` bytes. Max-pooling keeps indices, 8 bytes for each output. Autocast adds a
 half-precision copy of each weight, and the float32 result of softmax beside its half-precision copy.
 
 **Level `elementwise`** keeps of each unit the first map, ``s * B * c * h * w`` bytes, and two numbers per channel. It
@@ -149,7 +150,8 @@ def is_conv_unit(module: nn.Module) -> bool:
     return type(module) in (Conv, DWConv) and _is_norm(module.bn)
 
 
-def _is_norm(module: nn.Module) -> bool:
+def _is_norm(module: object) -> bool:
+    """Whether `BatchNormAct` supports a normalization."""
     return (
         type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum is not None
     )
@@ -194,7 +196,8 @@ class _Halves(NamedTuple):
 def _conv_unit(unit: Conv, x: Tensor, fused: bool, is_halved: bool = False) -> Tensor | _Halves:
     raw = unit.conv(x)
     if not _is_one_operation(unit):
-        return unit.act(_batch_norm(unit.bn, raw, fused))
+        out: Tensor = unit.act(_batch_norm(unit.bn, raw, fused))
+        return out
     if is_halved and (is_fused(raw, fused) or raw.is_meta):
         # On a GPU, a convolution copies a slice of channels each time before it reads it.
         return _Halves(*_norm_act(unit, raw, fused, num_parts=2))

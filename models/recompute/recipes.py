@@ -143,8 +143,9 @@ def keep(tensor: Tensor) -> list[Tensor]:
 
 def note_number(result: Tensor, number: float) -> None:
     """Store a number from which ``result`` was computed, for operators of which autograd does not keep it."""
-    if result.grad_fn is not None:
-        result.grad_fn.metadata[_NUMBER] = number
+    node: Any = result.grad_fn
+    if node is not None:
+        node.metadata[_NUMBER] = number
 
 
 def _unchanged(kept: Tensor, version: int) -> Tensor:
@@ -192,13 +193,17 @@ def _trace_all(
     recipes = []
     for node, index in edges:
         if node is None and number is not None:
-            recipe: Recipe | None = Recipe(lambda: number)
+            recipe: Recipe | None = Recipe(partial(_given, number))
         else:
             recipe = _trace(node, index, sources)
         if recipe is None:
             return None
         recipes.append(recipe)
     return tuple(recipes)
+
+
+def _given(number: Any) -> Any:
+    return number
 
 
 def _join(node: Any, _: int) -> Callable[[list[Callable[[Tensor], None]]], Tensor]:

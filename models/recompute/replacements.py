@@ -43,13 +43,15 @@ class Replacements(TorchFunctionMode):
 def _concatenate(cat: _Operator, fused: bool, parts: Any, *args: Any, **kwargs: Any) -> Tensor:
     along_channels = args == (1,) and not kwargs and parts[0].dim() == 4
     if along_channels and len({part.dtype for part in parts}) == 1 and is_fused(parts[0], fused):
-        return Concatenate.apply(*parts)
+        out: Tensor = Concatenate.apply(*parts)
+        return out
     return cat(parts, *args, **kwargs)
 
 
 def _max_pool(pool: _Operator, fused: bool, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if is_fused(x, fused) and is_fusible(*args, **kwargs):
-        return MaxPool.apply(x, args[0])
+        out: Tensor = MaxPool.apply(x, args[0])
+        return out
     return keep_input_only(pool, x, *args, **kwargs)
 
 
