@@ -6,8 +6,9 @@ holds what level `elementwise` holds while backward is inside the layer, and onl
 takes the values out one by one, which frees them.
 
 The second pass starts in the state of the first: `repeat.State` restores buffers that a pass changes, and random
-generators. So BatchNorm moves its statistics once, and dropout draws the same mask. What cannot be repeated is refused:
-a layer that changes its input in place, and one whose second pass saves another number of tensors than the first.
+generators. So BatchNorm updates its statistics once, and dropout draws the same mask. The second pass ends before
+the output of the last BatchNorm, which nothing needs. A layer that cannot be repeated is refused: one that changes its
+input in place, and one whose second pass saves another number of tensors than the first.
 """
 
 from __future__ import annotations
