@@ -15,9 +15,9 @@ convolution outputs: see `norm_act`, `input_only`, `replacements` and `recipes`.
 runs twice.
 
 **Level `block`** keeps only the output of each top-level layer, ``s * B * c_out * h * w`` bytes. Backward repeats the
-forward pass of one layer at a time, at level `elementwise`: see `block`. Layers without a convolution gain nothing from
-this level. Neither does the detection head, because its backward comes first, while all other layers are still held.
-Both get `elementwise`. `rank` finds the layers where `block` saves most for its price.
+forward pass of one layer at a time, at level `elementwise`: see `block`. The detection head is repeated in parts, a
+branch of a level at a time, and keeps nothing inside. Layers without a convolution gain nothing from this level and get
+`elementwise`. `rank` finds the layers where `block` saves most for its price.
 
 With fused kernels, recomputed layers also take fewer passes over memory. A unit whose output is split in halves writes
 two maps (`_Halves`), the kernel that writes the output of a unit adds the residual of a bottleneck (`_bottleneck`),

@@ -134,9 +134,9 @@ def keep(tensor: Tensor) -> list[Tensor]:
     results = []
     for source in (tensor,) if base is None else (tensor, base):
         kept = source.detach()
-        if source.grad_fn is not None:
-            outputs: Any = source.grad_fn.metadata.setdefault(_KEPT, {})
-            outputs[source.output_nr] = TensorWeakRef(kept), kept._version
+        node: Any = source.grad_fn
+        if node is not None:
+            node.metadata.setdefault(_KEPT, {})[source.output_nr] = TensorWeakRef(kept), kept._version
         results.append(kept)
     return results
 
