@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules import ADown, C2f, Conv, ConvTranspose, GhostBottleneck
-from ultralytics.nn.modules.block import AConv, BottleneckCSP, HGStem, RepBottleneck, RepVGGDW
+from ultralytics.nn.modules.block import A2C2f, AConv, BottleneckCSP, HGStem, RepBottleneck, RepVGGDW
 from ultralytics.nn.modules.conv import RepConv
 
 from engine.memory.storages import cuda_autocast_on_meta
@@ -163,3 +163,28 @@ def test_elementwise__keeps_only_raw_outputs_of_convolutions(name: str, frozen: 
         for network in (lean, plain)
     ]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("area", [1, 4])
+def test_elementwise__keeps_the_scores_of_area_attention_once(area: int) -> None:
+    """Under autocast on a GPU, PyTorch keeps their softmax in FP32 and in half precision."""
+    plain = Network(A2C2f(64, 64, residual=True, area=area)).double()
+    lean = copy_of(plain)
+    apply_recompute(lean, "elementwise")
+    x = torch.randn(2, 64, 32, 32, dtype=torch.float64, requires_grad=True)
+    gradients = [
+        torch.autograd.grad(network.model(x).sigmoid().square().sum(), [x, *network.parameters()])
+        for network in (lean, plain)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-13)
+    score_bytes = 2 * 2 * 32**4 // area * 2  # in 2 blocks of 1 head, for 2 images, in half precision
+    kept_bytes = []
+    for network in (lean, plain):
+        network.to("meta", torch.float32)
+        images = torch.empty(2, 64, 32, 32, dtype=torch.float16, device="meta")
+        meter = StorageMeter(existing=[images, *network.parameters(), *network.buffers()])
+        with meter, cuda_autocast_on_meta(torch.float16):
+            out = network.model(images)
+        kept_bytes.append(meter.live_bytes)
+        del out
+    assert kept_bytes[1] - kept_bytes[0] >= 2 * score_bytes
