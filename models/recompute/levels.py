@@ -79,7 +79,7 @@ def apply_recompute(
     remove_recompute(network)
     for index, layer_level in levels.items():
         if layer_level != "none":
-            _transform(network.model[index], layer_level, fused_kernels)
+            _transform(index, network.model[index], layer_level, fused_kernels)
 
 
 def remove_recompute(network: DetectionModel) -> None:
@@ -99,7 +99,7 @@ def repeated_parts(layer: nn.Module) -> list[nn.Module]:
     return [layer] if any(isinstance(module, nn.Conv2d) for module in layer.modules()) else []
 
 
-def _transform(layer: Any, level: Level, fused: bool) -> None:
+def _transform(index: int, layer: nn.Module, level: Level, fused: bool) -> None:
     for module in layer.modules():
         if is_conv_unit(module):
             _replace_forward(module, _conv_unit, fused=fused)
@@ -116,7 +116,7 @@ def _transform(layer: Any, level: Level, fused: bool) -> None:
             part,
             _block,
             fused=fused,
-            name=f"layer {layer.i} ({type(layer).__name__})",
+            name=f"layer {index} ({type(layer).__name__})",
             stateful_modules=_stateful_modules(part),
             draws=any(can_draw(module) for module in part.modules()),
             holds_output=part is layer,  # the outputs of a head's branches are only concatenated

@@ -78,9 +78,8 @@ def test_block__same_loss_gradients_buffers_and_random_numbers(name: str) -> Non
 class Network(nn.Module):
     """A network of one layer, of which ``levels`` need to know no more than that."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        layer.i = 0
         self.model = nn.Sequential(layer)
 
 
