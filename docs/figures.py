@@ -526,7 +526,7 @@ CLAIMS = (
     ),
     Claim(
         "docs/memory.md",
-        "({} of YOLO11l's for all layers; {} to {} measured)",
+        "({} of YOLO11l's for all layers; {} to {} measured without the head)",
         lambda: [_planned_block_share(), *_measured_block_shares()],
     ),
     Claim(

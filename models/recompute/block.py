@@ -6,14 +6,16 @@ holds what level `elementwise` holds while backward is inside the layer, and onl
 takes the values out one by one, which frees them.
 
 The second pass starts in the state of the first: `repeat.State` restores buffers that a pass changes, and random
-generators. So BatchNorm moves its statistics once, and dropout draws the same mask. What cannot be repeated is refused:
-a layer that changes its input in place, and one whose second pass saves another number of tensors than the first.
+generators. So BatchNorm updates its statistics once, and dropout draws the same mask. The second pass ends before
+the output of the last BatchNorm, which nothing needs. A layer that cannot be repeated is refused: one that changes its
+input in place, and one whose second pass saves another number of tensors than the first.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from torch.utils._pytree import tree_flatten, tree_iter, tree_unflatten
 
 from models.recompute import recipes
-from models.recompute.repeat import State, Surroundings, default_generators
+from models.recompute.repeat import EndOfRepeat, State, Surroundings, calling, default_generators
 
 
 class _Input(NamedTuple):
@@ -73,6 +75,7 @@ class DroppedLayer:
         self._surroundings = Surroundings(device.type)
         self._state = State(stateful_modules, default_generators(device) if can_draw else ())
         self._num_slots = 0
+        self._batch_norm_slot = -1
         self._values: dict[int, tuple[Tensor | recipes.Recipe, GradientEdge | None]] = {}
         self._outputs: list[Tensor] = []
 
@@ -84,7 +87,7 @@ class DroppedLayer:
         """
         tensors = [leaf for leaf in tree_iter(x) if isinstance(leaf, Tensor)]  # the layer may change a list
         versions = [tensor._version for tensor in tensors]
-        with saved_tensors_hooks(self._drop, self._refill):
+        with saved_tensors_hooks(self._drop, self._refill), calling(self._note_batch_norm):
             out = self._forward(x)
         if [tensor._version for tensor in tensors] != versions:
             raise self._refusal("it changes its input in place")
@@ -112,10 +115,22 @@ class DroppedLayer:
         # never be freed after backward breaks off (out of memory).
         layer = weakref.proxy(self)
         hooks = saved_tensors_hooks(lambda tensor: layer._keep(tensor), recipes.unpack)
-        with self._surroundings.again(), self._state.again(), hooks:
+        with calling(self._end_at_last_batch_norm), self._surroundings.again(), self._state.again(), hooks:
             self._forward(tree_unflatten(leaves, self._structure))
         if len(self._values) != self._num_slots:
             raise self._refusal(f"it saved {self._num_slots} tensors first and {len(self._values)} when repeated")
+
+    def _note_batch_norm(self, *_: object) -> None:
+        self._batch_norm_slot = self._num_slots
+
+    def _end_at_last_batch_norm(self, x: Tensor, statistics: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Fill the last three slots and end the pass, without the output of the layer, if a BatchNorm saves last."""
+        if len(self._values) == self._batch_norm_slot == self._num_slots - 3:
+            self._keep(x)
+            once = cache(statistics)  # computed in backward, when the pass and its other tensors are gone
+            for i in range(2):
+                self._values[len(self._values)] = recipes.Recipe(lambda i=i: once()[i]), None
+            raise EndOfRepeat
 
     def _refusal(self, reason: str) -> ValueError:
         remedy = "Set this layer to elementwise in model.recompute_layers."

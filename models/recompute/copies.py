@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 from models.recompute import norm_act
 
@@ -78,25 +77,3 @@ class Upsample(torch.autograd.Function):
     def backward(ctx: Any, grad_BCHW: Tensor) -> tuple[Tensor, None]:
         """Return the gradient's sum over each square of ``scale`` x ``scale``."""
         return torch.ops.aten.upsample_nearest2d_backward(grad_BCHW, grad_BCHW.shape[2:], ctx.shape), None
-
-
-class FusedConcatenation(TorchFunctionMode):
-    """Mode in which ``torch.cat`` of maps along their channels runs `Concatenate`, where `is_fused` holds."""
-
-    def __init__(self, fused_kernels: bool) -> None:
-        super().__init__()
-        self.fused_kernels = fused_kernels
-
-    def __torch_function__(
-        self, func: Callable[..., object], types: object, args: Any = (), kwargs: Any = None
-    ) -> object:
-        """Replace ``torch.cat``; run all other operators unchanged."""
-        if func is torch.cat and not kwargs and len(args) == 2 and args[1] == 1:
-            parts = args[0]
-            if (
-                parts[0].dim() == 4
-                and len({part.dtype for part in parts}) == 1
-                and is_fused(parts[0], self.fused_kernels)
-            ):
-                return Concatenate.apply(*parts)
-        return func(*args, **(kwargs or {}))

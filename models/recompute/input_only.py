@@ -1,7 +1,7 @@
 """Makes max-pooling and softmax keep their input for backward, instead of what PyTorch keeps.
 
 PyTorch keeps 8-byte indices for max-pooling, and the result for softmax, in float32 under autocast. `InputOnly`
-computes both again from the input. The input of max-pooling has a recipe, so keeping it costs nothing.
+computes both again from the input. The input of max-pooling has a recipe as a rule, so keeping it costs nothing.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 from models.recompute.repeat import Surroundings
-
-DIVERTED = (torch.Tensor.softmax, torch.nn.functional.max_pool2d)
 
 
 class InputOnly(torch.autograd.Function):
@@ -49,14 +46,9 @@ class InputOnly(torch.autograd.Function):
         return torch.autograd.grad(out, x, grad)[0], None
 
 
-class KeepInputsOnly(TorchFunctionMode):
-    """Mode in which the operators in ``DIVERTED`` keep only their input."""
-
-    def __torch_function__(
-        self, func: Callable[..., object], types: object, args: Any = (), kwargs: Any = None
-    ) -> object:
-        """Replace these operators; run all others unchanged."""
-        if func in DIVERTED and args[0].requires_grad:
-            x, *rest = args
-            return InputOnly.apply(x, lambda y: func(y, *rest, **(kwargs or {})))
-        return func(*args, **(kwargs or {}))
+def keep_input_only(function: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return ``function(x, *args, **kwargs)``, keeping only ``x`` for backward; no other argument gets a gradient."""
+    if not x.requires_grad:
+        return function(x, *args, **kwargs)
+    out: Tensor = InputOnly.apply(x, lambda x: function(x, *args, **kwargs))
+    return out

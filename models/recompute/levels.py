@@ -1,22 +1,23 @@
 """Recompute levels: training keeps fewer activations and computes the missing ones again in backward.
 
-**What PyTorch keeps.** In YOLO11, nearly all activations that backward needs belong to units of convolution, BatchNorm
-and SiLU. Take a unit with ``c`` output channels on ``h x w`` positions, ``B`` images, and ``s`` bytes per number (2
-under autocast). PyTorch keeps three maps of ``s * B * c * h * w`` bytes: the raw output of the convolution (for
-BatchNorm), the output of BatchNorm (for SiLU) and the output of SiLU (for the next convolution). A convolution whose
-input is a concatenation or a residual sum keeps this input too: ``s * B * c_in * h * w`` bytes. Max-pooling keeps
-indices, 8 bytes for each output. Autocast adds a half-precision copy of each weight, and the float32 result of softmax
-beside its half-precision copy.
+**What PyTorch keeps.** Nearly all activations that backward needs belong to units of convolution, BatchNorm and SiLU.
+Take a unit with ``c`` output channels on ``h x w`` positions, ``B`` images, and ``s`` bytes per number (2 under
+autocast). PyTorch keeps three maps of ``s * B * c * h * w`` bytes: the raw output of the convolution (for BatchNorm),
+the output of BatchNorm (for SiLU) and the output of SiLU (for the next convolution). With ReLU instead of SiLU, it
+keeps only the first and the third map. A convolution whose input is a concatenation, a sum or an average keeps this
+input too: ``s * B * c_in * h * w`` bytes. Max-pooling keeps indices, 8 bytes for each output. Autocast adds a
+half-precision copy of each weight, and the float32 result of softmax beside its half-precision copy.
 
 **Level `elementwise`** keeps of each unit the first map, ``s * B * c * h * w`` bytes, and two numbers per channel. It
-keeps nothing for concatenation, residual sum, chunk, upsampling, max-pooling and weight copies, and for attention only
-the scores instead of their softmax. Elementwise operations compute the rest from the raw convolution outputs: see
-`norm_act`, `input_only` and `recipes`. No convolution and no matrix product runs twice.
+keeps nothing for other activations, concatenation, sum, product, chunk, padding, upsampling, pooling and weight copies,
+and for attention only the scores instead of their softmax. Elementwise operations compute the rest from the raw
+convolution outputs: see `norm_act`, `input_only`, `replacements` and `recipes`. No convolution and no matrix product
+runs twice.
 
 **Level `block`** keeps only the output of each top-level layer, ``s * B * c_out * h * w`` bytes. Backward repeats the
-forward pass of one layer at a time, at level `elementwise`: see `block`. Layers without a convolution gain nothing from
-this level. Neither does the detection head, because its backward comes first, while all other layers are still held.
-Both get `elementwise`. `rank` finds the layers where `block` saves most for its price.
+forward pass of one layer at a time, at level `elementwise`: see `block`. The detection head is repeated in parts, a
+branch of a level at a time, and keeps nothing inside. Layers without a convolution gain nothing from this level and get
+`elementwise`. `rank` finds the layers where `block` saves most for its price.
 
 With fused kernels, recomputed layers also take fewer passes over memory. A unit whose output is split in halves writes
 two maps (`_Halves`), the kernel that writes the output of a unit adds the residual of a bottleneck (`_bottleneck`),
@@ -37,17 +38,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from ultralytics.nn.modules import C2PSA, C2f, Conv, Detect, DWConv
-from ultralytics.nn.modules.block import Attention, Bottleneck
+from ultralytics.nn.modules.block import Bottleneck
 from ultralytics.nn.tasks import DetectionModel
 
 from models.precision import autocast_disabled
 from models.recompute import recipes
 from models.recompute.block import DroppedLayer
-from models.recompute.copies import FusedConcatenation, Upsample, is_fused
-from models.recompute.input_only import KeepInputsOnly
+from models.recompute.copies import Upsample, is_fused
 from models.recompute.norm_act import BatchNormAct
-from models.recompute.pooling import MaxPool, is_fusible
 from models.recompute.repeat import can_draw
+from models.recompute.replacements import Replacements
 
 Level = Literal["none", "elementwise", "block"]
 
@@ -79,7 +79,7 @@ def apply_recompute(
     remove_recompute(network)
     for index, layer_level in levels.items():
         if layer_level != "none":
-            _transform(network.model[index], layer_level, fused_kernels)
+            _transform(index, network.model[index], layer_level, fused_kernels)
 
 
 def remove_recompute(network: DetectionModel) -> None:
@@ -99,18 +99,16 @@ def repeated_parts(layer: nn.Module) -> list[nn.Module]:
     return [layer] if any(isinstance(module, nn.Conv2d) for module in layer.modules()) else []
 
 
-def _transform(layer: Any, level: Level, fused: bool) -> None:
+def _transform(index: int, layer: nn.Module, level: Level, fused: bool) -> None:
     for module in layer.modules():
         if is_conv_unit(module):
             _replace_forward(module, _conv_unit, fused=fused)
-        elif isinstance(module, nn.MaxPool2d):
-            _replace_forward(module, _max_pool, fused=fused)
-        elif isinstance(module, Attention):
-            _replace_forward(module, _keep_inputs_only)
+        elif _is_norm(module):
+            _replace_forward(module, _batch_norm, fused=fused)
     for module in layer.modules():
-        if isinstance(module, C2f | C2PSA) and is_conv_unit(module.cv1):  # they split its output in halves
+        if isinstance(module, C2f | C2PSA) and _is_one_operation(module.cv1):  # they split its output in halves
             _replace_forward(module.cv1, _conv_unit, fused=fused, is_halved=True)
-        elif isinstance(module, Bottleneck) and module.add and is_conv_unit(module.cv2):
+        elif isinstance(module, Bottleneck) and module.add and _is_one_operation(module.cv2):
             _replace_forward(module, _bottleneck, fused=fused)
     parts = repeated_parts(layer) if level == "block" else []
     for part in parts:
@@ -118,7 +116,7 @@ def _transform(layer: Any, level: Level, fused: bool) -> None:
             part,
             _block,
             fused=fused,
-            name=f"layer {layer.i} ({type(layer).__name__})",
+            name=f"layer {index} ({type(layer).__name__})",
             stateful_modules=_stateful_modules(part),
             draws=any(can_draw(module) for module in part.modules()),
             holds_output=part is layer,  # the outputs of a head's branches are only concatenated
@@ -129,8 +127,7 @@ def _transform(layer: Any, level: Level, fused: bool) -> None:
 
 def _stateful_modules(part: nn.Module) -> tuple[nn.Module, ...]:
     """Modules with buffers that a repeated forward pass would change; `BatchNormAct` does not change its own."""
-    unchanged = {module.bn for module in part.modules() if is_conv_unit(module)}
-    return tuple(module for module in part.modules() if module not in unchanged and _has_buffers(module))
+    return tuple(module for module in part.modules() if not _is_norm(module) and _has_buffers(module))
 
 
 def _has_buffers(module: nn.Module) -> bool:
@@ -149,12 +146,25 @@ def _run_forward(forward: Callable[..., object], module: nn.Module, x: object, *
 
 
 def is_conv_unit(module: nn.Module) -> bool:
-    """Whether a module computes ``act(bn(conv(x)))`` with operations that `BatchNormAct` supports."""
+    """Whether a module computes ``act(bn(conv(x)))`` with a normalization that `BatchNormAct` supports."""
+    return type(module) in (Conv, DWConv) and _is_norm(module.bn)
+
+
+def _is_norm(module: object) -> bool:
+    """Whether `BatchNormAct` supports a normalization."""
     return (
-        type(module) in (Conv, DWConv)
-        and type(module.bn) is nn.BatchNorm2d
-        and isinstance(module.act, nn.SiLU | nn.Identity)
+        type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum is not None
     )
+
+
+def _is_one_operation(module: nn.Module) -> bool:
+    """Whether `BatchNormAct` does the activation of a unit as well."""
+    return is_conv_unit(module) and isinstance(module.act, nn.SiLU | nn.Identity)
+
+
+def _batch_norm(norm: nn.BatchNorm2d, x: Tensor, fused: bool) -> Tensor:
+    out: Tensor = BatchNormAct.apply(x, norm.weight, norm.bias, norm, False, 1, None, fused)
+    return out
 
 
 def _norm_act(
@@ -185,6 +195,9 @@ class _Halves(NamedTuple):
 
 def _conv_unit(unit: Conv, x: Tensor, fused: bool, is_halved: bool = False) -> Tensor | _Halves:
     raw = unit.conv(x)
+    if not _is_one_operation(unit):
+        out: Tensor = unit.act(_batch_norm(unit.bn, raw, fused))
+        return out
     if is_halved and (is_fused(raw, fused) or raw.is_meta):
         # On a GPU, a convolution copies a slice of channels each time before it reads it.
         return _Halves(*_norm_act(unit, raw, fused, num_parts=2))
@@ -195,17 +208,6 @@ def _bottleneck(module: Bottleneck, x: Tensor, fused: bool) -> object:
     if not is_fused(x, fused):
         return type(module).forward(module, x)
     return _norm_act(module.cv2, module.cv2.conv(module.cv1(x)), fused, residual=x)[0]
-
-
-def _max_pool(module: nn.MaxPool2d, x: Tensor, fused: bool) -> object:
-    if is_fused(x, fused) and is_fusible(module):
-        return MaxPool.apply(x, module.kernel_size)
-    return _keep_inputs_only(module, x)
-
-
-def _keep_inputs_only(module: nn.Module, x: Tensor) -> object:
-    with KeepInputsOnly():
-        return type(module).forward(module, x)
 
 
 def _elementwise(layer: nn.Module, x: object, fused: bool) -> object:
@@ -238,5 +240,5 @@ def layer_forward(layer: nn.Module, x: Any, fused: bool) -> Any:
             return Upsample.apply(x, int(scale))
         with autocast_disabled(x.device):  # autocast would copy the values in float32
             return type(layer).forward(layer, x)
-    with FusedConcatenation(fused):
+    with Replacements(fused):
         return type(layer).forward(layer, x)

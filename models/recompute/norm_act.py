@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from models.kernels.triton_support import fused_kernels_work
-from models.recompute.repeat import is_repeating
+from models.recompute.repeat import before_batch_norm, is_repeating
 
 _silu_ = partial(torch.nn.functional.silu, inplace=True)
 _silu_backward_into = torch.ops.aten.silu_backward.grad_input
@@ -72,7 +72,7 @@ def batch_statistics(
     x_BCHW: Tensor, running: tuple[Tensor, Tensor, Tensor] | None, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Mean of ``x`` and its variance plus ``eps``; for the arguments see `normalise_by_batch`."""
-    channels = x_BCHW.new_ones(x_BCHW.shape[1], dtype=torch.float32)
+    channels = x_BCHW.new_ones(x_BCHW.shape[1], dtype=torch.promote_types(x_BCHW.dtype, torch.float32))
     return normalise_by_batch(x_BCHW, channels, channels, running, momentum, eps, silu=False)[1:]
 
 
@@ -144,8 +144,11 @@ class BatchNormAct(torch.autograd.Function):
         ctx.kernels = kernels_for(x_BCHW, fused_kernels)
         ctx.by_batch, ctx.silu, ctx.num_parts = norm.training, silu, num_parts
         ctx.scale_shift = weight_C, bias_C
+        prepare = before_batch_norm.get()
+        if prepare is not None:
+            prepare(x_BCHW, partial(_statistics, x_BCHW.detach(), norm, ctx.kernels))
         if not norm.training:
-            statistics = norm.running_mean, norm.running_var + norm.eps
+            statistics = _statistics(x_BCHW, norm, ctx.kernels)
         else:
             if x_BCHW.numel() == x_BCHW.shape[1]:  # like PyTorch; the running variance would become NaN
                 raise ValueError(f"expected more than 1 value per channel when training, got {tuple(x_BCHW.shape)}")
@@ -186,6 +189,14 @@ class BatchNormAct(torch.autograd.Function):
         wanted = zip(grads, ctx.needs_input_grad[:3], strict=True)
         grad_residual_BCHW = grads_BCHW[0] if any(ctx.needs_input_grad[6:]) else None
         return *(grad if is_wanted else None for grad, is_wanted in wanted), None, None, None, grad_residual_BCHW, None
+
+
+def _statistics(x_BCHW: Tensor, norm: Any, kernels: Any) -> tuple[Tensor, Tensor]:
+    """Mean and variance with epsilon added by which ``norm`` normalises ``x``."""
+    if not norm.training:
+        return norm.running_mean, norm.running_var + norm.eps
+    mean_C, variance_C = kernels.batch_statistics(x_BCHW, None, norm.momentum, norm.eps)
+    return mean_C, variance_C
 
 
 def _parts(ctx: Any, *tensors: Tensor, dim: int = 1) -> list[tuple[Tensor, ...]]:

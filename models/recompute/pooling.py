@@ -5,18 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def is_fusible(module: nn.MaxPool2d) -> bool:
-    """Whether `fused_pooling` can do this pooling: an odd kernel size, stride 1 and a result as large as the map."""
+def is_fusible(
+    kernel_size: object,
+    stride: object = None,
+    padding: object = 0,
+    dilation: object = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> bool:
+    """Whether `fused_pooling` can do the pooling that ``torch.nn.functional.max_pool2d`` does with these arguments.
+
+    It can with an odd kernel size, stride 1 and a result as large as the map.
+    """
     from models.kernels.fused_pooling import MAX_KERNEL_SIZE  # imports Triton
 
-    size = module.kernel_size
-    if not isinstance(size, int) or size % 2 == 0 or size > MAX_KERNEL_SIZE:
+    if not isinstance(kernel_size, int) or kernel_size % 2 == 0 or kernel_size > MAX_KERNEL_SIZE:
         return False
-    return (module.stride, module.padding, module.dilation, module.return_indices) == (1, size // 2, 1, False)
+    return (stride, padding, dilation, return_indices) == (1, kernel_size // 2, 1, False)
 
 
 class MaxPool(torch.autograd.Function):

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn import functional
 from torch.utils.weak import TensorWeakRef
 
 from models.recompute import copies
@@ -32,6 +32,7 @@ from models.recompute.pooling import MaxPool
 
 OVERWRITTEN = "an output that backward needs was changed in place by a later layer: set model.recompute: none"
 _KEPT = "kept output"
+_NUMBER = "number"
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,16 @@ def keep(tensor: Tensor) -> list[Tensor]:
         kept = source.detach()
         node: Any = source.grad_fn
         if node is not None:
-            outputs = node.metadata.setdefault(_KEPT, {})
-            outputs[source.output_nr] = TensorWeakRef(kept), kept._version
+            node.metadata.setdefault(_KEPT, {})[source.output_nr] = TensorWeakRef(kept), kept._version
         results.append(kept)
     return results
+
+
+def note_number(result: Tensor, number: float) -> None:
+    """Store a number from which ``result`` was computed, for operators of which autograd does not keep it."""
+    node: Any = result.grad_fn
+    if node is not None:
+        node.metadata[_NUMBER] = number
 
 
 def _unchanged(kept: Tensor, version: int) -> Tensor:
@@ -166,32 +173,48 @@ def _trace(node: Any, index: int, sources: list[_FromNode]) -> Recipe | None:
         sources.append(source)
         return source
     rule = _RULES.get(node.name())
-    inputs = None if rule is None else _trace_all(node.next_functions, sources)
-    if rule is None or inputs is None:
+    if rule is None:
+        return None
+    number = node.metadata.get(_NUMBER)
+    function, inputs = rule(node, index), _trace_all(node.next_functions, sources, number)
+    if function is None or inputs is None:
         return None
     kind = _Joined if rule is _join else Recipe
-    return kind(partial(rule, node, index), inputs)
+    return kind(function, inputs)
 
 
-def _trace_all(edges: Iterable[tuple[Any, int]], sources: list[_FromNode]) -> tuple[Recipe, ...] | None:
-    """Recipes of several outputs, given as pairs of node and index, or None if one output has no recipe."""
+def _trace_all(
+    edges: Iterable[tuple[Any, int]], sources: list[_FromNode], number: float | None = None
+) -> tuple[Recipe, ...] | None:
+    """Recipes of several outputs, given as pairs of node and index, or None if one output has no recipe.
+
+    An edge without a node stands for an input without a gradient: ``number`` if given.
+    """
     recipes = []
     for node, index in edges:
-        recipe = _trace(node, index, sources)
+        if node is None and number is not None:
+            recipe: Recipe | None = Recipe(partial(_given, number))
+        else:
+            recipe = _trace(node, index, sources)
         if recipe is None:
             return None
         recipes.append(recipe)
     return tuple(recipes)
 
 
-def _join(node: Any, _: int, parts: list[Callable[[Tensor], None]]) -> Tensor:
-    return Concatenate.output(node, parts)
+def _given(number: Any) -> Any:
+    return number
+
+
+def _join(node: Any, _: int) -> Callable[[list[Callable[[Tensor], None]]], Tensor]:
+    return partial(Concatenate.output, node)
 
 
 def _view(
     base_stride: tuple[int, ...], size: torch.Size, stride: tuple[int, ...], offset: int | torch.SymInt, base: Tensor
 ) -> Tensor:
-    assert base.stride() == base_stride, "a tensor was computed again in another memory format"
+    if base.stride() != base_stride:
+        base = torch.empty_strided(base.shape, base_stride, dtype=base.dtype, device=base.device).copy_(base)
     return base.as_strided(size, stride, offset)
 
 
@@ -200,16 +223,80 @@ def _dim(saved: int) -> int:
     return saved - 2**64 if saved >= 2**63 else saved
 
 
-# Name of an autograd node to its forward operation, a function of the node, the index of the output, and the inputs.
-_RULES: dict[str, Callable[..., Tensor]] = {
-    "AddBackward0": lambda node, _, a, b: torch.add(a, b, alpha=node._saved_alpha),
+def _pad(node: Any, _: int) -> Callable[[Tensor], Tensor] | None:
+    number = node.metadata.get(_NUMBER)
+    return None if number is None else partial(functional.pad, pad=node._saved_pad, value=number)
+
+
+def _average(node: Any, _: int) -> Callable[[Tensor], Tensor]:
+    return partial(
+        functional.avg_pool2d,
+        kernel_size=node._saved_kernel_size,
+        stride=node._saved_stride,
+        padding=node._saved_padding,
+        ceil_mode=node._saved_ceil_mode,
+        count_include_pad=node._saved_count_include_pad,
+        divisor_override=node._saved_divisor_override,
+    )
+
+
+def _cat(node: Any, _: int) -> Callable[..., Tensor]:
+    dim = _dim(node._saved_dim)
+    return lambda *parts: torch.cat(parts, dim)
+
+
+def _split(node: Any, index: int) -> Callable[[Tensor], Tensor]:
+    dim = _dim(node._saved_dim)
+    sizes = node._saved_split_sizes if node.name() == "SplitWithSizesBackward0" else node._saved_split_size
+    return lambda x: x.split(sizes, dim)[index]
+
+
+def _transpose(node: Any, _: int) -> Callable[[Tensor], Tensor]:
+    return partial(torch.transpose, dim0=_dim(node._saved_dim0), dim1=_dim(node._saved_dim1))
+
+
+def _elu(node: Any, _: int) -> Callable[[Tensor], Tensor]:
+    scales = {"alpha": node._saved_alpha, "scale": node._saved_scale, "input_scale": node._saved_input_scale}
+    return partial(torch.ops.aten.elu.default, **scales)
+
+
+def _hardtanh(node: Any, _: int) -> Callable[[Tensor], Tensor]:
+    return partial(functional.hardtanh, min_val=node._saved_min_val, max_val=node._saved_max_val)
+
+
+def _leaky_relu(node: Any, _: int) -> Callable[[Tensor], Tensor]:
+    return partial(functional.leaky_relu, negative_slope=node._saved_negative_slope)
+
+
+# Name of an autograd node to a function of the node and the index of an output, which returns the forward operation: a
+# function of the inputs. It does not refer to the node, which may save its own output. None means no recipe.
+_RULES: dict[str, Callable[[Any, int], Callable[..., Tensor] | None]] = {
+    "AddBackward0": lambda node, _: partial(torch.add, alpha=node._saved_alpha),
+    "AvgPool2DBackward0": _average,
     "ConcatenateBackward": _join,
-    "UpsampleBackward": lambda node, _, x: copies.upsample(x, node.scale),
-    "CatBackward0": lambda node, _, *parts: torch.cat(parts, _dim(node._saved_dim)),
-    "SplitBackward0": lambda node, i, x: x.split(node._saved_split_size, _dim(node._saved_dim))[i],
-    "SplitWithSizesBackward0": lambda node, i, x: x.split(node._saved_split_sizes, _dim(node._saved_dim))[i],
-    "ToCopyBackward0": lambda node, _, x: x.to(node._input_metadata[0].dtype),
-    "TransposeBackward0": lambda node, _, x: x.transpose(_dim(node._saved_dim0), _dim(node._saved_dim1)),
-    "UpsampleNearest2DBackward0": lambda node, _, x: interpolate(x, node._saved_output_size),
-    "torch::autograd::AccumulateGrad": lambda node, _: node.variable.detach(),
+    "ConstantPadNdBackward0": _pad,
+    "MulBackward0": lambda *_: torch.mul,
+    "UpsampleBackward": lambda node, _: partial(copies.upsample, scale=node.scale),
+    "CatBackward0": _cat,
+    "SplitBackward0": _split,
+    "SplitWithSizesBackward0": _split,
+    "ToCopyBackward0": lambda node, _: partial(torch.Tensor.to, dtype=node._input_metadata[0].dtype),
+    "TransposeBackward0": _transpose,
+    "UpsampleNearest2DBackward0": lambda node, _: partial(functional.interpolate, size=node._saved_output_size),
+    "ViewBackward0": lambda node, _: partial(torch.reshape, shape=node._input_metadata[0].shape),
+    "torch::autograd::AccumulateGrad": lambda node, _: node.variable.detach,
+    # Activations. Those that run in place save a clone of their input, or their output.
+    "CloneBackward0": lambda *_: torch.Tensor.detach,
+    "EluBackward0": _elu,
+    "EluBackward1": _elu,
+    "GeluBackward0": lambda node, _: partial(functional.gelu, approximate=node._saved_approximate),
+    "HardswishBackward0": lambda *_: functional.hardswish,
+    "HardtanhBackward0": _hardtanh,
+    "LeakyReluBackward0": _leaky_relu,
+    "LeakyReluBackward1": _leaky_relu,
+    "MishBackward0": lambda *_: functional.mish,
+    "ReluBackward0": lambda *_: torch.relu,
+    "SigmoidBackward0": lambda *_: torch.sigmoid,
+    "SiluBackward0": lambda *_: functional.silu,
+    "TanhBackward0": lambda *_: torch.tanh,
 }

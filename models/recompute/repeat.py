@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 
@@ -12,9 +12,30 @@ from torch.overrides import _get_current_function_mode_stack
 
 is_repeating: ContextVar[bool] = ContextVar("is_repeating", default=False)
 """True while a forward pass is repeated. Counters of batches must not count this batch again."""
+before_batch_norm: ContextVar[Callable[[Tensor, Callable[[], tuple[Tensor, Tensor]]], None] | None] = ContextVar(
+    "before_batch_norm", default=None
+)
+"""In a layer at level `block`, what `BatchNormAct` calls first, with its input and a function that computes the two
+tensors that it saves beside. It may raise `EndOfRepeat`."""
 KNOWN_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.")
 """Python modules whose layers draw no random numbers, except `DRAWING_LAYERS` and layers with a ``dropout``."""
 DRAWING_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+
+class EndOfRepeat(Exception):
+    """Raised in a repeated forward pass when backward needs no later tensor."""
+
+
+@contextmanager
+def calling(function: Callable[[Tensor, Callable[[], tuple[Tensor, Tensor]]], None]) -> Iterator[None]:
+    """Set ``before_batch_norm``; ``EndOfRepeat`` ends the ``with`` block."""
+    token = before_batch_norm.set(function)
+    try:
+        yield
+    except EndOfRepeat:
+        pass
+    finally:
+        before_batch_norm.reset(token)
 
 
 def can_draw(module: nn.Module) -> bool:

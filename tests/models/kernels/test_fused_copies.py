@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 from models.kernels import fused_copies, fused_norm_act
 from models.network import network_input
 from models.recompute import copies, norm_act
+from models.recompute.replacements import Replacements
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -66,7 +67,7 @@ def test_functions__have_pytorchs_gradients(monkeypatch: pytest.MonkeyPatch) -> 
     weight = make_map((2, 8, 8, 12), torch.channels_last)
     theirs = interpolate(torch.cat([a, b], 1), scale_factor=2) * weight
     expected = torch.autograd.grad(theirs.sum(), (a, b))
-    with copies.FusedConcatenation(True):
+    with Replacements(True):
         joined = torch.cat([a, b], 1)
     assert joined.grad_fn.name() == "ConcatenateBackward"
     ours = copies.Upsample.apply(joined, 2) * weight
@@ -75,10 +76,10 @@ def test_functions__have_pytorchs_gradients(monkeypatch: pytest.MonkeyPatch) -> 
         assert torch.equal(actual, wanted)
 
 
-def test_fused_concatenation__leaves_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replacements__leave_other_concatenations_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = [make_map((1, 2, 3, 3), torch.contiguous_format).requires_grad_() for _ in range(2)]
     mixed = [maps[0], maps[1].half()]
-    with copies.FusedConcatenation(True):
+    with Replacements(True):
         on_cpu = torch.cat(maps, 1)
         monkeypatch.setattr(norm_act, "kernels_for", lambda *_: fused_norm_act)
         others = (

@@ -124,4 +124,5 @@ def test_sppf__keeps_no_pooled_map(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=str,
 )
 def test_is_fusible(pooling: nn.MaxPool2d, expected: bool) -> None:
-    assert is_fusible(pooling) is expected
+    arguments = pooling.kernel_size, pooling.stride, pooling.padding, pooling.dilation, pooling.ceil_mode
+    assert is_fusible(*arguments) is expected

@@ -14,6 +14,7 @@ from ultralytics.nn.modules import Conv
 
 from models.detection.loss import DetectionLoss, LossGains
 from models.network import build_network, head_strides
+from models.recompute import norm_act
 from models.recompute.levels import apply_recompute
 from tests.helpers.training import NUM_CLASSES, copy_of, flat_gradient, make_window, relative_error
 
@@ -77,9 +78,8 @@ def test_block__same_loss_gradients_buffers_and_random_numbers(name: str) -> Non
 class Network(nn.Module):
     """A network of one layer, of which ``levels`` need to know no more than that."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        layer.i = 0
         self.model = nn.Sequential(layer)
 
 
@@ -272,6 +272,19 @@ def test_block__notices_an_input_that_is_overwritten_before_the_repeat(is_at_blo
     read.relu_()
     with pytest.raises(RuntimeError, match="was changed in place by a later layer"):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_block__the_repeat_ends_before_the_last_output(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = block(nn.Sequential(Conv(8, 8, 1), Conv(8, 8, 1)))
+    layer[1].bn.train(training)
+    made: list[Tensor] = []
+    monkeypatch.setattr(nn.SiLU, "forward", lambda *_: pytest.fail("not called by a unit"))
+    monkeypatch.setattr(norm_act, "_silu_", lambda x: made.append(x) or nn.functional.silu(x, inplace=True))
+    out = layer(torch.rand(2, 8, 4, 4))
+    assert len(made) == 2
+    out.sum().backward()
+    assert len(made) == 2 + 2  # of the first unit: in the repeat, and again as the input of the second convolution
 
 
 @pytest.mark.parametrize(("name", "num_calls"), [("in-place activation", 2), ("random activation", 1)])

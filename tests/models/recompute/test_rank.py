@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -92,6 +93,24 @@ def kept_by_layer(network: nn.Module, images: Tensor, level: Level, autocast: To
 def _in_phase(phase: Any, forward: Callable[[Any], Any], x: Any) -> Any:
     with phase:
         return forward(x)
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolov8n-p2"])
+def test_measure_layers__block_keeps_nothing_inside_the_head(name: str) -> None:
+    """In branches of nested units, and of plain ones (``legacy``)."""
+    network, images = meta_network(name)
+    head = measure_layers(network, images)[-1]
+    kept = {level: kept_bytes(network, images, "block", {head.index: level}) for level in ("elementwise", "block")}
+    assert head.block_bytes == 0 < head.elementwise_bytes
+    assert kept["elementwise"] - kept["block"] == head.elementwise_bytes
+
+
+def test_measure_layers__the_head_is_a_fifth_of_what_block_would_keep_of_yolo11l() -> None:
+    network = build_network("yolo11l", 25).to("meta")
+    images = torch.empty(16, 3, 640, 640, dtype=torch.float16, device="meta")
+    *others, head = measure_layers(network, images, cuda_autocast_on_meta(torch.float16))
+    others_bytes = sum(layer.block_bytes for layer in others)
+    assert others_bytes + head.block_bytes <= 0.8 * (others_bytes + head.elementwise_bytes)
 
 
 def test_rank_layers__early_layers_save_most_for_their_price() -> None:
