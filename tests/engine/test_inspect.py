@@ -163,7 +163,7 @@ def set_up(root: Path) -> str | None:
     """What training says when it reads the data set, if it refuses it."""
     data = DetectionData(str(root), batch_size=2, micro_batch_size=2, image_size=64, workers=0, cache="none")
     data.trainer = SimpleNamespace(
-        strategy=SimpleNamespace(root_device=torch.device("cpu")), world_size=1, num_devices=1
+        strategy=SimpleNamespace(root_device=torch.device("cpu")), world_size=1, num_devices=1, lightning_module=None
     )
     try:
         data.setup("fit")

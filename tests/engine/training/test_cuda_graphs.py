@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from data.loading.batch import Batch
-from engine.command_line.cli import CommandLine
 from engine.training import cuda_graphs
 from engine.training.cuda_graphs import MIN_CAPACITY, CapturedGraph, CapturedMicroStep, can_capture, padded
 from engine.training.out_of_memory import RecoveryHooks
@@ -244,8 +243,7 @@ def test_adapt__releases_graphs_and_lowers_with_the_next_step(captures: FakeCapt
     step = captured_step(make_network(), micro_batch_size=2, hooks=RecoveryHooks(told.append))
     for _ in range(2):
         step.run(make_window([1, 1]))
-    sentence = CommandLine._adapt(SimpleNamespace(model=SimpleNamespace(step=step)))
-    assert "next step" in sentence
+    step.ask_for_less("VRAM is spilling")
     step.run(make_window([1, 1]))
     assert not step.micro_step._graphs
     assert [(lowering.step, lowering.cause) for lowering in step.memory.history] == [(3, "VRAM is spilling")]
