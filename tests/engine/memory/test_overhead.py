@@ -42,8 +42,9 @@ def test_beside_tensors__is_what_the_driver_reported_beyond_torch(cell: dict, h2
     assert cell["peak_allocated_bytes"] + beside_torch_bytes == pytest.approx(cell["used_bytes"], rel=0.033)
 
 
-@pytest.mark.parametrize(("micro_batch", "level"), [(8, "block"), (16, "elementwise")])
+@pytest.mark.parametrize(("micro_batch", "level"), [(8, "none"), (16, "elementwise")])
 def test_workspaces__complete_what_torch_allocated(micro_batch: int, level: str) -> None:
+    """Not at `block`, which repeats more since these bytes were measured."""
     (cell,) = (
         cell
         for cell in CELLS
