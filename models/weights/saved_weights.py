@@ -24,6 +24,7 @@ PREFIXES = ("ema.network.", "ema.", "network.", "module.", "model.", "")  # aver
 STRIDE_PX = 32  # Ultralytics rounds the image size up to a multiple of this, or of a larger stride
 DOWNLOADS = "https://github.com/ultralytics/assets/releases"
 """Where Ultralytics publishes pretrained weights."""
+PUBLISHED = re.compile(r"(yolov5[nsmlx]6?u|yolov8[nsmlx]|yolov9[tsmce]|yolo1[12][nsmlx])\.pt")
 EXPORTED = (".onnx", ".torchscript", ".engine")
 SAFETENSORS_KEY = "yolofit"  # key in the metadata; its value describes the network as JSON
 
@@ -74,7 +75,7 @@ def read_weights(path: Path) -> SavedWeights:
 
 def _where_from(path: Path) -> str:
     """Say where to get a file that does not exist."""
-    name = path.name if re.fullmatch(r"yolo11[nslmx]\.pt", path.name) else "yolo11l.pt and the like"
+    name = path.name if PUBLISHED.fullmatch(path.name) else "yolo11l.pt and the like"
     return f"is the path right? {name} can be had from {DOWNLOADS}"
 
 
