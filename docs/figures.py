@@ -177,7 +177,25 @@ def partners_table() -> list[list[str]]:
     """Training losses of both kinds of mosaic partners, less the losses of Ultralytics, while mosaics are on."""
     rows = [["partners", "seeds", "class loss in training", "box loss in training"]]
     for arm, label in (("yolofit, pools of 64", "pools of 64 images"), ("yolofit", "the whole data set")):
-        gaps = [_training_gap(arm, loss) for loss in ("cls_loss", "box_loss")]
+        gaps = [_training_gap(arm, "ultralytics", loss) for loss in ("cls_loss", "box_loss")]
+        rows.append([label, gaps[0][0], *(text for _, text in gaps)])
+    return rows
+
+
+CROSSED = {
+    ("yolofit, their batches", "ultralytics"): "the steps, on the batches of Ultralytics",
+    ("yolofit", "ultralytics, our batches"): "the steps, on the batches of yolofit",
+    ("yolofit", "yolofit, their batches"): "the batches, in the step of yolofit",
+    ("ultralytics, our batches", "ultralytics"): "the batches, in the step of Ultralytics",
+}
+"""What two arms of `fidelity_arms` differ in."""
+
+
+def crossed_table() -> list[list[str]]:
+    """Training losses with the step or the batches of yolofit, less the losses with those of Ultralytics."""
+    rows = [["compared", "seeds", "class loss in training", "box loss in training"]]
+    for (arm, other), label in CROSSED.items():
+        gaps = [_training_gap(arm, other, loss) for loss in ("cls_loss", "box_loss")]
         rows.append([label, gaps[0][0], *(text for _, text in gaps)])
     return rows
 
@@ -186,12 +204,12 @@ MOSAIC_EPOCHS = slice(2, 8)
 """The epochs, out of ten, after the warm-up and before mosaics end."""
 
 
-def _training_gap(arm: str, loss: str) -> tuple[str, str]:
-    """Number of seeds, and mean and 95 % interval of a training loss relative to Ultralytics' loss."""
+def _training_gap(arm: str, other: str, loss: str) -> tuple[str, str]:
+    """Number of seeds, and mean and 95 % interval of a training loss relative to the loss of another arm."""
     losses: dict[str, dict[int, float]] = {}
     for run in result("fidelity_boards_cpu")["runs"]:
         losses.setdefault(run["trainer"], {})[run["seed"]] = statistics.fmean(run["curves"][loss][MOSAIC_EPOCHS])
-    theirs, orders = losses["ultralytics"], result("fidelity_boards_cpu")["orders"]
+    theirs, orders = losses[other], result("fidelity_boards_cpu")["orders"]
     gaps = {seed: losses[arm][seed] / theirs[seed] - 1 for seed in losses[arm].keys() & theirs.keys()}
     by_weights = [statistics.fmean(group) for group in by_first_weights(gaps, orders)]
     return str(len(gaps)), gap_text(interval(by_weights), "+.1%")

@@ -59,6 +59,7 @@ TABLES = {
         "fidelity": figures.fidelity_table,
         "exchanges": figures.exchange_table,
         "partners": figures.partners_table,
+        "crossed": figures.crossed_table,
         "chance": figures.chance_table,
     },
     "docs/speed.md": {"compile": figures.compile_table},
