@@ -579,7 +579,7 @@ CLAIMS = (
     ),
     Claim(
         "docs/distributed.md",
-        "from `block` to `none` (`plan_meta_2026-11-26.json`) | {} to {} GiB",
+        "from `block` to `none` (`plan_meta_2026-11-29.json`) | {} to {} GiB",
         lambda: _peaks_gib((16, 640))[::-2],
     ),
     Claim(
