@@ -289,7 +289,8 @@ def _architecture(path: Path, plain: str) -> tuple[dict[str, Any], str]:
     try:
         read_architecture(network)
     except ArchitectureError as error:
-        return {}, f"left out: {_why_unknown(plain) or error}. Set model.network"
+        reason = _why_unknown(plain) or str(error)
+        return {}, f"left out: {reason.rstrip('.')}. Set model.network"
     return {"model.network": network}, f"an architecture, {FROM_RANDOM}"
 
 

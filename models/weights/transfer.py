@@ -140,7 +140,7 @@ def _check(new: dict[str, Tensor], own: dict[str, Tensor], saved: SavedWeights) 
         )
     for name, tensor in new.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise WeightsError(f"its tensor {name} holds NaN or infinity: take a checkpoint from before that")
+            raise WeightsError(f"its tensor {name} holds NaN or infinity: use an earlier checkpoint")
 
 
 def _class_branches(network: DetectionModel) -> dict[str, str]:
