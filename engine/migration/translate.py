@@ -1,6 +1,6 @@
 """Translates the arguments of Ultralytics' training into yolofit's configuration, key by key.
 
-Every argument has its answer: the setting it becomes, or the reason why it becomes none.
+Each argument becomes a setting or is left out with a reason.
 `engine.migration.ultralytics_arguments` reads the arguments. Nothing is read here except a file of weights, if it is on
 this machine.
 """

@@ -77,7 +77,9 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
 
 
 def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
-    """Refuse weights whose classes, ``theirs``, are not the data set's. Numbers decide: names may be translated.
+    """Refuse weights whose classes, ``theirs``, are not the data set's.
+
+    Classes are compared by number, because names may be translated.
 
     Raises:
         ConfigError: If the numbers of classes differ, or a name has another number.
@@ -189,7 +191,7 @@ def base_network(network: str) -> str | None:
 
 
 def network_in(saved: SavedWeights) -> str | None:
-    """What ``model.network`` is to be for these weights, if they say so; of a segmentation model its detector."""
+    """Value of ``model.network`` for these weights, if known. For a segmentation model, the detector it extends."""
     if saved.network is None or saved.network in network_names():
         return saved.network
     try:
