@@ -7,7 +7,6 @@ A yolofit checkpoint is Lightning's plus a description of the network in plain v
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,7 +165,9 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
     with _named(path, key):
         saved = read_weights(path)
         architecture = _architecture_of(saved)
-        num_classes = _num_classes(saved, architecture)
+        num_classes = saved.num_classes
+        if num_classes is None:
+            raise WeightsError("has no detection head: its number of classes cannot be determined")
         names = saved.class_names or [f"class {number}" for number in range(num_classes)]
         if len(names) != num_classes:
             raise WeightsError(f"names {len(names)} classes, but its head has {num_classes}")
@@ -211,16 +212,6 @@ def _architecture_of(saved: SavedWeights) -> Architecture:
         return read_architecture(saved.network)
     known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
     raise WeightsError(f"{known}: give a yolofit checkpoint or an Ultralytics file of a detector")
-
-
-def _num_classes(saved: SavedWeights, architecture: Architecture) -> int:
-    """Rows of the last layer of each class branch: the only one of the head's ``cv3`` that has a bias of its own."""
-    head = len(architecture["backbone"]) + len(architecture["head"]) - 1
-    last_bias = re.compile(rf"model\.{head}\.cv3\.\d+\.\d+\.bias")
-    counts = {tensor.shape[0] for name, tensor in saved.state.items() if last_bias.fullmatch(name) and tensor.ndim}
-    if len(counts) != 1:
-        raise WeightsError("has no detection head: its number of classes cannot be determined")
-    return counts.pop()
 
 
 def some(names: list[str], most: int = 3) -> str:
