@@ -18,7 +18,7 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
 from data.loading.sampler import STRIDE_PX
-from engine.errors import ConfigError
+from engine.errors import ConfigError, some_of
 from models.architecture import (
     NAME,
     SUFFIXES,
@@ -85,7 +85,7 @@ def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
     """
     remedy = "use the data.yaml that it was trained with"
     if len(theirs) != len(ours):
-        counts = f"it has {len(theirs)} classes ({some(theirs)}), the data set {len(ours)} ({some(ours)})"
+        counts = f"it has {len(theirs)} classes ({some_of(theirs, 3)}), the data set {len(ours)} ({some_of(ours, 3)})"
         raise ConfigError(f"{key}: {counts}: {remedy}")
     for number, name in enumerate(ours):
         if theirs[number] != name and name in theirs:
@@ -212,8 +212,3 @@ def _architecture_of(saved: SavedWeights) -> Architecture:
         return read_architecture(saved.network)
     known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
     raise WeightsError(f"{known}: give a yolofit checkpoint or an Ultralytics file of a detector")
-
-
-def some(names: list[str], most: int = 3) -> str:
-    """Join the first of several names, for messages."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
