@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from data.errors import DataError
@@ -37,6 +37,12 @@ def config_key(key: str) -> Iterator[None]:
     except ValueError as error:
         message = str(error)
         raise ConfigError(message if key in message else f"{key}: {message}") from error
+
+
+def some_of(names: Sequence[str], most: int = 8) -> str:
+    """Join the first of several names, for messages, and count the others."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def run_command(main: Callable[[list[str] | None], object]) -> None:

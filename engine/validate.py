@@ -11,8 +11,8 @@ import sys
 
 from engine.command_line.cli import CommandLine
 from engine.command_line.trainer_keys import explained_by_lightning
-from engine.errors import ConfigError, run_command
-from engine.run.checkpoint import EXAMPLE, check_classes, load_network, some
+from engine.errors import ConfigError, run_command, some_of
+from engine.run.checkpoint import EXAMPLE, check_classes, load_network
 from engine.validation.metrics import DetectionResults
 
 
@@ -50,7 +50,7 @@ def main(args: list[str] | None = None) -> DetectionResults:
 def _say_other_names(theirs: list[str], ours: list[str]) -> None:
     other = [f"{a} is {b} here" for a, b in zip(theirs, ours, strict=True) if a != b]
     if other:
-        print(f"note: {len(other)} classes have other names in the file: {some(other)}", file=sys.stderr)
+        print(f"note: {len(other)} classes have other names in the file: {some_of(other, 3)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from ultralytics.nn.modules import Detect, v10Detect
 
 Architecture = dict[str, Any]
 CLASS_WIDTH = "class_width"
-"""Key of our own: inner channels of the class branches where they do not follow from the number of classes, but are
-those of the weights that the network started from."""
+"""yolofit's own key: inner channels of the class branches, if taken from the starting weights and not from the number
+of classes."""
 SUFFIXES = (".yaml", ".yml")
 NAME = re.compile(r"(?P<family>yolov?\d+)(?P<scale>[nsmlxtbce]?)(?P<p6>6?)(?P<legacy>u?)(?P<variant>(-\w+)*)")
 """Such as ``yolo11l``, ``yolov8n-ghost-p2``; ``yolov5s6u`` is Ultralytics' older name for weights of ``yolov5s-p6``."""
@@ -60,7 +60,7 @@ def read_architecture(network: str) -> Architecture:
 
 
 def check_architecture(architecture: Architecture) -> None:
-    """Refuse an architecture that could run foreign code, or that is no detector which can be trained here.
+    """Refuse an architecture that could run foreign code, or that is not a trainable detector.
 
     Raises:
         ArchitectureError: Naming the row or key.
@@ -142,7 +142,7 @@ def _read_file(path: Path) -> Architecture:
     if file is None:
         if stem in network_names():
             return _of_ultralytics(stem)
-        raise ArchitectureError(f"{path}: no such file, and no network of Ultralytics: is the path right?")
+        raise ArchitectureError(f"{path}: not a file, and not an Ultralytics network. Check the path.")
     architecture = _load(file)
     scales = architecture.get("scales")
     if isinstance(scales, dict) and scales:
@@ -190,7 +190,7 @@ def _check_module(number: int, name: str, arguments: list[Any]) -> None:
 
 
 def _check_activation(activation: object) -> None:
-    """Let nothing pass that is not ``nn.Class(plain values)``: `parse_model` evaluates the text as Python."""
+    """Accept only ``nn.Class(plain values)``: `parse_model` evaluates the text as Python."""
     if activation is None:
         return
     try:
@@ -201,11 +201,11 @@ def _check_activation(activation: object) -> None:
     except (AttributeError, TypeError, ValueError, SyntaxError):
         is_module = False
     if not is_module:
-        raise ArchitectureError(f"activation: {activation}: must be such as nn.SiLU() or torch.nn.LeakyReLU(0.1)")
+        raise ArchitectureError(f"activation: {activation}: must look like nn.SiLU() or torch.nn.LeakyReLU(0.1)")
 
 
 def _unknown(network: str) -> str:
-    """What to say of a name that is none of ours."""
+    """Error text for an unknown name."""
     plain = plain_name(network)
     if plain in network_names():
         return f"is a file: give the name of the network, {plain}; a file of weights belongs in model.weights"
@@ -215,5 +215,7 @@ def _unknown(network: str) -> str:
     if re.fullmatch(r"yolov10.*|yolo26.*", plain):
         return "has an end-to-end head, which is not supported yet: use yolo11 or yolo12"
     near = difflib.get_close_matches(network, network_names(), 3, 0.7)
-    hint = f"did you mean {' or '.join(near)}?" if near else "give such as yolo11l, yolov8n-p2 or the path of a .yaml"
+    hint = "use for example yolo11l, yolov8n-p2 or the path of a .yaml"
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
     return f"no detector of ultralytics {ultralytics.__version__} has this name: {hint}"

@@ -113,7 +113,7 @@ def input_step_px(network: DetectionModel) -> int:
         network: As `build_network` returns it; left as it is.
 
     Raises:
-        ArchitectureError: If the network takes no images whose sides are such a multiple.
+        ArchitectureError: If the network does not accept every image whose sides are multiples of `MAX_STEP_PX`.
     """
     step_px, head = max(head_strides(network)), detection_head(network)
     network.eval()
@@ -122,7 +122,8 @@ def input_step_px(network: DetectionModel) -> int:
         while not _takes_sides(network, 3 * step_px, 5 * step_px):  # odd multiples: maps of odd sides do not double
             step_px *= 2
             if step_px > MAX_STEP_PX:
-                raise ArchitectureError(f"it takes no images whose sides are any multiple of {MAX_STEP_PX} pixels")
+                sides = f"sides are multiples of {MAX_STEP_PX} pixels"
+                raise ArchitectureError(f"it does not accept every image whose {sides}")
     finally:
         network.train()
     return step_px

@@ -96,7 +96,7 @@ class SlotCache:
         row[0] = tag  # last, because it makes the slot valid
 
     def begin(self, epoch: int) -> None:
-        """Begin a sample, which `is_intact` is about. Every `LOOK_EVERY` samples look whether RAM is short."""
+        """Start a sample; `is_intact` then covers the images read since. Every `LOOK_EVERY` samples, check free RAM."""
         self._lent.clear()
         self._num_samples += 1
         if self._num_samples % LOOK_EVERY == 0 and self.available_bytes is not None and not self.is_closed:

@@ -177,7 +177,7 @@ def _start_worker(worker_id: int) -> None:
 
 
 def prepare_worker() -> None:
-    """Use one thread in a process that only makes images: the processes are the parallelism."""
+    """Use one thread in a process that only makes images: the work is already spread over processes."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     _keep_freed_memory()

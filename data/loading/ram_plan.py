@@ -224,8 +224,8 @@ def reserved_bytes(workers: int, prefetch: int, window_bytes: int) -> int:
 def fit_validation(host: Host, window_bytes: int, workers: int) -> tuple[int, Host]:
     """The number of validation workers, and what the machine has left beside them.
 
-    Where windows lie in /dev/shm, those of validation (``window_bytes`` each) take up to half of what may be planned;
-    elsewhere they count as nothing. There are never more validation workers than training has ``workers``.
+    Validation windows (``window_bytes`` each) in /dev/shm may take up to half of the planned share. Elsewhere they are
+    not counted. There are never more validation workers than training has ``workers``.
     """
     count = min(workers, VALIDATION_WORKERS)
     if host.shm_bytes is None:

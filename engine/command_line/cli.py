@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with yolofit's classes, links between keys, and errors that teach."""
+"""The command line: LightningCLI with yolofit's classes, links between keys, and errors that suggest a fix."""
 
 from __future__ import annotations
 

@@ -98,7 +98,9 @@ class DetectionData(L.LightningDataModule):
         super().__init__()
         check_sizes(batch_size, micro_batch_size, image_size, multi_scale, stride_px=1)  # `setup` knows the network's
         if micro_batch_size == "auto":
-            raise ConfigError("data.micro_batch_size: auto: is settled by engine.fit; in a program, give a number")
+            raise ConfigError(
+                "data.micro_batch_size: auto: only engine.fit resolves auto. In your own code, give a number."
+            )
         workers = worker_count(workers, available_cores())
         if workers < 0:
             raise ConfigError(f"data.workers: {workers}: must not be negative")

@@ -113,7 +113,7 @@ class Detector(L.LightningModule):
         """Apply the recompute levels, and return the settings that memory depends on."""
         level, layers = self.config.recompute, dict(self.config.recompute_layers or {})
         if level == "auto":
-            raise ConfigError("model.recompute: auto: is settled by engine.fit; in a program, give a level")
+            raise ConfigError("model.recompute: auto: only engine.fit resolves auto. In your own code, give a level.")
         with config_key("model.recompute"):
             apply_recompute(self.network, level, layers, self.config.fused_kernels)
         sizes = self.batch_size, micro_batch_size
@@ -185,7 +185,8 @@ class Detector(L.LightningModule):
     def _schedule(self) -> Schedule:
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
-            raise ConfigError(f"trainer.max_epochs: {epochs}: must be at least 1, for the schedule's sake")
+            rule = "must be at least 1, because the schedule needs the length of the run"
+            raise ConfigError(f"trainer.max_epochs: {epochs}: {rule}")
         return Schedule(self.config.schedule, epochs, int(self.trainer.num_training_batches))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

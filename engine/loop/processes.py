@@ -1,6 +1,7 @@
 """The processes of a run, one for each device: Lightning starts and connects them, yolofit adds up their gradients.
 
-Before they connect, each process reports whether it can begin. If one cannot, its one line ends the run on all.
+Before they connect, each process reports whether it can begin. If one cannot begin, its error ends the run on all
+processes.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def strategy_for(name: Any, num_processes: int) -> WindowParallel | str:
     """
     if name not in ("auto", *OWN_NAMES):
         raise ConfigError(
-            f"trainer.strategy: {name}: yolofit shares windows out among the devices itself, and weights are too small "
-            "to be shared out (docs/distributed.md): leave it out"
+            f"trainer.strategy: {name}: yolofit shares windows out among the devices itself, and the weights are too "
+            "small to be worth sharding (docs/distributed.md): leave it out"
         )
     if TorchElasticEnvironment.detect():
         _check_torchrun(num_processes)

@@ -30,6 +30,7 @@ from engine.report.results_plots import draw_results, read_history
 from engine.report.style import drawing
 from engine.run.best_checkpoint import is_better, read_best
 from engine.run.folder import BEST, CHECKPOINTS
+from engine.run.logs import METRICS
 from engine.validation.metrics import CONFUSION_CONFIDENCE, DetectionResults
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class RunReporter(L.Callback):
             print(f"report: {self.folder / REPORT}")
 
     def _draw_metrics(self) -> None:
-        history, results = self.folder / "metrics.csv", self._best
+        history, results = self.folder / METRICS, self._best
         if history.is_file():
             self._draw("results.png", lambda path: draw_results(read_history(history), path))
         for name, draw in (curve_pictures(results) if results is not None else {}).items():

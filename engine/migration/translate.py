@@ -1,6 +1,6 @@
 """Translates the arguments of Ultralytics' training into yolofit's configuration, key by key.
 
-Every argument has its answer: the setting it becomes, or the reason why it becomes none.
+Each argument becomes a setting or is left out with a reason.
 `engine.migration.ultralytics_arguments` reads the arguments. Nothing is read here except a file of weights, if it is on
 this machine.
 """
@@ -289,7 +289,8 @@ def _architecture(path: Path, plain: str) -> tuple[dict[str, Any], str]:
     try:
         read_architecture(network)
     except ArchitectureError as error:
-        return {}, f"left out: {_why_unknown(plain) or error}. Set model.network"
+        reason = _why_unknown(plain) or str(error)
+        return {}, f"left out: {reason.rstrip('.')}. Set model.network"
     return {"model.network": network}, f"an architecture, {FROM_RANDOM}"
 
 

@@ -106,7 +106,7 @@ class Option:
     """Bytes, given the micro-batch and whether a step has several of them."""
     recompute_layers: tuple[int, ...] = ()
     may_fit: Callable[[int, bool, int], bool] = lambda micro_batch, accumulates, limit_bytes: True
-    """Given the same and a limit in bytes: False if ``components``, which is slow, would exceed the limit for sure."""
+    """Cheap test before ``components``, with a limit in bytes: False if the peak surely exceeds the limit."""
 
 
 def margin_of(budget_bytes: int) -> int:

@@ -117,7 +117,7 @@ def predict(spec: StepSpec, largest: int, level: Level, micro_batch: int, accumu
 def simulated(
     spec: StepSpec, micro_batch: int, level: Level, block_layers: tuple[int, ...], accumulates: bool
 ) -> Components:
-    """The same from one simulation; ``block_layers`` have level `block`, the others ``level``."""
+    """Predict the bytes by component from one simulation; ``block_layers`` have level `block`, the others ``level``."""
     if spec.model.precision == "bf16":
         spec = spec.at(spec.image_size, "fp16")  # the same bytes
     found = _simulated(spec, micro_batch, level, block_layers, accumulates)

@@ -186,7 +186,7 @@ class _Simulation:
             spec.network, spec.num_classes, spec.model.freeze_layers, spec.model.freeze_batch_norm
         )
         self.loss = DetectionLoss(strides_px)
-        apply_recompute(self.network, level, per_layer)
+        self.levels = level, per_layer
         self.optimizer: Any = build_optimizer(self.network, spec.model.optimizer, batch_size=micro_batch_size)
         self.statistics = BatchStatistics(self.network)
         self.scaler = torch.amp.GradScaler(enabled=False)
@@ -195,7 +195,19 @@ class _Simulation:
         self._track_optimizer_state()
 
     def run(self, accumulates: bool) -> dict[str, int]:
-        """Run the step in the order of `engine.training.step`; return the bytes by component at its peak."""
+        """Run the step in the order of `engine.training.step`; return the bytes by component at its peak.
+
+        Other simulations share the network, so its changes are undone even if the step fails.
+        """
+        try:
+            apply_recompute(self.network, *self.levels)
+            self._run(accumulates)
+        finally:
+            self.network.zero_grad(set_to_none=True)
+            remove_recompute(self.network)
+        return self.tracker.breakdown()
+
+    def _run(self, accumulates: bool) -> None:
         captures = self.spec.model.cuda_graphs
         with kernels_left_out(), self.tracker, self.tracker.phase("temporaries"):
             self.statistics.save()
@@ -208,9 +220,6 @@ class _Simulation:
             self._forward_backward()
             del other_micro_batches
             self._update()
-        self.network.zero_grad(set_to_none=True)
-        remove_recompute(self.network)
-        return self.tracker.breakdown()
 
     def _make_gradients(self) -> None:
         """Create the gradients of an earlier micro-batch or, with captured graphs, of an earlier step."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.errors import some_of
 from engine.machine.diagnosis import PLATFORM_NAMES
 from engine.machine.inventory import examine_machine
 from engine.memory.units import format_bytes
@@ -106,9 +107,9 @@ def _class_warnings(num_train_C: NDArray, results: DetectionResults) -> Iterator
     none = [name for name, count in zip(names, num_train_C, strict=True) if count == 0]
     unseen = [name for name, count in zip(names, results.num_truth_C, strict=True) if count == 0]
     if none:
-        yield f"no training box at all: {_listed(none)}. Label some, or remove the class from data.yaml."
+        yield f"no training box at all: {some_of(none)}. Label some, or remove the class from data.yaml."
     if few:
-        yield f"fewer than {FEW_BOXES} training boxes: {_listed(few)}. The results of these classes are mostly chance."
+        yield f"fewer than {FEW_BOXES} training boxes: {some_of(few)}. The results of these classes are mostly chance."
     present = num_train_C[num_train_C > 0]
     if present.size and present.max() / present.min() >= IMBALANCE:
         ratio = present.max() / present.min()
@@ -117,7 +118,7 @@ def _class_warnings(num_train_C: NDArray, results: DetectionResults) -> Iterator
             "Compare the AP of single classes."
         )
     if unseen:
-        yield f"no box in validation: {_listed(unseen)}. These classes are not measured, and no mean includes them."
+        yield f"no box in validation: {some_of(unseen)}. These classes are not measured, and no mean includes them."
 
 
 def _memory_warnings(columns: Columns, plan: dict) -> Iterator[str]:
@@ -195,8 +196,3 @@ def _version(package: str) -> str:
 def _plan(folder: Path) -> dict:
     path = folder / "plan.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

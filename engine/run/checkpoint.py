@@ -7,7 +7,6 @@ A yolofit checkpoint is Lightning's plus a description of the network in plain v
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
 from data.loading.sampler import STRIDE_PX
-from engine.errors import ConfigError
+from engine.errors import ConfigError, some_of
 from models.architecture import (
     NAME,
     SUFFIXES,
@@ -77,14 +76,16 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
 
 
 def check_classes(theirs: list[str], ours: list[str], key: str) -> None:
-    """Refuse weights whose classes, ``theirs``, are not the data set's. Numbers decide: names may be translated.
+    """Refuse weights whose classes, ``theirs``, are not the data set's.
+
+    Classes are compared by number, because names may be translated.
 
     Raises:
         ConfigError: If the numbers of classes differ, or a name has another number.
     """
     remedy = "use the data.yaml that it was trained with"
     if len(theirs) != len(ours):
-        counts = f"it has {len(theirs)} classes ({some(theirs)}), the data set {len(ours)} ({some(ours)})"
+        counts = f"it has {len(theirs)} classes ({some_of(theirs, 3)}), the data set {len(ours)} ({some_of(ours, 3)})"
         raise ConfigError(f"{key}: {counts}: {remedy}")
     for number, name in enumerate(ours):
         if theirs[number] != name and name in theirs:
@@ -164,7 +165,9 @@ def load_network(path: Path, key: str, default_image_size: int = 640) -> LoadedN
     with _named(path, key):
         saved = read_weights(path)
         architecture = _architecture_of(saved)
-        num_classes = _num_classes(saved, architecture)
+        num_classes = saved.num_classes
+        if num_classes is None:
+            raise WeightsError("has no detection head: its number of classes cannot be determined")
         names = saved.class_names or [f"class {number}" for number in range(num_classes)]
         if len(names) != num_classes:
             raise WeightsError(f"names {len(names)} classes, but its head has {num_classes}")
@@ -189,7 +192,7 @@ def base_network(network: str) -> str | None:
 
 
 def network_in(saved: SavedWeights) -> str | None:
-    """What ``model.network`` is to be for these weights, if they say so; of a segmentation model its detector."""
+    """Value of ``model.network`` for these weights, if known. For a segmentation model, the detector it extends."""
     if saved.network is None or saved.network in network_names():
         return saved.network
     try:
@@ -209,18 +212,3 @@ def _architecture_of(saved: SavedWeights) -> Architecture:
         return read_architecture(saved.network)
     known = "does not say which network it holds" if saved.network is None else f"holds a {saved.network}"
     raise WeightsError(f"{known}: give a yolofit checkpoint or an Ultralytics file of a detector")
-
-
-def _num_classes(saved: SavedWeights, architecture: Architecture) -> int:
-    """Rows of the last layer of each class branch: the only one of the head's ``cv3`` that has a bias of its own."""
-    head = len(architecture["backbone"]) + len(architecture["head"]) - 1
-    last_bias = re.compile(rf"model\.{head}\.cv3\.\d+\.\d+\.bias")
-    counts = {tensor.shape[0] for name, tensor in saved.state.items() if last_bias.fullmatch(name) and tensor.ndim}
-    if len(counts) != 1:
-        raise WeightsError("has no detection head: its number of classes cannot be determined")
-    return counts.pop()
-
-
-def some(names: list[str], most: int = 3) -> str:
-    """Join the first of several names, for messages."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,7 +1,7 @@
 """The logs of a run folder: ``metrics.csv`` and TensorBoard's files.
 
-They survive what the run survives. A row is written before the checkpoint of its epoch. A run that resumes from an
-older checkpoint removes what was logged after it. A full disk costs rows, not the run.
+A row is written before the checkpoint of its epoch. A run that resumes from an older checkpoint removes what was logged
+after it. A full disk costs rows, not the run.
 """
 
 from __future__ import annotations

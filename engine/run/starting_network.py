@@ -1,4 +1,4 @@
-"""The network that a run starts with: of a name or a YAML file, as wide as its weights, or as its checkpoint has it."""
+"""The network of a run: from a name, a YAML file or a checkpoint, with class branches as wide as in the weights."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def starting_network(
     """Find out which network a run starts with; the run's random numbers stay as they are.
 
     Its class branches are as wide as those of the file of weights. A run that is resumed takes everything from its
-    checkpoint. A file that cannot be read counts for nothing here: that is said when it is used.
+    checkpoint. An unreadable file is ignored here; the error is raised when the file is loaded.
 
     Args:
         network: ``model.network``.
-        num_classes: Of the data set.
+        num_classes: Classes of the data set.
         weights: ``model.weights``.
         checkpoint: The file to resume from, to validate or to plan for.
 
@@ -78,7 +78,7 @@ def _read(path: Path | None) -> SavedWeights | None:
 
 
 def _architecture(network: str, saved: SavedWeights | None) -> Architecture:
-    """By name or file; that in the file of weights if this alone knows the network that it names."""
+    """Architecture by name or YAML file; else the one stored in the weights, if they name this network."""
     try:
         return read_architecture(network)
     except ArchitectureError:

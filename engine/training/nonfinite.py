@@ -18,12 +18,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.loading.batch import Batch
-from engine.errors import TrainingError
+from engine.errors import TrainingError, some_of
 from engine.training.ranks import is_parallel
 from models.detection.loss import LossSums
 
 log = logging.getLogger(__name__)
-MAX_NAMES = 8
 TERMS = ("box", "cls", "dfl")
 
 
@@ -65,7 +64,7 @@ class NonFiniteGuard:
             return
         self.num_skipped += 1
         self.num_in_a_row += 1
-        shown = _some_of(names)
+        shown = some_of(names)
         if not is_parallel() or dist.get_rank() == 0:  # all ranks would log the same
             reason = "its gradient, or a statistic of BatchNorm, is inf or NaN"
             log.warning("optimizer step skipped (%d in total): %s: %s", self.num_skipped, reason, shown)
@@ -128,14 +127,14 @@ def _look_at(
         terms = torch.stack([sums.box, sums.cls, sums.dfl])
         if not found and not terms.isfinite().all():
             bad = ", ".join(name for name, term in zip(TERMS, terms.tolist(), strict=True) if term - term != 0)
-            return f"the {bad} loss of {_some_of(batch.names)}"
+            return f"the {bad} loss of {some_of(batch.names)}"
         if not found:
             scale(terms.sum() / sums.normaliser.clamp(min=1)).backward()
     if not found:
         return ""
     place, is_bad_B = found[0]
     of = [name for name, is_bad in zip(batch.names, is_bad_B.tolist(), strict=True) if is_bad]
-    return f"{place}, of {_some_of(of)}"
+    return f"{place}, of {some_of(of)}"
 
 
 @contextmanager
@@ -165,8 +164,3 @@ def _watch(network: nn.Module, found: list[tuple[str, Tensor]]) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _some_of(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + rest

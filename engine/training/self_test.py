@@ -1,8 +1,8 @@
 """Does a network train the same at a recompute level as at `none`? One tiny step at both tells, in seconds.
 
-Tests hold this for the detectors that Ultralytics names. A user's own architecture may have layers that no test has
-seen, so `engine.fit` compares loss, gradients and running statistics before it trains one. A layer that differs is
-found by giving each layer alone its level. An architecture that has passed is noted in the cache folder.
+The test suite checks this for the detectors that Ultralytics names. A user's own architecture may have layers that no
+test has seen, so `engine.fit` compares loss, gradients and running statistics before it trains one. A layer that
+differs is found by giving each layer alone its level. An architecture that has passed is noted in the cache folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from models.recompute.levels import Level, apply_recompute
 
 NUM_CLASSES, NUM_IMAGES, BOXES_PER_IMAGE = 3, 2, 3
 MOST_MARGIN = 0.4
-"""Of the image, on each side of a box: boxes are so large that predictions of random weights overlap them."""
+"""Largest margin around a box, as a share of the image side. It keeps boxes large enough for random predictions to
+overlap them."""
 LEAST_SIDE_PX, CELLS_PER_SIDE = 64, 2
 """Two cells a side at the coarsest level: with one, BatchNorm would normalise the two values of two images."""
 BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -39,21 +40,22 @@ BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-2}
 families of Ultralytics, measured at their smallest scale on a CPU. FP32 has more room because fused kernels on a GPU,
 where it is not measured yet, add up in another order."""
 LEAST_SHARE = 1e-3
-"""Of the norm of the whole gradient: a gradient below is compared with it, as some are 0 but for rounding."""
+"""Smallest norm to divide by, as a share of the norm of the whole gradient. Some gradients are 0 apart from
+rounding."""
 MOST_NAMED = 3
 """Layers that a remedy names one by one."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How a network trains otherwise at recompute levels than at `none`."""
+    """How training at recompute levels differs from `none`."""
 
     where: str
     """The first top-level layer that differs, such as ``layer 4 (C2f)``, or ``the network``."""
     what: str
     """What differs, and by how much; or the exception."""
     remedy: str
-    """What to set, checked to help."""
+    """Settings that were tested and work."""
 
     def __str__(self) -> str:
         """In one line."""
@@ -68,15 +70,15 @@ def check_recompute(
     fused_kernels: bool,
     device: torch.device,
 ) -> None:
-    """Refuse recompute levels at which a network that no test holds would not train as at `none`.
+    """Refuse recompute levels that change how an untested network trains.
 
     Args:
         network: Name or path, as ``model.network`` has it.
         architecture: Architecture of the network.
-        level: Of all layers.
+        level: Level of all layers.
         per_layer: Other levels of single layers.
         fused_kernels: As ``model.fused_kernels`` has it.
-        device: That the run trains on.
+        device: Device of the run.
 
     Raises:
         ConfigError: Naming the layer, the difference and what to set.
@@ -103,7 +105,7 @@ def self_test(
     Args:
         network: On its device; it is not changed. The step is in FP64 on a CPU, and in FP32 on other devices, whose
             kernels are made for it.
-        level: Of all layers.
+        level: Level of all layers.
         per_layer: Other levels of single layers.
         fused_kernels: As for `apply_recompute`.
 
@@ -115,8 +117,8 @@ def self_test(
         try:
             comparison = _Comparison(network, fused_kernels)
         except Exception as error:
-            step = f"a training step on {NUM_IMAGES} images fails even so ({_in_short(error)})"
-            return Difference("the network", step, "Change the layers of model.network that do not go together")
+            step = f"a training step on {NUM_IMAGES} images fails even at recompute none ({_in_short(error)})"
+            return Difference("the network", step, "Check that the layers of model.network fit together")
         return comparison.find(level, dict(per_layer or {}))
 
 
@@ -222,7 +224,7 @@ def _in_short(error: Exception) -> str:
 
 
 def _note_path(architecture: dict[str, Any], *settings: object) -> Path:
-    """Where it is noted that an architecture has passed: by its layers, the settings and the versions of all code."""
+    """Path of the record of a pass; its name is a hash of layers, settings and code versions."""
     layers = {key: value for key, value in architecture.items() if key not in ("nc", "yaml_file")}
     code = hashlib.sha256()
     for path in sorted(Path(models.__file__).parent.rglob("*.py")):  # finer than the number of a version
@@ -241,7 +243,7 @@ def _has_passed(note: Path) -> bool:
 
 
 def _note_pass(note: Path, architecture: dict[str, Any]) -> None:
-    """Note it, where the cache folder can be written: without the note the test is run again."""
+    """Record the pass. If the cache folder is not writable, the next run tests again."""
     content = {"architecture": architecture.get("yaml_file"), "torch": torch.__version__, "passed": True}
     try:
         note.parent.mkdir(parents=True, exist_ok=True)

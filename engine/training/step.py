@@ -42,7 +42,7 @@ from models.network import head_strides, network_input, raw_predictions
 
 Result = TypeVar("Result")
 MAX_FAILURES = 10
-"""How often memory may run out in one step after its last backward pass; settings can be lowered less often."""
+"""Most failures in a step after its last backward pass. More than the number of times that settings can be lowered."""
 
 
 class StepOutcome(NamedTuple):
@@ -63,6 +63,7 @@ class _Readback:
 
     values: Tensor
     copied: torch.cuda.Event | None
+    """Recorded after the copy; None on a CPU."""
     names: list[str]
 
 
@@ -83,7 +84,7 @@ class TrainingStep:
     guard: NonFiniteGuard
     memory: MemorySettings
     take_step: Callable[[], object]
-    """``optimizer.step``, or what a loop that counts optimizer steps has instead."""
+    """``optimizer.step``, or Lightning's wrapper, which also counts steps."""
 
     def __post_init__(self) -> None:
         """Create the state of the step; all ranks must do so at the same point."""
@@ -108,16 +109,18 @@ class TrainingStep:
         Raises:
             TrainingError: If memory does not suffice even for the lowest settings, or too many windows were skipped.
         """
-        accumulation = retry(lambda: self._accumulate(window), self._recover, self._undo, self.ranks.any)
+        accumulation = retry(
+            lambda: self._accumulate(window), lower=self._recover, undo=self._undo, agree=self.ranks.any
+        )
         previous_outcome = self.settle()  # the device is busy with the passes that were just queued
         rates = self.config.optimizer
         self.schedule.apply(self.optimizer, self.num_steps_taken, rates.lr, rates.momentum)
-        # From here on tensors change in place, so no operation may be done twice.
+        # From here on tensors change in place, so the step is never repeated, only resumed.
         losses = self._carry_through(lambda: accumulation.normalise(self.optimizer, self.scaler))
-        grad_norm, finite = self._carry_through(self._clip)
+        grad_norm, finite = self._carry_through(self._clip_and_check)
         self._carry_through(lambda: step_if(finite, self.optimizer, self.take_step))
         self._carry_through(self.scaler.update)
-        self._carry_through(lambda: self._update_average(finite))
+        self._carry_through(lambda: self._finish_window(finite))
         self._pending = self._carry_through(lambda: self._read_back(losses, grad_norm, finite, window.names))
         self._lower_if_asked()
         return previous_outcome
@@ -157,9 +160,10 @@ class TrainingStep:
         return back_propagate(self.loss_sums(micro_batch), self.config.loss, scale, self.scaler)
 
     def loss_sums(self, micro_batch: Batch) -> LossSums:
-        """Forward pass and sums of the loss terms of one micro-batch, which is on the device and already `colored`."""
+        """Forward pass and sums of the loss terms of one micro-batch on the device, after its color changes."""
         how = self._input_dtype, self.config.fused_kernels
-        with autocast(self.config.precision, self.device):  # no variable keeps the network's input alive
+        with autocast(self.config.precision, self.device):
+            # Nest the calls, so that the input is freed as early as possible.
             predictions = raw_predictions(self.network(network_input(micro_batch.images, *how)))
         targets = micro_batch.boxes_xyxy_px, micro_batch.classes, micro_batch.image_index
         sums: LossSums = self.loss(predictions, *targets)
@@ -167,20 +171,20 @@ class TrainingStep:
 
     def _tensors_in_place(self) -> Iterator[Tensor]:
         """The tensors that a micro-step reads or changes in place, except parameters and gradients."""
-        for buffers, name in self._buffers:  # many times as fast as `Module.buffers`
+        for buffers, name in self._buffers:  # much faster than `Module.buffers`
             if (buffer := buffers[name]) is not None:
                 yield buffer
         if self.scaler.is_enabled():
             scale: Any = self.scaler._scale
             yield scale
 
-    def _clip(self) -> tuple[Tensor, Tensor]:
+    def _clip_and_check(self) -> tuple[Tensor, Tensor]:
         """Clip the gradient; returns its norm before clipping, and whether the window is finite on all ranks."""
         self.batch_statistics.average_over_ranks()
         grad_norm = clip_gradients(gradients_of(self.optimizer), self.config.optimizer.max_grad_norm)
         return grad_norm, grad_norm.isfinite() & self.batch_statistics.are_finite()
 
-    def _update_average(self, finite: Tensor) -> None:
+    def _finish_window(self, finite: Tensor) -> None:
         """Restore the statistics of a skipped window, update the weight average, and clear the gradients."""
         self.batch_statistics.restore_unless(finite)
         self.ema.update(self.network, self.num_steps_taken + 1, finite)

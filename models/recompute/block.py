@@ -1,9 +1,9 @@
 """Level `block`: drops what autograd saves in a layer, and computes it again by a second forward pass in backward.
 
 In the first pass, each saved tensor is replaced by its number, a slot without content. When backward asks for the first
-slot, the layer runs forward again from its input and fills all slots with what `recipes.pack` returns. Thus a layer
-holds what level `elementwise` holds while backward is inside the layer, and only its input at other times. Backward
-takes the values out one by one, which frees them.
+slot, the layer runs forward again from its input and fills all slots with what `recipes.pack` returns. So outside its
+own backward a layer holds only its input; during it, as much as at `elementwise`. Backward takes the values out one by
+one, which frees them.
 
 The second pass starts in the state of the first: `repeat.State` restores buffers that a pass changes, and random
 generators. So BatchNorm updates its statistics once, and dropout draws the same mask. The second pass ends before

@@ -37,7 +37,7 @@ class LayerBytes:
     elementwise_bytes: int
     """Bytes kept inside the layer at level `elementwise`."""
     block_bytes: int
-    """Bytes kept at level `block`: the output, of the detection head nothing, and inside layers that do not repeat."""
+    """Bytes kept at level `block`: the output; 0 for the detection head; ``elementwise_bytes`` if not repeated."""
     output_bytes: int
     """Bytes of the output; for the detection head, of the predictions, which the loss frees."""
     flops: int

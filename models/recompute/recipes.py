@@ -129,7 +129,7 @@ def unpack(packed: Tensor | Recipe) -> Tensor:
 
 
 def keep(tensor: Tensor) -> list[Tensor]:
-    """Detach a tensor, and the tensor that it is a view of. Recipes made while the results exist end at them."""
+    """Detach a tensor, and the tensor that it is a view of. While the results exist, recipes start from them."""
     base: Any = tensor._base
     results = []
     for source in (tensor,) if base is None else (tensor, base):

@@ -15,8 +15,8 @@ is_repeating: ContextVar[bool] = ContextVar("is_repeating", default=False)
 before_batch_norm: ContextVar[Callable[[Tensor, Callable[[], tuple[Tensor, Tensor]]], None] | None] = ContextVar(
     "before_batch_norm", default=None
 )
-"""In a layer at level `block`, what `BatchNormAct` calls first, with its input and a function that computes the two
-tensors that it saves beside. It may raise `EndOfRepeat`."""
+"""Called by `BatchNormAct` before it runs, in layers at `block`. Arguments: its input, and a function that computes the
+two statistics it saves. May raise `EndOfRepeat`."""
 KNOWN_MODULES = ("torch.nn.modules.", "ultralytics.nn.modules.")
 """Python modules whose layers draw no random numbers, except `DRAWING_LAYERS` and layers with a ``dropout``."""
 DRAWING_LAYERS = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)

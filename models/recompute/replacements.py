@@ -1,8 +1,8 @@
 """Replaces operators inside layers that recompute; results and gradients stay the same.
 
 Concatenation and max-pooling use fused kernels where `copies.is_fused` holds. Other max-pooling and softmax keep only
-their input: see `input_only`. `recipes` gets to know the number in a sum of a map and a number, and the number with
-which a map is padded, because autograd keeps neither.
+their input: see `input_only`. The added number and the padding value are stored for `recipes`, because autograd keeps
+neither.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ DOWNLOADS = "https://github.com/ultralytics/assets/releases"
 """Where Ultralytics publishes pretrained weights."""
 PUBLISHED = re.compile(r"(yolov5[nsmlx]6?u|yolov8[nsmlx]|yolov9[tsmce]|yolo1[12][nsmlx])\.pt")
 EXPORTED = (".onnx", ".torchscript", ".engine")
+CLASS_BIAS = re.compile(r"model\.(\d+)\.cv3\.\d+\.\d+\.bias")
+"""Bias of the last layer of a class branch; other layers of the branch have none."""
 SAFETENSORS_KEY = "yolofit"  # key in the metadata; its value describes the network as JSON
 
 
@@ -49,6 +51,14 @@ class SavedWeights:
     """Side of the input in training, in pixels, if the file has it."""
     architecture: Architecture | None = None
     """Architecture of the network, if the file has it. It is not checked."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Rows of the last layer of each class branch; None if there is no detection head, or if they differ."""
+        matches = [(CLASS_BIAS.fullmatch(name), tensor) for name, tensor in self.state.items() if tensor.ndim]
+        rows = [(int(match[1]), len(tensor)) for match, tensor in matches if match]
+        counts = {count for layer, count in rows if layer == max(rows)[0]}  # the head is the last layer
+        return counts.pop() if len(counts) == 1 else None
 
 
 def read_weights(path: Path) -> SavedWeights:

@@ -140,7 +140,7 @@ def _check(new: dict[str, Tensor], own: dict[str, Tensor], saved: SavedWeights) 
         )
     for name, tensor in new.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise WeightsError(f"its tensor {name} holds NaN or infinity: take a checkpoint from before that")
+            raise WeightsError(f"its tensor {name} holds NaN or infinity: use an earlier checkpoint")
 
 
 def _class_branches(network: DetectionModel) -> dict[str, str]:
@@ -152,9 +152,8 @@ def _class_branches(network: DetectionModel) -> dict[str, str]:
 def _class_rows(class_names: list[str], saved: SavedWeights) -> dict[int, int]:
     """Number of each class that both have: in the network, and in the file."""
     theirs = saved.class_names
-    counts = {tensor.shape for name, tensor in saved.state.items() if re.search(r"\.cv3\.\d\.\d\.bias$", name)}
     if theirs is None or theirs == [str(c) for c in range(len(theirs))]:  # how Ultralytics names classes without names
-        return {c: c for c in range(len(class_names))} if counts == {(len(class_names),)} else {}
+        return {c: c for c in range(len(class_names))} if saved.num_classes == len(class_names) else {}
     numbers = {_plain(name): c for c, name in reversed(list(enumerate(theirs)))}
     return {c: numbers[_plain(name)] for c, name in enumerate(class_names) if _plain(name) in numbers}
 

@@ -61,9 +61,9 @@ def test_network_names__every_family_and_size() -> None:
         ("yolo11", r"^yolo11: has no size: give one of yolo11n, yolo11s, yolo11m, yolo11l, yolo11x$"),
         ("yolov8q", r"^yolov8q: no detector of ultralytics 8\.\S+ has this name: did you mean yolov8"),
         ("yolo11n.pt", r"^yolo11n\.pt: is a file: give the name of the network, yolo11n; a file of weights belongs in"),
-        ("resnet50", r"no detector .* give such as yolo11l, yolov8n-p2 or the path of a \.yaml$"),
-        ("missing.yaml", r"^missing\.yaml: no such file, and no network of Ultralytics: is the path right\?$"),
-        ("yolo11n-seg.yaml", r"^yolo11n-seg\.yaml: no such file, and no network"),
+        ("resnet50", r"no detector .* use for example yolo11l, yolov8n-p2 or the path of a \.yaml$"),
+        ("missing.yaml", r"^missing\.yaml: not a file, and not an Ultralytics network\. Check the path\.$"),
+        ("yolo11n-seg.yaml", r"^yolo11n-seg\.yaml: not a file, and not an Ultralytics network"),
     ],
 )
 def test_read_architecture__says_what_to_give_instead(name: str, message: str) -> None:

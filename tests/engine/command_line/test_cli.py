@@ -47,8 +47,8 @@ def message_of(*args: str) -> str:
         ("--trainer.precision=16-mixed", "trainer.precision: 16-mixed: yolofit does this itself: use model.precision"),
         (
             "--trainer.strategy=fsdp",
-            "trainer.strategy: fsdp: yolofit shares windows out among the devices itself, and weights are too small to "
-            "be shared out (docs/distributed.md): leave it out",
+            "trainer.strategy: fsdp: yolofit shares windows out among the devices itself, and the weights are too "
+            "small to be worth sharding (docs/distributed.md): leave it out",
         ),
         (
             "--trainer.devices=17",
@@ -65,7 +65,7 @@ def message_of(*args: str) -> str:
         ),
         (
             "--model.network=none.yaml",
-            "model.network: none.yaml: no such file, and no network of Ultralytics: is the path right?",
+            "model.network: none.yaml: not a file, and not an Ultralytics network. Check the path.",
         ),
     ],
 )

@@ -62,6 +62,20 @@ def peak_bytes(spec: StepSpec, micro_batch_size: int, level: str = "none", accum
     return sum(simulate_step(spec, micro_batch_size, level, accumulates=accumulates).values())
 
 
+def test_simulate_step__undoes_its_changes_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("a simulated failure")
+
+    expected = peak_bytes(SMALL, 4)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a simulated failure"):
+        patch.setattr("engine.planning.simulation.step_if", fail)
+        simulate_step(SMALL, 4, "block", accumulates=True)
+    network = network_on_meta("yolo11n", NUM_CLASSES, 0, False).network  # with the arguments of the simulation
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not any("forward" in module.__dict__ for module in network.modules())
+    assert peak_bytes(SMALL, 4) == expected
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("level", LEVELS)
 def test_simulate_step__equals_a_real_step_on_the_cpu(

@@ -136,7 +136,7 @@ def test_check_classes__numbers_count(theirs: list[str], ours: list[str]) -> Non
     ("theirs", "ours", "message"),
     [
         (["led", "ic"], ["ic", "led"], "ic is its class 1, the data set's 0"),
-        (list("abcde"), ["ic"], "it has 5 classes (a, b, c, ...), the data set 1 (ic)"),
+        (list("abcde"), ["ic"], "it has 5 classes (a, b, c and 2 more), the data set 1 (ic)"),
     ],
 )
 def test_check_classes__says_where_they_part(theirs: list[str], ours: list[str], message: str) -> None:

@@ -146,7 +146,8 @@ def test_self_test__says_that_the_network_itself_fails() -> None:
     network = build_network(SMALL, 3)
     network.model[4].cv2.conv = nn.Conv2d(7, 64, 1)
     found = self_test(network, "block")
-    assert found.where == "the network" and "a training step on 2 images fails even so (ArchitectureError" in found.what
+    assert found.where == "the network"
+    assert "a training step on 2 images fails even at recompute none (ArchitectureError" in found.what
 
 
 def check(network: str, level: str, per_layer: Mapping[int, str] | None) -> None:

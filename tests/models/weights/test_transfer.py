@@ -198,6 +198,16 @@ def test_transfer__without_names_rows_go_by_number(names: list[str] | None, pret
     assert transfer_weights(other, saved(pretrained, names), [*NAMES, "diode"]).loaded_classes == []
 
 
+def test_num_classes__is_that_of_the_head(pretrained: nn.Module) -> None:
+    weights = saved(pretrained, None)
+    assert weights.num_classes == 3
+    weights.state |= {"model.22.cv3.0.1.bias": torch.zeros(7), "criterion.cv3.0.1.bias": torch.zeros(8)}
+    assert weights.num_classes == 3
+    weights.state["model.23.cv3.1.2.bias"] = torch.zeros(4)
+    assert weights.num_classes is None
+    assert SavedWeights("a test", {"model.0.conv.weight": torch.zeros(1)}).num_classes is None
+
+
 def test_transfer__table_says_everything(pretrained: nn.Module) -> None:
     weights = saved(pretrained, NAMES)
     weights.state |= {"model.22.extra": torch.zeros(1), "criterion.weight": torch.zeros(1)}
