@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from report_parts import LEVELS, gib, missing, table
-
-if TYPE_CHECKING:
-    from report import Report
+from report_parts import LEVELS, Report, gib, missing, table
 
 NUMBER = "10"
 EXACT, PLANNED = 1e-5, 1e-3
