@@ -162,6 +162,10 @@ def _tell(
         text.append(f"-> {line.text()}", style="green" if line.settings else "yellow")
         text.append(f"  ({line.remark})" if line.remark else "", style="none")
         console.print(text, soft_wrap=True)
+    if translation and not any("model.network" in line.settings for line in translation.lines):
+        network = settings["model.network"]
+        chosen = f"model.network: {network}: is in the file, because the command names no network to use"
+        console.print(Text(f"{chosen}: change the key to train another one", style="yellow"), soft_wrap=True)
     console.print(Text(f"written: {output}"), soft_wrap=True)
     remarks = (("doctor", "what this machine lacks"), ("plan", "the memory it will need"), ("fit", "train"))
     for command, remark in remarks:

@@ -28,9 +28,13 @@ Architecture = dict[str, Any]
 CLASS_WIDTH = "class_width"
 """yolofit's own key: inner channels of the class branches, if taken from the starting weights and not from the number
 of classes."""
+MOST_VALUES = 20_000
+"""An architecture has some 600 values. A small file can describe billions, by references to its own parts."""
 SUFFIXES = (".yaml", ".yml")
 NAME = re.compile(r"(?P<family>yolov?\d+)(?P<scale>[nsmlxtbce]?)(?P<p6>6?)(?P<legacy>u?)(?P<variant>(-\w+)*)")
 """Such as ``yolo11l``, ``yolov8n-ghost-p2``; ``yolov5s6u`` is Ultralytics' older name for weights of ``yolov5s-p6``."""
+
+TASKS = re.compile(r"-(seg|cls|pose|obb|sem|depth)\b")
 
 
 class ArchitectureError(ValueError):
@@ -65,9 +69,13 @@ def check_architecture(architecture: Architecture) -> None:
     Raises:
         ArchitectureError: Naming the row or key.
     """
+    if not is_small(architecture):
+        raise ArchitectureError(f"has more than {MOST_VALUES} values: it is built to do harm")
     rows = [*_rows(architecture, "backbone"), *_rows(architecture, "head")]
     for number, (_, _, module, arguments) in enumerate(rows):
         _check_module(number, module, arguments)
+        if module == Detect.__name__ and number < len(rows) - 1:
+            raise ArchitectureError(f"layer {number}: Detect: only the last layer can be a head")
     _check_activation(architecture.get("activation"))
     head = rows[-1][2]
     if architecture.get("end2end") or head == v10Detect.__name__:
@@ -137,9 +145,10 @@ def _read_file(path: Path) -> Architecture:
     """The architecture of a user's file, or of Ultralytics' file of that name where the user has none."""
     stem = plain_name(path.name)
     scale = tasks.guess_model_scale(path)
-    without_scale = path.with_name(re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", path.name))
-    file = next((file for file in (path, without_scale) if file.is_file()), None)
+    file = architecture_file(path)
     if file is None:
+        if path.is_dir():
+            raise ArchitectureError(f"{path}: is a folder. Give the path of a YAML file.")
         if stem in network_names():
             return _of_ultralytics(stem)
         raise ArchitectureError(f"{path}: not a file, and not an Ultralytics network. Check the path.")
@@ -147,9 +156,29 @@ def _read_file(path: Path) -> Architecture:
     scales = architecture.get("scales")
     if isinstance(scales, dict) and scales:
         scale = scale or architecture.get("scale") or next(iter(scales))
-        if scale not in scales:
+        if not isinstance(scale, str) or scale not in scales:
             raise ArchitectureError(f"{path}: scale {scale}: must be one of {', '.join(map(str, scales))}")
     return architecture | {"scale": scale, "yaml_file": path.name}
+
+
+def architecture_file(path: Path) -> Path | None:
+    """The file that a path means, perhaps without the letter of its scale; None if there is none."""
+    without_scale = path.with_name(re.sub(r"(\d+)([nslmx])(.+)?$", r"\1\3", path.name))
+    return next((file for file in (path, without_scale) if file.is_file()), None)
+
+
+def is_small(value: object) -> bool:
+    """Whether a value, with all values in it, has at most `MOST_VALUES`; a part counts each time it is referred to."""
+    waiting = [value]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            break
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, list | tuple):
+            waiting += item
+    return not waiting
 
 
 def _load(path: Path) -> Architecture:
@@ -157,6 +186,8 @@ def _load(path: Path) -> Architecture:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ArchitectureError(f"{path}: cannot be read ({error}): is it a text file?") from error
+    except RecursionError as error:
+        raise ArchitectureError(f"{path}: is nested too deeply: an architecture has lists of rows") from error
     except yaml.YAMLError as error:
         raise ArchitectureError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
@@ -206,6 +237,8 @@ def _check_activation(activation: object) -> None:
 
 def _unknown(network: str) -> str:
     """Error text for an unknown name."""
+    if Path(network).is_dir():
+        return "is a folder. Give the name of a network or the path of a YAML file."
     plain = plain_name(network)
     if plain in network_names():
         return f"is a file: give the name of the network, {plain}; a file of weights belongs in model.weights"
@@ -214,7 +247,9 @@ def _unknown(network: str) -> str:
         return f"has no size: give one of {', '.join(sizes)}"
     if re.fullmatch(r"yolov10.*|yolo26.*", plain):
         return "has an end-to-end head, which is not supported yet: use yolo11 or yolo12"
-    near = difflib.get_close_matches(network, network_names(), 3, 0.7)
+    if (task := TASKS.search(plain)) is not None:
+        return f"is for another task ({task[1]}): only detectors can be trained"
+    near = difflib.get_close_matches(network.lower().strip(), network_names(), 3, 0.7)
     hint = "use for example yolo11l, yolov8n-p2 or the path of a .yaml"
     if near:
         hint = f"did you mean {' or '.join(near)}?"

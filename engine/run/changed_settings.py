@@ -11,7 +11,7 @@ from typing import Any
 from engine.errors import ConfigError
 from engine.run.checkpoint import check_classes, read_checkpoint
 from engine.run.checkpoint_io import verify_checkpoint
-from engine.run.starting_network import changed_key
+from engine.run.starting_network import changed_key, is_gone
 
 KEY = "--ckpt_path"
 REFUSED = ("model.network", "model.optimizer.name", "model.freeze_layers")
@@ -92,6 +92,9 @@ def check_settings(path: Path, checkpoint: dict[str, Any], ours: dict[str, Any],
             f"{theirs['data.batch_size']} images: change it at the end of an epoch"
         )
     notes = [f"{key}: {ours[key]} from here on, was {theirs[key]}" for key in changed]
+    if is_gone(ours["model.network"]):
+        gone = f"model.network: {ours['model.network']}: no such file"
+        notes.append(f"{gone}: the network is built as {path} describes it")
     if about["class_names"] != class_names:
         notes.append(f"names: {', '.join(class_names)} from here on, were {', '.join(about['class_names'])}")
     return notes

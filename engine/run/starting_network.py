@@ -10,7 +10,16 @@ from typing import NamedTuple
 import torch
 
 from engine.errors import ConfigError
-from models.architecture import CLASS_WIDTH, SUFFIXES, Architecture, ArchitectureError, read_architecture
+from models.architecture import (
+    CLASS_WIDTH,
+    SUFFIXES,
+    Architecture,
+    ArchitectureError,
+    architecture_file,
+    network_names,
+    plain_name,
+    read_architecture,
+)
 from models.network import build_network, input_step_px
 from models.weights.saved_weights import SavedWeights, WeightsError, plain_values, read_weights
 from models.weights.transfer import with_class_width
@@ -87,13 +96,21 @@ def _architecture(network: str, saved: SavedWeights | None) -> Architecture:
         return saved.architecture
 
 
+def is_gone(network: str) -> bool:
+    """Whether ``model.network`` is the path of a YAML file that does not exist."""
+    path = Path(network)
+    return path.suffix in SUFFIXES and architecture_file(path) is None and plain_name(network) not in network_names()
+
+
 def changed_key(network: str, theirs: Architecture) -> str | None:
-    """The first key of a YAML file that is not as in the architecture of a checkpoint; None if the file is gone."""
-    if Path(network).suffix not in SUFFIXES:
+    """The first key of a YAML file that is not as in the architecture of a checkpoint; None if the file is gone.
+
+    Raises:
+        ConfigError: If the file is there, but describes no network any more.
+    """
+    if Path(network).suffix not in SUFFIXES or architecture_file(Path(network)) is None:
         return None
-    try:
+    with network_named(network):
         ours = plain_values(build_network(network, 1).yaml)
-    except ArchitectureError:
-        return None
     keys = (key for key in dict.fromkeys([*ours, *theirs]) if key not in NOT_COMPARED)
     return next((key for key in keys if ours.get(key) != theirs.get(key)), None)

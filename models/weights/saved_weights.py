@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from models.architecture import NAME, Architecture, plain_name
+from models.architecture import NAME, Architecture, is_small, plain_name
 from models.weights.restricted_pickle import Inert, PickledTensor, RestrictedPickleError, SavedFile
 
 MAX_MODULES = 20_000  # modules of a pickled model; YOLO11x has about 1,000
@@ -238,7 +238,12 @@ def _network_name(yaml: dict[str, object]) -> str | None:
 
 
 def plain_values(value: Any, depth: int = 8) -> Any:
-    """Dicts, lists, text and numbers as they are; None in place of everything else, such as a pickled object."""
+    """Dicts, lists, text and numbers as they are; None in place of everything else, such as a pickled object.
+
+    Of values that are many more than those of an architecture, nothing is left.
+    """
+    if not is_small(value):
+        return None
     if depth and isinstance(value, dict):
         return {key: plain_values(item, depth - 1) for key, item in value.items() if isinstance(key, str)}
     if depth and isinstance(value, list | tuple):

@@ -61,6 +61,9 @@ def test_network_names__every_family_and_size() -> None:
         ("yolo11", r"^yolo11: has no size: give one of yolo11n, yolo11s, yolo11m, yolo11l, yolo11x$"),
         ("yolov8q", r"^yolov8q: no detector of ultralytics 8\.\S+ has this name: did you mean yolov8"),
         ("yolo11n.pt", r"^yolo11n\.pt: is a file: give the name of the network, yolo11n; a file of weights belongs in"),
+        ("YOLOv8n", r"did you mean yolov8n or"),
+        ("yolov8n-seg", r"^yolov8n-seg: is for another task \(seg\): only detectors can be trained$"),
+        ("tests", r"^tests: is a folder\. Give the name"),
         ("resnet50", r"no detector .* use for example yolo11l, yolov8n-p2 or the path of a \.yaml$"),
         ("missing.yaml", r"^missing\.yaml: not a file, and not an Ultralytics network\. Check the path\.$"),
         ("yolo11n-seg.yaml", r"^yolo11n-seg\.yaml: not a file, and not an Ultralytics network"),
@@ -77,6 +80,8 @@ def test_read_architecture__says_what_to_give_instead(name: str, message: str) -
         ({"head": [[[2], 1, "Segment", ["nc", 32, 256]]]}, r"its last layer is Segment: only detectors, which end in"),
         ({"end2end": True}, r"has an end-to-end head"),
         ({"head": [[[2], 1, "v10Detect", ["nc"]]]}, r"has an end-to-end head"),
+        ({"head": [[[2], 1, "Detect", ["nc"]]] * 2}, r"^layer 3: Detect: only the last layer can be a head$"),
+        ({"scale": ["n"]}, r"boards\.yaml: scale \['n'\]: must be one of n, s$"),
         ({"reg_max": 1}, r"^reg_max: 1: must be a whole number of at least 2$"),
         ({"reg_max": "16"}, r"^reg_max: 16: must be a whole number"),
         ({"head": None}, r"^head: must be a list of rows"),
@@ -130,6 +135,20 @@ def test_read_architecture__scale_from_the_file_name_or_the_file(tmp_path: Path)
     assert width(own(tmp_path)) == 16  # as with Ultralytics, the first of the scales
     with pytest.raises(ArchitectureError, match=r"scale m: must be one of n, s$"):
         read_architecture(str(tmp_path / "yolov8m-boards.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("backbone: " + "[" * 5000, r"own\.yaml: is nested too deeply"),
+        ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 10}]\n" for i in range(1, 12)), r"values"),
+        ("a: &a [*a]", r"values"),
+    ],
+)
+def test_read_architecture__is_not_harmed_by_a_small_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ArchitectureError, match=message):
+        read_architecture(str(tmp_path / "own.yaml"))
 
 
 @pytest.mark.parametrize(

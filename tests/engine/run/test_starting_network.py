@@ -11,7 +11,7 @@ from engine.errors import ConfigError
 from engine.loop.module import Detector
 from engine.planning.simulation import StepSpec, network_on_meta
 from engine.run.checkpoint import network_description
-from engine.run.starting_network import changed_key, starting_network
+from engine.run.starting_network import changed_key, is_gone, starting_network
 from engine.training.config import ModelConfig
 from models.network import build_network, class_width
 
@@ -70,9 +70,12 @@ def test_changed_key__ignores_classes_and_names(tmp_path: Path) -> None:
     own.write_text(Path(OWN).read_text().replace("nc: 80", "nc: 5"))
     assert changed_key(str(own), theirs) is None
     own.write_text(Path(OWN).read_text().replace("0.25, 1024", "0.5, 1024"))
-    assert changed_key(str(own), theirs) == "scales"
+    assert changed_key(str(own), theirs) == "scales" and not is_gone(str(own))
+    own.write_text("backbone: [")
+    with pytest.raises(ConfigError, match=r"^model\.network: .*own\.yaml: is not YAML"):
+        changed_key(str(own), theirs)
     own.unlink()
-    assert changed_key(str(own), theirs) is None
+    assert changed_key(str(own), theirs) is None and is_gone(str(own)) and not is_gone("yolov8n-p2.yaml")
 
 
 @pytest.mark.parametrize(
