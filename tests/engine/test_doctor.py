@@ -37,7 +37,7 @@ def test_main__looks_at_data_set_and_weights(
 
 @pytest.mark.parametrize(
     ("network", "message"),
-    [("yolo11", r"yolo11: has no size: give one of yolo11n, .*"), ("none.yaml", r"none\.yaml: no such file, .*")],
+    [("yolo11", r"yolo11: has no size: give one of yolo11n, .*"), ("none.yaml", r"none\.yaml: not a file, and .*")],
 )
 def test_main__explains_a_network_that_cannot_be(network: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^model\.network: {message}$"):

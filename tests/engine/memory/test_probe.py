@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 
 import pynvml
@@ -56,6 +57,7 @@ def test_open_probe__knows_old_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_open_probe__samples_this_process_on_a_cpu() -> None:
+    gc.collect()  # or garbage of other tests is freed between the samples
     sample = open_probe(torch.device("cpu"))
     before = sample()
     ballast = torch.ones(64 * MIB, dtype=torch.uint8)
