@@ -63,7 +63,7 @@ class _Readback:
 
     values: Tensor
     copied: torch.cuda.Event | None
-    """Recorded after the copy; None on a CPU."""
+    """Event that the device reaches after the copy; None on a CPU."""
     names: list[str]
 
 
