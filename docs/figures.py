@@ -666,6 +666,11 @@ CLAIMS = (
         "the two differ by up to {} (mAP50-95 of the same weights, {} networks",
         _validators_apart,
     ),
+    Claim(
+        "docs/export.md",
+        "reaches an mAP50 of {} with yolo11n, {} with yolov8n, {} with yolo12n and {} with yolov8n-p2",
+        lambda: [f"{value:.2f}" for value in result("quickstart_networks_cpu")["val_map50"].values()],
+    ),
     Claim("docs/migrating.md", "The AP of Ultralytics is up to {} off", lambda: _validators_apart()[:1]),
     Claim(
         "docs/data-loading.md",
