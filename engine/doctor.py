@@ -44,11 +44,9 @@ def check_levels(config: Any, architecture: dict[str, Any]) -> Finding:
     levels: list[Any] = ["elementwise", "block"] if model.recompute == "auto" else [model.recompute]
 
     def check() -> None:
+        device = device_of(config.trainer)
         for level in levels:
-            device = device_of(config.trainer)
-            check_recompute(
-                model.network, architecture, level, model.recompute_layers, model.fused_kernels, device
-            )
+            check_recompute(model.network, architecture, level, model.recompute_layers, model.fused_kernels, device)
 
     return _finding("recompute", model.network, check, f"trains at {' and '.join(levels)} as at none")
 

@@ -33,8 +33,8 @@ MOST_VALUES = 20_000
 SUFFIXES = (".yaml", ".yml")
 NAME = re.compile(r"(?P<family>yolov?\d+)(?P<scale>[nsmlxtbce]?)(?P<p6>6?)(?P<legacy>u?)(?P<variant>(-\w+)*)")
 """Such as ``yolo11l``, ``yolov8n-ghost-p2``; ``yolov5s6u`` is Ultralytics' older name for weights of ``yolov5s-p6``."""
-
 TASKS = re.compile(r"-(seg|cls|pose|obb|sem|depth)\b")
+END_TO_END = "has an end-to-end head, which is not supported yet: use yolo11 or yolo12"
 
 
 class ArchitectureError(ValueError):
@@ -79,9 +79,7 @@ def check_architecture(architecture: Architecture) -> None:
     _check_activation(architecture.get("activation"))
     head = rows[-1][2]
     if architecture.get("end2end") or head == v10Detect.__name__:
-        raise ArchitectureError(
-            "has an end-to-end head (as YOLOv10 and YOLO26), which is not supported yet: use yolo11 or yolo12"
-        )
+        raise ArchitectureError(END_TO_END)
     if head != Detect.__name__:
         raise ArchitectureError(f"its last layer is {head}: only detectors, which end in Detect, can be trained")
     for key, default, least in (("reg_max", 16, 2), (CLASS_WIDTH, 1, 1)):
@@ -246,7 +244,7 @@ def _unknown(network: str) -> str:
     if sizes:
         return f"has no size: give one of {', '.join(sizes)}"
     if re.fullmatch(r"yolov10.*|yolo26.*", plain):
-        return "has an end-to-end head, which is not supported yet: use yolo11 or yolo12"
+        return END_TO_END
     if (task := TASKS.search(plain)) is not None:
         return f"is for another task ({task[1]}): only detectors can be trained"
     near = difflib.get_close_matches(network.lower().strip(), network_names(), 3, 0.7)

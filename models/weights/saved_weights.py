@@ -127,7 +127,7 @@ def _pickled_model(file: SavedFile, model: Inert, train_args: object) -> SavedWe
         "an Ultralytics model",
         _strip_prefix({name: file.tensor(tensor) for name, tensor in _walk(model).items()}),
         network=_network_name(yaml) if isinstance(yaml, dict) else None,
-        architecture=plain_values(yaml) if isinstance(yaml, dict) else None,
+        architecture=_architecture(yaml),
         class_names=_names(model.attributes.get("names")),
         image_size=next((size for size in sizes if size is not None), None),
     )
@@ -210,7 +210,7 @@ def _described(origin: str, state: dict[str, Tensor], about: dict[str, object]) 
         network=network if isinstance(network, str) else None,
         class_names=_names(about.get("class_names")),
         image_size=image_size if type(image_size) is int else None,
-        architecture=plain_values(architecture) if isinstance(architecture, dict) else None,
+        architecture=_architecture(architecture),
     )
 
 
@@ -237,13 +237,13 @@ def _network_name(yaml: dict[str, object]) -> str | None:
     return f"{match['family']}{scale}{match['variant']}"
 
 
-def plain_values(value: Any, depth: int = 8) -> Any:
-    """Dicts, lists, text and numbers as they are; None in place of everything else, such as a pickled object.
+def _architecture(value: object) -> Architecture | None:
+    """An architecture in plain values; None for other values, and for far more than an architecture has."""
+    return plain_values(value) if isinstance(value, dict) and is_small(value) else None
 
-    Of values that are many more than those of an architecture, nothing is left.
-    """
-    if not is_small(value):
-        return None
+
+def plain_values(value: Any, depth: int = 8) -> Any:
+    """Dicts, lists, text and numbers as they are; None in place of everything else, such as a pickled object."""
     if depth and isinstance(value, dict):
         return {key: plain_values(item, depth - 1) for key, item in value.items() if isinstance(key, str)}
     if depth and isinstance(value, list | tuple):

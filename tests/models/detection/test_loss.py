@@ -133,6 +133,17 @@ def assert_equal_losses(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) ->
         assert (our_grad - their_grad).norm() <= 1e-5 * their_grad.norm() + 1e-7
 
 
+def assert_parity_in_fp64(network: str | dict, size: tuple[int, int], counts: list[int], num_classes: int) -> None:
+    """Our loss of a new network equals the reference's, on random images with so many boxes each."""
+    torch.manual_seed(0)
+    built = build_network(network, num_classes)
+    predictions = cast(built(torch.rand(len(counts), 3, *size)), torch.float64)
+    batch, targets = make_targets(counts, size, num_classes, smallest=0.2)
+    theirs = their_loss(cast(predictions, torch.float64), batch, ultralytics_criterion(built))
+    theirs = tuple(value.double() for value in theirs)
+    assert_equal_losses(our_loss(predictions, targets, DetectionLoss(head_strides(built))), theirs)
+
+
 @pytest.mark.parity
 class TestEqualToUltralytics:
     # Always the same examples: of 6700 others, 3 missed 1e-5, by up to 4e-5. There the reference's FP32 gradient is as
@@ -202,29 +213,16 @@ class TestEqualToUltralytics:
         loss = DetectionLoss(head_strides(network))
         assert_equal_losses(our_loss(predictions, targets, loss), theirs)
 
-
     @pytest.mark.parametrize("name", ["yolov8n", "yolov9t", "yolo12n", "yolov8n-p2", "yolov8n-p6", "yolov3-tiny"])
     def test_detection_loss__of_other_families(self, name: str) -> None:
         """Two to four levels, strides of 4 to 64 px; in FP64, in which the reference is exact, too."""
-        torch.manual_seed(0)
-        network = build_network(name, num_classes=7)
-        predictions = cast(network(torch.rand(2, 3, 128, 192)), torch.float64)
-        batch, targets = make_targets([5, 2], (128, 192), 7, smallest=0.2)
-        theirs = their_loss(cast(predictions, torch.float64), batch, ultralytics_criterion(network))
-        theirs = tuple(value.double() for value in theirs)
-        assert_equal_losses(our_loss(predictions, targets, DetectionLoss(head_strides(network))), theirs)
+        assert_parity_in_fp64(name, (128, 192), [5, 2], num_classes=7)
 
     @pytest.mark.parametrize(("levels", "num_bins"), [([2], 16), ([2, 3], 8), ([1, 2, 3], 5)])
     def test_detection_loss__of_other_numbers_of_levels_and_bins(self, levels: list[int], num_bins: int) -> None:
         backbone = [[-1, 1, "Conv", [16 * 2**i, 3, 2]] for i in range(4)]
         architecture = {"backbone": backbone, "head": [[levels, 1, "Detect", ["nc"]]], "reg_max": num_bins}
-        torch.manual_seed(0)
-        network = build_network(architecture, num_classes=2)
-        predictions = cast(network(torch.rand(2, 3, 64, 64)), torch.float64)
-        batch, targets = make_targets([3, 1], (64, 64), 2, smallest=0.2)
-        theirs = their_loss(cast(predictions, torch.float64), batch, ultralytics_criterion(network))
-        theirs = tuple(value.double() for value in theirs)
-        assert_equal_losses(our_loss(predictions, targets, DetectionLoss(head_strides(network))), theirs)
+        assert_parity_in_fp64(architecture, (64, 64), [3, 1], num_classes=2)
 
     def test_detection_loss__fewer_anchors_than_picks(self) -> None:
         """Four anchors; the reference refuses to pick its ten."""
